@@ -15,16 +15,15 @@ from decimal import Decimal
 from enum import Enum
 from itertools import pairwise
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from .. import geometry
 
 MAX_SECONDS = 24 * 60 * 60
 MAX_CUES = 100_000
-MAX_CHARACTERS = 16_000_000
-REFERENCE_BLOCK_LATENT_FRAMES = 3
-"""Latent frames of the blocks that the reference's switch frames are counted against."""
+MAX_CHARACTERS = 8_000_000
+REFERENCE_BLOCK_LATENT_FRAMES = 3  # the blocks that the reference's switch frames are written for
 
 _QUOTED_CHARACTERS = 40
 _TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03"
@@ -129,7 +128,7 @@ class PromptSchedule:
         text = _checked_text(text)
         if _is_jsonl(text):
             return cls.from_jsonl(text, switch_frames)
-        if switch_frames:
+        if len(switch_frames):
             raise ScheduleError(
                 "switch frames go with JSONL prompts only, and this schedule has times of its own; "
                 "leave the switch frames out"
@@ -297,7 +296,7 @@ def _check_order(cues: Sequence[Cue]) -> None:
         at = _spelled(cues[0].seconds)
         raise ScheduleError(
             f"the first cue is at {at}, and the video needs a prompt from 0 on; begin with a cue at 0 "
-            f"(or, where {at} is meant as words, write 0 => before them)",
+            "(where the time is meant as words of a prompt, write 0 => before it)",
             cue=1,
         )
     for index, (before, cue) in enumerate(pairwise(cues)):
@@ -329,8 +328,8 @@ def _too_late(index: int, cue: Cue, last_begins: float) -> str:
 
 def _overtaken(cues: Sequence[Cue], loser: int, winner: int, block: int) -> str:
     return (
-        f"{_named(loser, cues[loser])} is never seen: {_named(winner, cues[winner])} takes effect at the same "
-        f"block ({block}); put them further apart"
+        f"{_named(loser, cues[loser])} is never seen: {_named(winner, cues[winner])} takes effect at the "
+        f"same block ({block}); put them further apart"
     )
 
 
@@ -344,11 +343,8 @@ _TIME = re.compile(
     r"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?"  # 1:02:03 or 1:02.5
     r"|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
 )
-_TIME_LIKE = (
-    re.compile(  # how a first line says that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats"
-        r"0+(\.0+)?|[-+]?\.?[0-9][0-9.,]*(s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?"
-    )
-)
+# How a first line says that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
+_TIME_LIKE = re.compile(r"0+(\.0+)?|[-+]?\.?[0-9][0-9.,]*(s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?")
 
 
 class _Line(NamedTuple):
@@ -456,7 +452,10 @@ def _why_not_a_time(text: str) -> str:
         return f"a time is missing; {_TIME_SPELLINGS}"
     if text.startswith("-") and _TIME.fullmatch(text[1:]):
         return f"the time {_quoted(text)} is negative; the video begins at 0"
-    return f"{_quoted(text)} is not a time; {_TIME_SPELLINGS}, and indent a line that continues a prompt"
+    return (
+        f"{_quoted(text)} is not a time; {_TIME_SPELLINGS}; indent a line that continues a prompt, and "
+        "write 0 => before a first prompt that begins like a time"
+    )
 
 
 # Timeline JSON and the reference's JSONL
@@ -545,7 +544,7 @@ def _check_switch_frames(switch_frames: Sequence[int], num_prompts: int) -> None
         )
     last = geometry.num_latent_frames(geometry.frames_of_seconds(MAX_SECONDS)) - 1
     for frame in switch_frames:
-        if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame <= last:
+        if isinstance(frame, bool) or not isinstance(frame, Integral) or not 0 <= frame <= last:
             raise ScheduleError(f"{_quoted(frame)} is not a switch frame; use latent frames from 0 to {last}")
     for before, frame in pairwise(switch_frames):
         if frame < before:

@@ -16,8 +16,9 @@ POOL_CLIPS = 2500
 BATCH = 4
 OBJECT_WEIGHT = 3.0
 EDGE_WEIGHT = 0.5
-LATENT_NOISE = 0.1
-LATENT_PENALTY = 1e-3
+LATENT_NOISE = 0.05
+LATENT_PENALTY = 3e-3
+LATENT_GAIN = 4.0  # louder first latents, or the noise drowns them and the encoder overshoots
 EMA = 0.998
 
 
@@ -49,12 +50,14 @@ def object_mask(frames: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    folder: Path, steps: int = 4000, size: int = MINI.width, seed: int = 0, lr: float = 2e-3
+    folder: Path, steps: int = 4000, size: int = MINI.width, seed: int = 0, lr: float = 1.2e-3
 ) -> None:
     """Train (or resume) in `folder`, leaving `last.pt` and the averaged weights in `model.safetensors`."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     model = TinyAutoencoder(MINI.autoencoder or TinyAutoencoderConfig()).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        model.encoder.net[-1].weight.mul_(LATENT_GAIN)
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-4)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     pool = make_clips(POOL_CLIPS, size, rng)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config import TinyAutoencoderConfig
 from ..geometry import TIME_STRIDE
 
-LATENT_BOUND = 3.0  # raw latents live in (-3, 3); normalised ones have unit variance
+LATENT_BOUND = 3.0  # the decoder hears raw latents through a soft clamp to (-3, 3)
 _UNSHUFFLE = 4
 
 
@@ -121,7 +121,7 @@ class TinyEncoder(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames [B, 4T - 3, 3, 8H, 8W] in [0, 1] -> raw latents [B, C, T, H, W] in (-3, 3).
+        """Frames [B, 4T - 3, 3, 8H, 8W] in [0, 1] -> raw latents [B, C, T, H, W].
 
         Up to three frames beyond the last full group of four are left out, as the Wan encoder does.
         """
@@ -129,8 +129,7 @@ class TinyEncoder(nn.Module):
         first = frames[:, :1].expand(-1, TIME_STRIDE, -1, -1, -1)
         x = torch.cat((first, frames[:, 1 : 1 + groups * TIME_STRIDE]), dim=1)
         x = x.unflatten(1, (groups + 1, TIME_STRIDE)).flatten(2, 3)  # -> [B, T, 12, 8H, 8W]
-        latents = self.net(x.flatten(0, 1) * 2 - 1).unflatten(0, x.shape[:2])
-        return (LATENT_BOUND * torch.tanh(latents / LATENT_BOUND)).transpose(1, 2)
+        return self.net(x.flatten(0, 1) * 2 - 1).unflatten(0, x.shape[:2]).transpose(1, 2)
 
 
 class TinyAutoencoder(nn.Module):

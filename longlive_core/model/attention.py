@@ -1,0 +1,61 @@
+"""attend(q, k, v) and its backends, chosen once by name; callers never ask which one they got."""
+
+import importlib
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """torch's own attention: q [B, L, N, D] on k, v [B, M, N, D] -> [B, L, N, D]; mask [L, M] or wider."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _flash2() -> Attend:
+    kernel = importlib.import_module("flash_attn").flash_attn_func
+    return lambda q, k, v, mask=None: kernel(q, k, v)
+
+
+def _flash3() -> Attend:
+    kernel = importlib.import_module("flash_attn_interface").flash_attn_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = kernel(q, k, v)
+        return out[0] if isinstance(out, tuple) else out  # older builds also return the log-sum-exp
+
+    return attend
+
+
+def _sage() -> Attend:
+    kernel = importlib.import_module("sageattention").sageattn
+    return lambda q, k, v, mask=None: kernel(q, k, v, tensor_layout="NHD")
+
+
+_MAKERS: dict[str, tuple[Callable[[], Attend], str]] = {
+    "sdpa": (lambda: sdpa, "torch"),
+    "flash2": (_flash2, "flash-attn"),
+    "flash3": (_flash3, "flash-attn-3 (hopper build of flash-attention)"),
+    "sage": (_sage, "sageattention"),
+}
+BACKENDS = tuple(_MAKERS)
+
+
+def attention_backend(name: str = "sdpa") -> Attend:
+    """The attend function of that name; ValueError names the choices, or the package that is missing.
+
+    The flash and Sage kernels run on CUDA in half precision and take no mask, which inference never needs.
+    """
+    if name not in _MAKERS:
+        raise ValueError(f"unknown attention backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    make, package = _MAKERS[name]
+    try:
+        return make()
+    except ImportError as error:
+        raise ValueError(
+            f"attention backend {name!r} needs the package {package}, which cannot be imported here ({error}); "
+            "install it or choose sdpa"
+        ) from error

@@ -1,0 +1,151 @@
+"""What a block may look at: keys and values of the window (sink + ring) and of the current prompt.
+
+Buffers are allocated once and written in place; all bookkeeping is Python ints. Attention does not care about
+the order of keys and cached keys carry their own rotation, so the ring is never rolled. Slot of latent
+frame f: f inside the sink, else sink + (f - sink) % (window - sink).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..config import ModelConfig, WindowConfig
+from .rope import rotate, shift
+
+Slices = list[tuple[slice, slice]]  # (where in the buffer, which part of the tokens written)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a cache must know of the latents: batch, tokens a latent frame, and a tensor for dtype, device."""
+
+    batch: int
+    tokens: int
+    like: Tensor
+
+
+@dataclass
+class LayerText:
+    """Cross-attention K, V of one layer, each [B, L, N, D]; mask None means every row is attended."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None = None
+
+
+class TextCache:
+    """Cross-attention K, V of the current prompt, computed once per prompt: one LayerText a layer."""
+
+    def __init__(self, layers: list[LayerText]):
+        self.layers = layers
+
+
+class LayerCache:
+    """Self-attention K, V of one layer, [B, window tokens, N, D] each; the KVCache says where to write."""
+
+    mask = None
+
+    def __init__(self, owner: "KVCache", shape: tuple[int, ...], like: Tensor):
+        self._owner = owner
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.sink_home = like.new_empty(owner.sink_shape) if owner.window.endless else None
+
+    def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put rotated k and v [B, L, N, D] of the open frames in place; returns all that may be attended."""
+        for there, here in self._owner.slices:
+            self.keys[:, there] = k[:, here]
+            self.values[:, there] = v[:, here]
+        if self.sink_home is not None:
+            for there, here in self._owner.sink_slices:
+                self.sink_home[:, there] = rotate(k[:, here], self._owner.homeward)
+        return self.keys[:, : self._owner.visible_tokens], self.values[:, : self._owner.visible_tokens]
+
+    def place_sink(self, rotation: Tensor, tokens: int) -> None:
+        """Turn the sink's keys from their home at position 0 to where the rotation says."""
+        self.keys[:, :tokens] = rotate(self.sink_home[:, :tokens], rotation)
+
+
+class KVCache:
+    """Sink and in-place ring for all layers of one rollout.
+
+    `open` says which latent frames the next passes write, each layer's `write` puts them there, over and
+    over during the denoising steps; `end` is the number of latent frames the cache has been opened up to.
+    """
+
+    def __init__(self, config: ModelConfig, window: WindowConfig, grid: Grid, capacity: int):
+        """`capacity`: latent frames to hold when the window is full attention, else ignored."""
+        self.window = window
+        self.frames = window.window_latent_frames or capacity
+        self.sink = window.sink_latent_frames if window.window_latent_frames else 0
+        self._tokens, self._head_dim = grid.tokens, config.head_dim
+        self.device = grid.like.device
+        self.sink_shape = (grid.batch, self.sink * grid.tokens, config.num_heads, config.head_dim)
+        shape = (grid.batch, self.frames * grid.tokens, config.num_heads, config.head_dim)
+        self.clear()
+        self.layers = [LayerCache(self, shape, grid.like) for _ in range(config.num_layers)]
+
+    def clear(self) -> None:
+        """Forget everything: the next frame is position 0 of a new scene. Buffers stay."""
+        self.end = 0
+        self.slices: Slices = []
+        self.sink_slices: Slices = []
+        self.visible_tokens = 0
+        self._sink_position = 0
+        self.homeward: Tensor | None = None
+
+    def open(self, first: int, count: int, refresh_sink: bool = False) -> None:
+        """The next passes write latent frames first .. first + count - 1 and see the window that ends there.
+
+        With `refresh_sink` the first frames of the pass become the sink (reference: global_sink false).
+        """
+        self.end = first + count
+        if self.end > self.frames and self.window.window_latent_frames is None:
+            raise ValueError(f"full attention was given room for {self.frames} latent frames, {self.end} needed")
+        slots = [self.slot(frame) for frame in range(first, self.end)]
+        if refresh_sink:
+            slots[: self.sink] = range(self.sink)
+        self.slices = self._slices(slots)
+        self.visible_tokens = min(self.frames, self.end) * self._tokens
+        if self.window.endless:
+            self._open_sink(slots)
+
+    def slot(self, frame: int) -> int:
+        """Which slot of the buffer latent frame `frame` lives in."""
+        return frame if frame < self.sink else self.sink + (frame - self.sink) % (self.frames - self.sink)
+
+    def _slices(self, slots: list[int]) -> Slices:
+        """Neighbouring slots written by neighbouring frames become one slice."""
+        runs: list[list[int]] = []  # [first slot, first index, length]
+        for index, slot in enumerate(slots):
+            if runs and slot == runs[-1][0] + runs[-1][2]:
+                runs[-1][2] += 1
+            else:
+                runs.append([slot, index, 1])
+        tokens = self._tokens
+        return [
+            (slice(slot * tokens, (slot + n) * tokens), slice(index * tokens, (index + n) * tokens))
+            for slot, index, n in runs
+        ]
+
+    def _open_sink(self, slots: list[int]) -> None:
+        """Endless positions: the sink stands right before the oldest latent frame the window may hold."""
+        written = [slot for slot in slots if slot < self.sink]
+        self.sink_slices = self._slices(written)
+        position = max(0, self.end - self.frames)
+        if written:
+            self.homeward = shift(-position, self._head_dim, self.device)
+        elif position != self._sink_position:
+            turn = shift(position, self._head_dim, self.device)
+            for layer in self.layers:
+                layer.place_sink(turn, self.sink * self._tokens)
+        self._sink_position = position
+
+    @property
+    def sink_position(self) -> int:
+        """RoPE position of the first sink frame."""
+        return self._sink_position
+
+    def num_bytes(self) -> int:
+        """Memory of all buffers."""
+        tensors = (t for layer in self.layers for t in (layer.keys, layer.values, layer.sink_home))
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -1,0 +1,101 @@
+"""The causal Wan transformer: noisy latents of one block in, flow out; embed -> layers -> head.
+
+It sees the past only through the cache that the caller passes in, and the prompt only through the text
+cache. It knows neither blocks, nor sigmas, nor seeds.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..geometry import PATCH
+from .attention import Attend, sdpa
+from .cache import KVCache, LayerText, TextCache
+from .layers import Head, Layer
+from .rope import rotation
+
+TIMESTEP_BASE = 10000.0
+
+
+class CausalWan(nn.Module):
+    """Wan 2.1 text-to-video transformer, run causally over latent frames (LongLive, section 3)."""
+
+    def __init__(self, config: ModelConfig, attend: Attend = sdpa):
+        super().__init__()
+        self.config = config
+        patch_values, dim = config.latent_channels * PATCH**2, config.dim
+        self.patch_embedding = nn.Linear(patch_values, dim)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.layers = nn.ModuleList(Layer(config, attend) for _ in range(config.num_layers))
+        self.head = Head(config, patch_values)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
+    def read_text(self, embeds: Tensor) -> TextCache:
+        """Prompt embeddings [B, text tokens, text dim] (padding rows zero) -> K and V of every layer."""
+        rows = self.text_embedding(embeds.to(self.device, self.dtype))
+        return TextCache([LayerText(*layer.cross_attn.keys_values(rows)) for layer in self.layers])
+
+    def rotations(self, positions: Tensor, latent_height: int, latent_width: int) -> Tensor:
+        """Rotations of the tokens of latent frames at integer positions [T] -> complex [L, 1, D / 2]."""
+        rows, columns = latent_height // PATCH, latent_width // PATCH
+        return rotation(positions.to(self.device), rows, columns, self.config.head_dim)
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, rotations: Tensor, cache: KVCache, text: TextCache
+    ) -> Tensor:
+        """Noisy latents [B, C, T, H, W] at `timesteps` (0..1000; [1] or one per latent frame [B, T]) -> flow.
+
+        Writes the K and V of these latents into the frames that `cache` has open.
+        """
+        x, time, modulation = self._embed(latents, timesteps)
+        for layer, layer_cache, layer_text in zip(self.layers, cache.layers, text.layers, strict=True):
+            x = layer(x, modulation, rotations, layer_cache, layer_text)
+        return self._unpatchify(self.head(x, time), latents.shape)
+
+    def remember(
+        self, latents: Tensor, timesteps: Tensor, rotations: Tensor, cache: KVCache, text: TextCache
+    ) -> None:
+        """As forward, but only for what it leaves in the cache: stops at the last layer's K and V."""
+        x, _, modulation = self._embed(latents, timesteps)
+        *body, last = zip(self.layers, cache.layers, text.layers, strict=True)
+        for layer, layer_cache, layer_text in body:
+            x = layer(x, modulation, rotations, layer_cache, layer_text)
+        last[0].remember(x, modulation, rotations, last[1])
+
+    def _embed(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> tokens [B, L, E], time embedding [B', L', E] and modulation [B', L', 6, E]; L' is L or 1."""
+        batch, _, frames, height, width = latents.shape
+        x = latents.to(self.dtype).unflatten(3, (-1, PATCH)).unflatten(5, (-1, PATCH))
+        x = x.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, self.patch_embedding.in_features)
+        time = self.time_embedding(sinusoid(timesteps, self.config.freq_dim).to(self.dtype))
+        time = time.view(-1, timesteps.shape[-1], self.config.dim)
+        if time.shape[1] > 1:
+            time = time.repeat_interleave(x.shape[1] // frames, dim=1)
+        modulation = self.time_projection(time).unflatten(-1, (6, -1))
+        return self.patch_embedding(x), time, modulation
+
+    @staticmethod
+    def _unpatchify(x: Tensor, shape: torch.Size) -> Tensor:
+        """[B, L, (2, 2, C)] -> [B, C, T, H, W]."""
+        batch, channels, frames, height, width = shape
+        x = x.view(batch, frames, height // PATCH, width // PATCH, PATCH, PATCH, channels)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(shape)
+
+
+def sinusoid(timesteps: Tensor, size: int) -> Tensor:
+    """Timesteps of any shape -> [..., size]: cosines then sines, base 10000, in float64."""
+    half = size // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
+    angles = timesteps.double().unsqueeze(-1) * TIMESTEP_BASE**-exponents
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)

@@ -1,0 +1,52 @@
+"""Three-axis rotary positions: angles from integer positions, so there is no table and no end to it.
+
+The head dim D is split into time, row and column parts; pairs are interleaved (2i, 2i + 1), theta 10000
+(Wan 2.1). Angles are made in float64 and kept as unit complex numbers.
+"""
+
+import torch
+from torch import Tensor
+
+THETA = 10000.0
+
+
+def axis_sizes(head_dim: int) -> tuple[int, int, int]:
+    """How Wan divides the head dim among time, rows and columns; 128 -> (44, 42, 42)."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def _angles(positions: Tensor, size: int) -> Tensor:
+    frequencies = THETA ** (-torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size)
+    return positions.double()[:, None] * frequencies
+
+
+def rotation(positions: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
+    """Rotations of the tokens of latent frames at integer `positions` [T], each `rows` x `columns` tokens.
+
+    Returns complex64 [T * rows * columns, 1, D / 2], in token order (frame, row, column).
+    """
+    time, row, column = axis_sizes(head_dim)
+    row_positions = torch.arange(rows, device=positions.device)
+    column_positions = torch.arange(columns, device=positions.device)
+    grid = (len(positions), rows, columns, -1)
+    angles = torch.cat(
+        (
+            _angles(positions, time)[:, None, None].expand(grid),
+            _angles(row_positions, row)[None, :, None].expand(grid),
+            _angles(column_positions, column)[None, None].expand(grid),
+        ),
+        dim=-1,
+    )
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).flatten(0, 2).unsqueeze(1)
+
+
+def shift(latent_frames: int, head_dim: int, device: torch.device) -> Tensor:
+    """The rotation [1, 1, D / 2] that moves a key by that many latent frames in time."""
+    return rotation(torch.tensor([latent_frames], device=device), 1, 1, head_dim)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate x [B, L, N, D] by rotations [L, 1, D / 2] (or [1, 1, D / 2] for all tokens alike)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)

@@ -1,0 +1,155 @@
+"""The algorithm of LongLive: block after block, each denoised in a few steps against sink and ring.
+
+Two doors: text embeddings in, latent blocks out. It knows neither strings nor pixels, files, device policy or
+progress bars; those watch through a Hook, and cancelling is raising inside one.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import WindowConfig
+from ..model.cache import KVCache, TextCache
+from ..model.causal_wan import CausalWan
+from .prompts import Policy
+from .scene import Scene
+from .sigmas import clean_of, renoise
+
+
+@dataclass(frozen=True)
+class Switch:
+    """From its block on, `embeds` [1 or B, text tokens, text dim] is the prompt; `policy` is for the past."""
+
+    embeds: Tensor
+    policy: Policy = Policy.RECACHE
+
+
+@dataclass(frozen=True)
+class Block:
+    """Clean latents [B, C, T, H, W] of one block; `opens_scene` for the first, and after a cut."""
+
+    index: int
+    latents: Tensor
+    opens_scene: bool
+
+
+class Hook:
+    """What a caller may watch. Raise from any of these to stop; what was yielded stays good."""
+
+    def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
+        """After each denoising step: the model's flow and the estimate of the block's clean latents."""
+
+    def on_commit(self, block: int, cache: KVCache) -> None:
+        """After the block's clean K and V are in the cache."""
+
+    def on_recache(self, block: int, cache: KVCache) -> None:
+        """After the window was recomputed under the prompt that begins at `block`."""
+
+
+class RolloutError(RuntimeError):
+    """The model failed in block `block`; all blocks before it were already yielded."""
+
+    def __init__(self, block: int, reason: str):
+        super().__init__(f"block {block}: {reason}")
+        self.block = block
+
+
+Script = Callable[[int], Switch | None]  # block -> the prompt that begins there, if one does
+Noise = Callable[[int, int], Tensor]  # (block, step) -> [B, C, T, H, W]; step 0 is what the block starts from
+
+
+def rollout(
+    model: CausalWan,
+    script: Script,
+    noise: Noise,
+    sigmas: tuple[float, ...],
+    window: WindowConfig,
+    blocks: range,
+    past: Tensor | None = None,
+    hook: Hook | None = None,
+) -> Iterator[Block]:
+    """Yield the blocks of one video as they are made.
+
+    `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
+    sink and its last window, so the seam is smooth but not bit-identical. Raises ValueError when the script
+    has no prompt for the first block, RolloutError when the model's output is not finite.
+    """
+    hook = hook or Hook()
+    if not (switch := script(blocks.start)):
+        raise ValueError(f"the script has no prompt for the first block ({blocks.start})")
+    text = model.read_text(switch.embeds)
+    scene = open_scene(model, text, noise(blocks.start, 0), window, len(blocks), past)
+    for index in blocks:
+        if index > blocks.start and (switch := script(index)):
+            text = model.read_text(switch.embeds)
+            if recache(scene, text, switch.policy):
+                hook.on_recache(index, scene.cache)
+        is_first = scene.end == 0
+        latents = denoise(scene, text, noise, sigmas, index, hook)
+        if not torch.isfinite(latents).all():
+            raise RolloutError(index, "the model's output is not finite; check the weights and the precision")
+        commit(scene, text, latents)
+        hook.on_commit(index, scene.cache)
+        yield Block(index, latents, opens_scene=is_first)
+
+
+@torch.no_grad()
+def denoise(
+    scene: Scene, text: TextCache, noise: Noise, sigmas: tuple[float, ...], block: int, hook: Hook
+) -> Tensor:
+    """Noise -> clean latents of the next block, one model call a sigma."""
+    x = noise(block, 0).to(scene.model.device)
+    scene.open(scene.end, x.shape[2])
+    clean = x
+    for step, sigma in enumerate(sigmas):
+        if step:
+            x = renoise(clean, noise(block, step).to(x.device), sigma)
+        flow = scene.flow(x, sigma, text)
+        clean = clean_of(x, flow, sigma)
+        hook.on_step(block, step, flow, clean)
+    return clean
+
+
+@torch.no_grad()
+def commit(scene: Scene, text: TextCache, latents: Tensor) -> None:
+    """Replace the block's noisy K and V, in the same slots, by those of its clean latents."""
+    scene.remember(latents, text)
+    scene.append(latents)
+
+
+@torch.no_grad()
+def recache(scene: Scene, text: TextCache, policy: Policy) -> bool:
+    """Bring the past under a new prompt (paper section 3.2); True if the window was recomputed.
+
+    As long as the past fits the window all of it is recomputed, the sink included, whatever the policy.
+    Later, with the sink kept, only the ring is: LongLive v1.0 also runs the oldest frames but drops the result.
+    """
+    if policy is Policy.CUT:
+        scene.clear()
+    if policy in (Policy.CUT, Policy.KEEP) or not scene.end:
+        return False
+    window, sink = scene.cache.frames, scene.cache.sink
+    is_long = scene.end > window
+    refresh = is_long and policy is Policy.REFRESH
+    count = window - sink if is_long and not refresh else min(scene.end, window)
+    scene.open(scene.end - count, count, refresh_sink=refresh)
+    scene.remember(scene.newest(count), text)
+    return True
+
+
+@torch.no_grad()
+def open_scene(
+    model: CausalWan, text: TextCache, like: Tensor, window: WindowConfig, num_blocks: int, past: Tensor | None
+) -> Scene:
+    """An empty past, or the one that `past` latents leave: its first frames the sink, its last the ring."""
+    past_frames = 0 if past is None else past.shape[2]
+    scene = Scene(model, like, window, num_blocks * like.shape[2] + past_frames)
+    if past is not None:
+        past = past.to(model.device)
+        scene.open(0, min(like.shape[2], past_frames))
+        scene.remember(past[:, :, : like.shape[2]], text)
+        scene.append(past)
+        recache(scene, text, Policy.RECACHE)
+    return scene

@@ -1,0 +1,58 @@
+"""The past of a rollout since its last cut: KV cache, newest clean latents, and the model that reads both."""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from ..config import WindowConfig
+from ..geometry import tokens_per_frame
+from ..model.cache import Grid, KVCache, TextCache
+from ..model.causal_wan import CausalWan
+from .sigmas import TIMESTEP_SCALE
+
+
+class Scene:
+    """Opens latent frames, asks the model for their flow, and leaves their K and V behind."""
+
+    def __init__(self, model: CausalWan, like: Tensor, window: WindowConfig, capacity: int):
+        """`like`: latents of one block [B, C, T, H, W]; `capacity`: latent frames that full attention needs."""
+        self.model = model
+        batch, _, _, self.height, self.width = like.shape
+        buffer = torch.empty(0, device=model.device, dtype=model.dtype)
+        grid = Grid(batch, tokens_per_frame(self.height, self.width), buffer)
+        self.cache = KVCache(model.config, window, grid, capacity)
+        self.recent: deque[Tensor] = deque(maxlen=self.cache.frames)  # clean latent frames [B, C, H, W]
+        self.end = 0
+
+    def clear(self) -> None:
+        """A new scene: nothing to look back at, positions begin at 0."""
+        self.cache.clear()
+        self.recent.clear()
+        self.end = 0
+
+    def open(self, first: int, count: int, refresh_sink: bool = False) -> None:
+        """Turn to latent frames first .. first + count - 1: their slots, and the rotations of their tokens."""
+        self.cache.open(first, count, refresh_sink)
+        positions = torch.arange(first, first + count, device=self.model.device)
+        self._rotations = self.model.rotations(positions, self.height, self.width)
+
+    def flow(self, latents: Tensor, sigma: float, text: TextCache) -> Tensor:
+        """The model's flow for the open frames at noise level `sigma`."""
+        return self.model(latents, self._timestep(sigma), self._rotations, self.cache, text)
+
+    def remember(self, latents: Tensor, text: TextCache) -> None:
+        """Leave the K and V of clean latents in the open frames' slots."""
+        self.model.remember(latents, self._timestep(0.0), self._rotations, self.cache, text)
+
+    def append(self, latents: Tensor) -> None:
+        """The open frames are finished: these are their clean latents [B, C, T, H, W]."""
+        self.recent.extend(latents.unbind(2))
+        self.end += latents.shape[2]
+
+    def newest(self, count: int) -> Tensor:
+        """The newest `count` clean latent frames [B, C, count, H, W]."""
+        return torch.stack(list(self.recent)[-count:], dim=2)
+
+    def _timestep(self, sigma: float) -> Tensor:
+        return torch.tensor([TIMESTEP_SCALE * sigma], device=self.model.device)

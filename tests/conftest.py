@@ -1,0 +1,32 @@
+"""Shared options and the golden folder. The root goes last on sys.path, so the host's `nodes` wins."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-dir", type=Path, default=ROOT / "tests" / "golden", help="a folder of goldens")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every golden file of a family becomes a test of its own: fixture `dit_golden`."""
+    if "dit_golden" in metafunc.fixturenames:
+        from safetensors import safe_open
+
+        files = sorted(metafunc.config.getoption("--golden-dir").glob("*.safetensors"))
+        scenarios = []
+        for file in files:
+            with safe_open(file, "pt") as golden:
+                if "scenario" in (golden.metadata() or {}):
+                    scenarios.append(file)
+        metafunc.parametrize("dit_golden", scenarios, ids=[file.stem for file in scenarios])
+
+
+@pytest.fixture
+def golden_dir(request: pytest.FixtureRequest) -> Path:
+    return request.config.getoption("--golden-dir")

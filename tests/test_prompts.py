@@ -1,0 +1,521 @@
+"""What a schedule may look like, what it means, and what is said when it means nothing."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longlive_core import geometry
+from longlive_core.rollout.prompts import (
+    MAX_CHARACTERS,
+    MAX_CUES,
+    MAX_SECONDS,
+    Cue,
+    Policy,
+    PromptSchedule,
+    ScheduleError,
+)
+
+BLOCK = 3  # latent frames
+
+
+def schedule(*cues: tuple) -> PromptSchedule:
+    return PromptSchedule(tuple(Cue(*cue) for cue in cues))
+
+
+def refused(read, *args, **kwargs) -> ScheduleError:
+    with pytest.raises(ScheduleError) as caught:
+        read(*args, **kwargs)
+    return caught.value
+
+
+def timeline_json(*cues: dict, **fields) -> str:
+    return json.dumps({"version": 1, "cues": list(cues), **fields})
+
+
+# Schedule text: spellings that mean the same
+
+
+@pytest.mark.parametrize(
+    "seconds, spellings",
+    [
+        (0, ["0", "0s", "0.0", "0.0s", "00", "0:00", "00:00", "0:00.0", "0:00:00"]),
+        (5, ["5", "5s", "5.0s", "05s", "0:05", "00:05", "0:05.0", "0:00:05", "0:0:05"]),
+        (2.5, ["2.5", "2.5s", "2.50s", "0:02.5", "0:00:02.5"]),
+        (0.25, [".25", ".25s", "0.25s", "0:00.25"]),
+        (62.5, ["62.5s", "1:02.5", "01:02.50", "0:01:02.5"]),
+        (3723, ["3723s", "62:03", "1:02:03", "01:02:03", "1:2:03"]),
+        (MAX_SECONDS, ["86400s", "1440:00", "24:00:00"]),
+    ],
+)
+def test_spellings_of_a_time(seconds, spellings):
+    for spelling in spellings:
+        assert PromptSchedule.parse(f"0 a\n{spelling} b") == schedule((0, "a"), (seconds, "b")), spelling
+
+
+@pytest.mark.parametrize(
+    "policy, spellings",
+    [
+        (
+            "recache",
+            ["5s => recache: b c", "5s recache: b c", "5s=>recache:b c", "5s => b c", "5s b c", "5s=>b c"],
+        ),
+        ("refresh", ["5s => refresh: b c", "5s refresh:b c", "5s => Refresh: b c"]),
+        ("keep", ["5s => keep: b c", "5s   =>\tkeep:   b \t c  ", "0:05 KEEP: b c"]),
+        ("cut", ["5s => cut: b c", "5s cut: b c", "5s => cut:\n  b\n\n# why\n  c", "5s =>\n cut: b\n\tc"]),
+    ],
+)
+def test_spellings_of_a_cue(policy, spellings):
+    for spelling in spellings:
+        assert PromptSchedule.parse(f"0 a\n{spelling}") == schedule((0, "a"), (5, "b c", policy)), spelling
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0:00 a\n5s b",
+        "0:00 a\r\n5s b\r\n",
+        "0:00 a\r5s b\r",
+        "\n\n0:00 a\n\n5s b\n\n",
+        "# title\n0:00 a\n# 3s => not this\n   # nor this\n5s b",
+        "\ufeff0:00 a\n5s b",
+        "    0:00 a\n    5s b",
+        "\t0:00 a\n5s b",
+        '{"cues": [{"time": 0, "prompt": "a"}, {"time": "5s", "prompt": "b"}]}',
+    ],
+)
+def test_layouts_of_a_schedule(text):
+    assert PromptSchedule.parse(text) == schedule((0, "a"), (5, "b"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "note: hello",
+        "recached: hello",
+        "cut the rope",
+        "cut : the rope",
+        "a #1 mug # still the prompt",
+        "a => b",
+        "=> b",
+        "keep: recache: cut: b",
+        "5s b",
+        "0:05 b",
+        '{"prompts": ["b"]}',
+        "b, 100% (sharp:1.2) [x|y] {u|v} \\n \"quoted\" 'so'",
+        "🟦➡️ 👨‍👩‍👧‍👦 a family",
+        "دائرة حمراء تتحرك نحو اليمين",
+        "\u200fעיגול אדום\u200f ו-red circle",
+        "e\u0301 and \u00e9 stay as they are",
+        "赤い円が右へ動く",
+    ],
+)
+def test_a_prompt_is_left_as_it_is(words):
+    expected = schedule((0, "a"), (5, words))
+    assert PromptSchedule.parse(f"0 => recache: a\n5s => recache: {words}") == expected
+    assert PromptSchedule.parse(expected.to_text()) == expected
+    assert PromptSchedule.parse(expected.to_json()) == expected
+    assert PromptSchedule.single(words).cues[0].prompt == words
+
+
+@pytest.mark.parametrize(
+    "space", [" ", "  ", "\t", "\n", "\r\n", "\n\n  ", "\u00a0", "\u2028", "\x0b", "\u3000"]
+)
+def test_only_the_whitespace_of_a_prompt_changes(space):
+    assert Cue(0, f"{space}a{space}b{space}").prompt == "a b"
+
+
+@pytest.mark.parametrize(
+    "text, prompt",
+    [
+        ("a red circle", "a red circle"),
+        ("a red circle\ndrifts right\n\n  over navy\n", "a red circle drifts right over navy"),
+        ("# title\na red circle", "a red circle"),
+        ("3 cats on a sofa,\n2 of them asleep", "3 cats on a sofa, 2 of them asleep"),
+        ("3D render, 8k, 50mm", "3D render, 8k, 50mm"),
+        ("cut: a dog", "cut: a dog"),
+        ("note: hello", "note: hello"),
+        ("from a => to b", "from a => to b"),
+        ("a list\n  5s long", "a list 5s long"),
+        ("{red|blue} circle", "{red|blue} circle"),
+        ("[draft] a circle", "[draft] a circle"),
+        ("infinity pool", "infinity pool"),
+        ("- a dash", "- a dash"),
+    ],
+)
+def test_text_without_times_is_one_prompt(text, prompt):
+    assert PromptSchedule.parse(text) == PromptSchedule.single(prompt) == schedule((0, prompt))
+
+
+def test_single_takes_its_text_as_it_is():
+    assert PromptSchedule.single("5s => # not\nread").cues == (Cue(0, "5s => # not read"),)
+
+
+# Errors: what is said, and where
+
+
+@pytest.mark.parametrize(
+    "text, line, column, says",
+    [
+        ("", None, None, "empty"),
+        (" \n\t\n", None, None, "empty"),
+        ("# only a comment", None, None, "empty"),
+        ("5s => a", 1, 1, "first cue is at 5s"),
+        ("\n\n  5s => a", 3, 3, "first cue is at 5s"),
+        ("1980s diner", 1, 1, "meant as words"),
+        ("0:05 a\n0:10 b", 1, 1, "first cue is at 5s"),
+        ("0 a\n5s b\n\n3s c", 4, 1, "cue 3 at 3s comes after cue 2 at 5s"),
+        ("-5s => a", 1, 1, '"-5s" is negative'),
+        ("0 a\n  b\n-0:05 c", 3, 1, '"-0:05" is negative'),
+        ("0 a\nlater => b", 2, 1, '"later" is not a time'),
+        ("0 a\nand so on", 2, 1, '"and" is not a time'),
+        ("  0 a\n  later b", 2, 3, '"later" is not a time'),
+        ("0 a\n=> b", 2, 1, "a time is missing"),
+        ("=> a", 1, 1, "a time is missing"),
+        ("0 a\n0:5 b", 2, 1, '"0:5" is not a time'),
+        ("0:0 a", 1, 1, '"0:0" is not a time'),
+        ("0sec a", 1, 1, '"0sec" is not a time'),
+        ("0s: a", 1, 1, '"0s:" is not a time'),
+        ("16:9 picture", 1, 1, '"16:9" is not a time'),
+        ("0 a\n0:75 b", 2, 1, '"0:75" is not a time'),
+        ("0 a\n1:75:00 b", 2, 1, '"1:75:00" is not a time'),
+        ("0 a\n1:2:3:04 b", 2, 1, "is not a time"),
+        ("0 a\n1e3 b", 2, 1, '"1e3" is not a time'),
+        ("0 a\n٥s b", 2, 1, "is not a time"),
+        ("0 a\nnan => b", 2, 1, '"nan" is not a time'),
+        ("inf => b", 1, 1, '"inf" is not a time'),
+        ("0 a\n86401s b", 2, 1, "86400 seconds (24 h)"),
+        ("0 a\n24:00:01 b", 2, 1, "86400 seconds (24 h)"),
+        ("0 a\n" + "9" * 5000 + " b", 2, 1, "86400 seconds (24 h)"),
+        ("0 a\n5s", 2, 3, "prompt is empty"),
+        ("0 a\n5s =>", 2, 6, "prompt is empty"),
+        ("0 a\n5s => cut:", 2, 6, "prompt is empty"),
+        ("0 =>\n5s b", 1, 5, "prompt is empty"),
+        ("0 a\n5s \ud800", 2, 4, "surrogate"),
+        ("a red circle\n5s => b", 2, 1, "begin the first line with 0 =>"),
+        ("0 a\n" * (MAX_CUES + 1), None, None, "at most 100000"),
+        ("a" * (MAX_CHARACTERS + 1), None, None, "at most 8000000"),
+    ],
+)
+def test_text_that_is_refused(text, line, column, says):
+    error = refused(PromptSchedule.parse, text)
+    assert says in str(error)
+    assert (error.line, error.column) == (line, column)
+    assert str(error).startswith(f"line {line}, column {column}: ") == (line is not None)
+
+
+@pytest.mark.parametrize(
+    "text, line, column, says",
+    [
+        ("", 1, 1, "not valid JSON"),
+        ('{"cues": [\n  {"time": 0 "prompt": "a"}]}', 2, 14, "Expecting ','"),
+        ('{"cues": [', 1, 11, "not valid JSON"),
+        ("[" * 100_000, None, None, "nested"),
+        ('{"cues": [{"time": ' + "1" * 5000 + ', "prompt": "a"}]}', None, None, "cannot be read"),
+        ("null", None, None, "list of cues"),
+        ("[{}]", None, None, "list of cues"),
+        ("{}", None, None, "list of cues"),
+        ('{"cues": {}}', None, None, "list of cues"),
+        (timeline_json(), None, None, "no cues"),
+        (timeline_json(version=2), None, None, "version 2"),
+        ('{"cues": [1]}', None, None, "cue 1 is 1"),
+        (timeline_json({"time": 0}), None, None, 'write {"time"'),
+        (timeline_json({"time": 0, "prompt": 7}), None, None, "cue 1: the prompt 7 is not text"),
+        (timeline_json({"time": 0, "prompt": " "}), None, None, "cue 1: the prompt is empty"),
+        (timeline_json({"time": None, "prompt": "a"}), None, None, "None is not a number"),
+        (timeline_json({"time": True, "prompt": "a"}), None, None, "True is not a number"),
+        (timeline_json({"time": "soon", "prompt": "a"}), None, None, '"soon" is not a time'),
+        (timeline_json({"time": " ", "prompt": "a"}), None, None, "a time is missing"),
+        (timeline_json({"time": -1, "prompt": "a"}), None, None, "the time -1 is not possible"),
+        (timeline_json({"time": float("nan"), "prompt": "a"}), None, None, "nan is not possible"),
+        (timeline_json({"time": float("inf"), "prompt": "a"}), None, None, "inf is not possible"),
+        (timeline_json({"time": 10**400, "prompt": "a"}), None, None, "is not possible"),
+        (timeline_json({"time": 1, "prompt": "a"}), None, None, "first cue is at 1s"),
+        (
+            timeline_json({"time": 0, "prompt": "a", "policy": "fade"}),
+            None,
+            None,
+            "recache, refresh, keep, cut",
+        ),
+        (timeline_json({"time": 0, "prompt": "a", "policy": None}), None, None, "None is not a policy"),
+        (timeline_json({"time": 0, "prompt": "a", "policy": []}), None, None, "[] is not a policy"),
+        (timeline_json({"time": 0, "prompt": "\ud800"}), None, None, "surrogate"),
+        (timeline_json(*[0] * (MAX_CUES + 1)), None, None, "at most 100000"),
+    ],
+)
+def test_json_that_is_refused(text, line, column, says):
+    error = refused(PromptSchedule.from_json, text)
+    assert says in str(error)
+    assert (error.line, error.column) == (line, column)
+
+
+@pytest.mark.parametrize("text", ['{"cues": [}', '[{"time": 0}]', "{}", '\n {\n "a', '{"prompts": ["a"'])
+def test_text_that_begins_like_json_is_read_as_json(text):
+    assert "JSON" in str(error := refused(PromptSchedule.parse, text)) or "timeline" in str(error)
+
+
+@pytest.mark.parametrize("thing", [None, b"0 a", 5, ["0 a"]])
+def test_what_is_not_text_is_refused(thing):
+    assert "a schedule is text" in str(refused(PromptSchedule.parse, thing))
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ((-1, "a"), "not possible"),
+        ((float("nan"), "a"), "not possible"),
+        (("5s", "a"), "not a number"),
+        ((0, ""), "empty"),
+        ((0, None), "not text"),
+        ((0, "a", "fade"), "use recache, refresh, keep, cut"),
+    ],
+)
+def test_a_cue_cannot_be_made_wrong(fields, says):
+    assert says in str(refused(Cue, *fields))
+
+
+def test_a_schedule_cannot_be_made_wrong():
+    assert "no cues" in str(refused(schedule))
+    assert refused(schedule, (1, "a")).cue == 1
+    assert refused(schedule, (0, "a"), (5, "b"), (3, "c")).cue == 3
+
+
+def test_an_error_is_a_value_error_and_survives_a_process_boundary():
+    error = refused(PromptSchedule.parse, "0 a\nb c")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, ValueError)
+    assert (str(copy), copy.line, copy.column) == (str(error), 2, 1)
+
+
+# Timeline JSON
+
+
+def test_json_cues_may_come_in_any_order_and_keep_it_where_times_are_equal():
+    later, first, second = ({"time": t, "prompt": p} for t, p in [(9, "d"), ("0:05", "b"), (5, "c")])
+    text = timeline_json(later, first, second, {"time": 0, "prompt": "a", "policy": "cut"})
+    assert PromptSchedule.parse(text) == schedule((0, "a", "cut"), (5, "b"), (5, "c"), (9, "d"))
+
+
+def test_fields_that_are_not_ours_survive_json():
+    cue = {"time": 0, "prompt": "a", "policy": "keep", "colour": "#f00", "lane": {"row": 2}}
+    read = PromptSchedule.parse(timeline_json(cue, zoom=1.5, authors=["é"]))
+    assert read.extra == {"zoom": 1.5, "authors": ["é"]}
+    assert json.loads(read.to_json()) == {"version": 1, "cues": [cue], "zoom": 1.5, "authors": ["é"]}
+    assert read == schedule((0, "a", "keep")) and hash(read) == hash(schedule((0, "a", "keep")))
+
+
+# The reference's JSONL
+
+
+def switch_blocks(*switch_frames: int) -> list[int]:
+    """The block of each prompt after the first; the prompts themselves are checked on the way."""
+    prompts = [f"p{i}" for i in range(len(switch_frames) + 1)]
+    read = PromptSchedule.from_jsonl(json.dumps({"prompts": prompts}), switch_frames)
+    assert [cue.prompt for cue in read.cues] == prompts
+    assert PromptSchedule.parse(read.to_text()) == read
+    segments = read.resolve(BLOCK).segments
+    return [segment.block for segment in segments if segment.cue.prompt != "p0"]
+
+
+@pytest.mark.parametrize(
+    "switch_frames, latent_frames",
+    [
+        ([40, 80, 120, 160, 200], [42, 81, 120, 162, 201]),
+        ([13, 14], [15, 18]),  # one switch a block: the second waits
+        ([13, 13, 13, 22], [15, 18, 21, 24]),
+        ([13, 14, 16], [15, 18, 21]),  # and makes the third wait
+        ([12], [12]),
+        ([1], [3]),
+        ([0], [0]),
+        ([0, 0], [0, 3]),
+    ],
+)
+def test_switches_take_effect_where_the_reference_switches(switch_frames, latent_frames):
+    assert switch_blocks(*switch_frames) == [frame // BLOCK for frame in latent_frames]
+
+
+@given(st.lists(st.integers(0, 60), max_size=8).map(sorted))
+def test_switches_follow_the_reference_loop(switch_frames):
+    expected, waiting = [], list(switch_frames)
+    for block in range(60):
+        if waiting and block * BLOCK >= waiting[0]:
+            waiting.pop(0)
+            expected.append(block)
+    assert switch_blocks(*switch_frames) == expected
+
+
+def test_other_sizes_of_block():
+    text = '{"prompts": ["a", "b", "c"]}'
+    read = PromptSchedule.from_jsonl(text, [13, 14], block_latent_frames=4)
+    assert [segment.block for segment in read.resolve(4).segments] == [0, 4, 5]
+
+
+def test_a_line_of_several():
+    text = '\n{"prompts": ["a"], "id": 7}\n\n{"prompts": ["b", "c"]}\n'
+    assert PromptSchedule.parse(text) == PromptSchedule.from_jsonl(text) == PromptSchedule.single("a")
+    assert PromptSchedule.from_jsonl(text, [3], line=2).cues[1] == Cue(9 / 16, "c")
+    assert PromptSchedule.parse('{"prompts": ["b", "c"]}', [3]).cues[1] == Cue(9 / 16, "c")
+
+
+@pytest.mark.parametrize(
+    "text, switch_frames, says",
+    [
+        ("", [], "empty"),
+        ('{"prompts": []}', [], "no cues"),
+        ('{"prompts": "a"}', [], 'write {"prompts"'),
+        ("[]", [], 'write {"prompts"'),
+        ('\n{"prompts": ["a",]}', [], "line 2, column 18"),
+        ('{"prompts": ["a", 5]}', [3], "cue 2: the prompt 5 is not text"),
+        ('{"prompts": ["a", ""]}', [3], "cue 2: the prompt is empty"),
+        ('{"prompts": ["a", "b", "c"]}', [3], "3 prompts came with 1 switch frames; give exactly 2"),
+        ('{"prompts": ["a"]}', [3], "give exactly 0"),
+        ('{"prompts": ["a", "b", "c"]}', [30, 12], "switch frame 12 comes after 30"),
+        ('{"prompts": ["a", "b"]}', [-3], "-3 is not a switch frame"),
+        ('{"prompts": ["a", "b"]}', [3.0], "3.0 is not a switch frame"),
+        ('{"prompts": ["a", "b"]}', [10**400], "is not a switch frame"),
+    ],
+)
+def test_jsonl_that_is_refused(text, switch_frames, says):
+    assert says in str(refused(PromptSchedule.from_jsonl, text, switch_frames))
+
+
+@pytest.mark.parametrize("line", [0, 3])
+def test_a_line_that_is_not_there(line):
+    text = '{"prompts": ["a"]}\n{"prompts": ["b"]}'
+    assert "choose 1 to 2" in str(refused(PromptSchedule.from_jsonl, text, line=line))
+
+
+def test_switch_frames_go_with_jsonl_only():
+    assert "JSONL" in str(refused(PromptSchedule.parse, "0 a\n5s b", [40]))
+
+
+# Snapping to blocks
+
+
+def test_cues_snap_to_the_next_block_and_the_report_says_so():
+    timeline = PromptSchedule.parse("0 a red circle\n5s => it turns into a blue square").resolve(BLOCK, 10)
+    assert [(segment.block, segment.seconds) for segment in timeline.segments] == [(0, 0), (7, 81 / 16)]
+    assert timeline.report() == (
+        '0s "a red circle" takes effect at 0s (block 0)',
+        '5s "it turns into a blue square" takes effect at 5.06s (block 7)',
+    )
+    assert timeline.warnings == ()
+
+
+def test_a_cue_on_a_boundary_stays_there():
+    on_boundary, after = geometry.block_seconds(4, BLOCK), geometry.block_seconds(4, BLOCK) + 1 / 16
+    blocks = [s.block for s in schedule((0, "a"), (on_boundary, "b"), (after, "c")).resolve(BLOCK).segments]
+    assert blocks == [0, 4, 5]
+
+
+def test_every_block_finds_its_segment():
+    timeline = schedule((0, "a"), (5, "b", "cut"), (9, "c")).resolve(BLOCK)
+    first, second, third = timeline.segments
+    found = [timeline.segment_at(block) for block in range(20)]
+    assert found == [first] * 7 + [second] * (third.block - 7) + [third] * (20 - third.block)
+    assert [block for block in range(20) if timeline.opens(block)] == [0, 7, third.block]
+    assert timeline.opens(7) is second and second.cue.policy is Policy.CUT
+
+
+def test_of_two_cues_on_one_block_the_later_wins():
+    timeline = schedule((0, "a"), (5, "b"), (5, "c"), (5.05, "d"), (9, "e")).resolve(BLOCK)
+    assert [segment.cue.prompt for segment in timeline.segments] == ["a", "d", "e"]
+    advice = "takes effect at the same block (7); put them further apart"
+    assert timeline.warnings == (
+        f"cue 2 at 5s is never seen: cue 3 at 5s {advice}",
+        f"cue 3 at 5s is never seen: cue 4 at 5.05s {advice}",
+    )
+
+
+def test_a_second_cue_at_0_takes_the_place_of_the_first():
+    timeline = schedule((0, "a"), (0, "b")).resolve(BLOCK)
+    assert [(segment.block, segment.cue.prompt) for segment in timeline.segments] == [(0, "b")]
+
+
+@pytest.mark.parametrize(
+    "total_seconds, says",
+    [
+        (10, "cue 3 at 12s begins after the video's end at 10s; raise seconds or remove it"),
+        (12, "cue 3 at 12s begins at the video's end at 12s; raise seconds or remove it"),
+        (0, "cue 1 at 0s begins at the video's end at 0s; raise seconds or remove it"),
+    ],
+)
+def test_a_cue_beyond_the_end_is_refused(total_seconds, says):
+    assert str(refused(schedule((0, "a"), (5, "b"), (12, "c")).resolve, BLOCK, total_seconds)) == says
+
+
+def test_a_cue_after_the_start_of_the_last_block_is_never_seen():
+    timeline = schedule((0, "a"), (5, "b"), (9.9, "c")).resolve(BLOCK, 10)
+    assert [segment.cue.prompt for segment in timeline.segments] == ["a", "b"]
+    assert timeline.warnings == (
+        "cue 3 at 9.9s is never seen: the video's last block begins at 9.56s; "
+        "move it there or earlier, or raise seconds",
+    )
+
+
+def test_ten_thousand_cues():
+    text = "".join(f"{second}s => cut: scene {second} 🎬\n" for second in range(10_000))
+    read = PromptSchedule.parse(text)
+    assert read.to_text() == text and PromptSchedule.parse(read.to_json()) == read
+    timeline = read.resolve(BLOCK, 10_000)
+    opened = [timeline.opens(block) for block in range(geometry.num_blocks(160_000, BLOCK))]
+    assert tuple(filter(None, opened)) == timeline.segments and len(timeline.segments) == 10_000
+
+
+# Whatever comes
+
+prompts = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text.split())
+cues = st.builds(Cue, st.floats(0, MAX_SECONDS), prompts, st.sampled_from(Policy))
+schedules = st.lists(cues, min_size=1, max_size=6).map(
+    lambda some: PromptSchedule(
+        (Cue(0, some[0].prompt, some[0].policy), *sorted(some[1:], key=lambda cue: cue.seconds))
+    )
+)
+pieces = ["cut:", "keep:", '"cues":', '"time":', '"prompts":', *'0125s:.=>-#ax \n\r\t{}[]",']
+tricky = st.lists(st.sampled_from(pieces)).map("".join)
+
+
+@given(schedules)
+def test_text_and_json_bring_back_the_same_schedule(written):
+    assert PromptSchedule.parse(written.to_text()) == written
+    assert PromptSchedule.parse(written.to_json()) == PromptSchedule.from_json(written.to_json()) == written
+
+
+@given(schedules, st.integers(1, 8))
+def test_every_cue_waits_for_the_next_block_and_no_longer(written, block_latent_frames):
+    timeline = written.resolve(block_latent_frames)
+    assert timeline.segments[0].block == 0
+    assert len(timeline.segments) + len(timeline.warnings) == len(written.cues)
+    for segment in timeline.segments:
+        late = segment.seconds - segment.cue.seconds
+        assert -1e-6 < late < block_latent_frames * geometry.TIME_STRIDE / geometry.FRAME_RATE
+        assert timeline.opens(segment.block) is timeline.segment_at(segment.block) is segment
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.text(), tricky, tricky.map("0 a\n".__add__), tricky.map('{"cues": [{'.__add__)))
+def test_any_text_is_read_or_refused_with_a_sentence(text):
+    for read in (PromptSchedule.parse, PromptSchedule.from_json, PromptSchedule.from_jsonl):
+        try:
+            assert PromptSchedule.parse(read(text).to_text()) == read(text)
+        except ScheduleError as error:
+            assert len(str(error)) > 20
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from(["time", "prompt", "policy", "x"]), inner)
+    ),
+)
+
+
+@given(anything)
+def test_any_json_is_read_or_refused_with_a_sentence(value):
+    for document in (value, {"cues": value}, {"cues": [value]}, {"version": value, "cues": []}):
+        try:
+            PromptSchedule.from_json(json.dumps(document))
+        except ScheduleError as error:
+            assert len(str(error)) > 20
