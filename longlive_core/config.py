@@ -94,7 +94,7 @@ class Preset:
 MINI = Preset(
     name="mini",
     model=ModelConfig(
-        dim=192, ffn_dim=768, num_heads=6, num_layers=6, text_dim=64, text_tokens=20, freq_dim=64
+        dim=128, ffn_dim=512, num_heads=4, num_layers=6, text_dim=64, text_tokens=16, freq_dim=64
     ),
     width=64,
     height=64,

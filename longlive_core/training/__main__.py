@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from .autoencoder import train_autoencoder
+from .transformer import train_transformer
 
 
 def main() -> None:
@@ -15,8 +16,14 @@ def main() -> None:
     autoencoder.add_argument("--steps", type=int, default=4000)
     autoencoder.add_argument("--size", type=int, default=64)
     autoencoder.add_argument("--seed", type=int, default=0)
+    transformer = stages.add_parser("transformer", help="prompts and past latents -> next latents")
+    transformer.add_argument("--folder", type=Path, default=Path("runs/transformer"))
+    transformer.add_argument("--autoencoder", type=Path, default=Path("runs/autoencoder/model.safetensors"))
+    transformer.add_argument("--steps", type=int, default=3000)
+    transformer.add_argument("--size", type=int, default=64)
+    transformer.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
-    {"autoencoder": train_autoencoder}[options.pop("stage")](**options)
+    {"autoencoder": train_autoencoder, "transformer": train_transformer}[options.pop("stage")](**options)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ while position and velocity continue.
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -42,6 +43,7 @@ BOUNCE_FRAMES = 32  # one up and down
 BOUNCE_PEAK = 1.5  # peak speed of a bounce, in units of SPEED
 FADE_FRAMES = 6
 STEERING = 0.35  # share of the velocity error corrected in one frame
+FINENESS = 8  # places are drawn to an eighth of a pixel
 START_SPREAD = 0.10  # a video starts within this of the centre
 
 
@@ -65,7 +67,7 @@ VALUES = {
     "motion": tuple(MOTIONS),
     "background": tuple(BACKGROUNDS),
 }
-PHRASES = {"colour": "turns {}", "shape": "becomes a {}", "motion": "{}", "background": "moves over {}"}
+PHRASES = {"colour": "turns {}", "shape": "turns into a {}", "motion": "{}", "background": "moves over {}"}
 
 
 def combinations() -> list[Attributes]:
@@ -91,9 +93,18 @@ def changed(before: Attributes, after: Attributes) -> tuple[str, ...]:
 
 
 def change_prompt(before: Attributes, after: Attributes) -> str:
-    """A sentence that names only what changes, e.g. `it turns blue and becomes a star`."""
-    parts = [PHRASES[name].format(getattr(after, name)) for name in changed(before, after)]
+    """A sentence that names only what changes, e.g. `it turns into a blue star and rests`."""
+    names = changed(before, after)
+    parts = [PHRASES[name].format(getattr(after, name)) for name in names]
+    if names[:2] == ("colour", "shape"):
+        parts[:2] = [f"turns into a {after.colour} {after.shape}"]
     return "it " + " and ".join(parts) if parts else "it goes on"
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word that a prompt may use, sorted."""
+    sentences = [c.prompt() for c in combinations()] + [p.format("") for p in PHRASES.values()]
+    return tuple(sorted({word for s in [*sentences, "it goes on and turns into a"] for word in s.split()}))
 
 
 def random_attributes(rng: torch.Generator, held_out: bool = False) -> Attributes:
@@ -231,17 +242,28 @@ def render(look: Look, places: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def coverage(shapes: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
-    """How much of every pixel the shape covers: mixtures [B, 4] at places [B, 2] -> [B, size, size]."""
-    grid = (torch.arange(size) + 0.5) / size
-    x = ((grid - places[:, :1] + 0.5) % 1.0 - 0.5).unsqueeze(1).expand(-1, size, -1)
-    y = ((grid - places[:, 1:] + 0.5) % 1.0 - 0.5).unsqueeze(2).expand(-1, -1, size)
-    distance = torch.zeros_like(x)
-    for index, outline in enumerate((_circle, _square, _triangle, _star)):
-        rows = shapes[:, index].nonzero().squeeze(1)
-        if len(rows):
-            distance[rows] += shapes[rows, index, None, None] * outline(x[rows], y[rows])
+    """How much of every pixel the shape covers: mixtures [B, 4] at places [B, 2] -> [B, size, size].
+
+    Distances are looked up, to an eighth of a pixel, in a table of one torus.
+    """
+    fine = size * FINENESS
+    origin = (FINENESS / 2 - places * fine).round().long()
+    columns, rows = ((origin[:, i, None] + FINENESS * torch.arange(size)) % fine for i in range(2))
+    cells = (rows * fine).unsqueeze(2) + columns.unsqueeze(1)
+    distance = torch.zeros(cells.shape)
+    for index, table in enumerate(_distance_tables(size)):
+        drawn = shapes[:, index].nonzero().squeeze(1)
+        distance[drawn] += shapes[drawn, index, None, None] * table.take(cells[drawn])
     inside = (0.5 - distance / (2 * EDGE)).clamp(0, 1)
     return inside * inside * (3 - 2 * inside)
+
+
+@lru_cache(maxsize=4)
+def _distance_tables(size: int) -> list[torch.Tensor]:
+    """Signed distance to each outline, from its centre at the corner of a torus of size * FINENESS cells."""
+    axis = (torch.arange(size * FINENESS) / (size * FINENESS) + 0.5) % 1.0 - 0.5
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return [outline(x, y) for outline in (_circle, _square, _triangle, _star)]
 
 
 def _circle(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

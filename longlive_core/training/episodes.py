@@ -1,0 +1,102 @@
+"""Episodes: short encoded films of the procedural world, the training data of Mini's transformer.
+
+An episode has 11 blocks of latents with one change of attributes at a block boundary. A near one is a video
+from its start. A far one begins with the first block of a video and goes on somewhere in the middle of the same
+or another one: what the transformer sees long after the sink was made.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..geometry import TIME_STRIDE, num_frames
+from ..vae.tiny import TinyAutoencoder
+from .autoencoder import object_mask
+from .world import Attributes, Motion, change_prompt, film, random_attributes, random_change
+
+BLOCK = 3
+NUM_BLOCKS = 11
+SWITCHES = range(2, 9)
+OBJECT_CELL = 8
+
+
+@dataclass
+class Episodes:
+    """A batch of one kind: latents [B, C, T, H, W], object cells [B, T, H, W], and three prompts each.
+
+    `prompts` holds for each episode the sink's, the one before and the one after the switch.
+    """
+
+    latents: Tensor
+    cells: Tensor
+    prompts: list[tuple[str, str, str]]
+    switch: int
+    is_far: bool
+
+    def pick(self, count: int, rng: torch.Generator) -> "Episodes":
+        """A random batch of these episodes."""
+        rows = torch.randint(len(self.prompts), (count,), generator=rng)
+        prompts = [self.prompts[i] for i in rows.tolist()]
+        return Episodes(self.latents[rows], self.cells[rows], prompts, self.switch, self.is_far)
+
+
+@torch.no_grad()
+def shoot(
+    autoencoder: TinyAutoencoder, count: int, switch: int, is_far: bool, size: int, rng: torch.Generator
+) -> Episodes:
+    """Film and encode `count` episodes that change at block `switch`."""
+    first = [random_attributes(rng) for _ in range(count)]
+    before = [random_attributes(rng) if _coin(rng) else a for a in first] if is_far else first
+    after = [random_change(rng, a) for a in before]
+    seam = num_frames(switch * BLOCK)
+    length = num_frames(NUM_BLOCKS * BLOCK)
+    if is_far:
+        opening = film(first, Motion.at_start(count, rng), num_frames(BLOCK), size)[0]
+        middle = Motion.anywhere(before, rng)
+        rest = film(before, middle, length - num_frames(BLOCK), size, after, seam - num_frames(BLOCK))[0]
+        frames = torch.cat((opening, rest), dim=1)
+    else:
+        frames = film(first, Motion.at_start(count, rng), length, size, after, seam)[0]
+    latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
+    prompts = [
+        (a.prompt(), b.prompt(), c.prompt() if _coin(rng) else change_prompt(b, c))
+        for a, b, c in zip(first, before, after, strict=True)
+    ]
+    return Episodes(latents.half(), object_cells(frames), prompts, switch, is_far)
+
+
+def object_cells(frames: Tensor) -> Tensor:
+    """Frames [B, 4T - 3, 3, 8H, 8W] -> bool [B, T, H, W]: latent cells that the shape touches."""
+    mask = object_mask(frames).amax(dim=2)
+    mask = torch.nn.functional.max_pool2d(mask, OBJECT_CELL)
+    later = mask[:, 1:].unflatten(1, (-1, TIME_STRIDE)).amax(dim=2)
+    return torch.cat((mask[:, :1], later), dim=1) > 0
+
+
+def _coin(rng: torch.Generator) -> bool:
+    return bool(torch.rand((), generator=rng) < 0.5)
+
+
+class Pool:
+    """Many episodes of every kind, of which a share is shot anew now and then."""
+
+    def __init__(self, autoencoder: TinyAutoencoder, per_kind: int, size: int, rng: torch.Generator):
+        self._autoencoder, self._per_kind, self._size, self._rng = autoencoder, per_kind, size, rng
+        self.kinds = [(switch, is_far) for switch in SWITCHES for is_far in (False, True)]
+        self._episodes = [self._shoot(kind) for kind in tqdm(self.kinds, desc="episodes", mininterval=10)]
+        self._oldest = 0
+
+    def _shoot(self, kind: tuple[int, bool]) -> Episodes:
+        return shoot(self._autoencoder, self._per_kind, *kind, self._size, self._rng)
+
+    def pick(self, count: int) -> Episodes:
+        """A random batch of a random kind."""
+        kind = int(torch.randint(len(self.kinds), (1,), generator=self._rng))
+        return self._episodes[kind].pick(count, self._rng)
+
+    def refresh(self) -> None:
+        """Shoot the next kind anew."""
+        self._episodes[self._oldest] = self._shoot(self.kinds[self._oldest])
+        self._oldest = (self._oldest + 1) % len(self.kinds)

@@ -1,0 +1,129 @@
+"""Teacher forcing in one pass: clean blocks and noisy blocks side by side, each seeing what inference would.
+
+A Layout lists the passes: which latents, at which positions, under which prompt, and the (at most four)
+passes whose K and V each may attend to. The transformer is the one of inference; only the caches differ.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model.cache import LayerText, TextCache
+from .episodes import BLOCK
+
+SEEN = 4  # sink, two past blocks and the block itself: the window of 12 latent frames
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One block as it goes through the transformer; `sees` are indices of passes, its own included."""
+
+    block: int
+    prompt: int
+    is_noisy: bool
+    sees: tuple[int, ...]
+
+
+@dataclass
+class Layout:
+    """The passes of one training step, in order."""
+
+    passes: list[Pass] = field(default_factory=list)
+
+    def add(self, block: int, prompt: int, sees: list[int], is_noisy: bool = False) -> int:
+        """Append a pass that sees those earlier passes and itself."""
+        index = len(self.passes)
+        self.passes.append(Pass(block, prompt, is_noisy, (*sees, index)))
+        return index
+
+    def add_together(self, blocks: list[int], prompt: int, sees: list[int]) -> list[int]:
+        """Append clean passes that also see one another: a recache."""
+        start = len(self.passes)
+        indices = list(range(start, start + len(blocks)))
+        self.passes += [Pass(b, prompt, False, (*sees, *indices)) for b in blocks]
+        return indices
+
+
+def plan(switch: int, is_far: bool, rng: torch.Generator, noisy: int) -> Layout:
+    """A history, a recache at `switch`, what follows; noisy targets spread over all of it.
+
+    Prompt 0 is the sink's, 1 the one before the switch, 2 the one after it. A far episode's first blocks
+    behind the sink lack their own past, so nothing is asked of them.
+    """
+    layout, committed, targets = Layout(), {}, []
+    for block in range(switch):
+        committed[block] = layout.add(block, 1 if block else 0, _window(committed, block))
+    for block in range(3 if is_far else 0, switch):
+        targets.append((block, 1, _window(committed, block)))
+    if switch <= SEEN:
+        committed.update(zip(range(switch), layout.add_together(list(range(switch)), 2, []), strict=True))
+    else:
+        kept = list(range(switch - SEEN + 1, switch))
+        committed.update(zip(kept, layout.add_together(kept, 2, [committed[0]]), strict=True))
+    for block in range(switch, switch + 3):
+        targets.append((block, 2, _window(committed, block)))
+        if block < switch + 2:
+            committed[block] = layout.add(block, 2, _window(committed, block))
+    for block, prompt, sees in _choose(targets, noisy, rng):
+        layout.add(block, prompt, sees, is_noisy=True)
+    return layout
+
+
+def _window(committed: dict[int, int], block: int) -> list[int]:
+    """The passes of the sink and of the two blocks before `block`."""
+    return [committed[b] for b in sorted({0, block - 2, block - 1}) if 0 <= b < block]
+
+
+def _choose(targets: list, count: int, rng: torch.Generator) -> list:
+    """Block 0 and the first block after the switch always (they are hardest), the others at random."""
+    first = [t for t in targets if t[0] == 0]
+    seam = [next(t for t in targets if t[1] == 2)]
+    others = [t for t in targets if t not in first + seam]
+    order = torch.randint(len(others), (max(0, count - 2 * len(first) - len(seam)),), generator=rng)
+    return first * 2 + seam + [others[i] for i in order.tolist()]
+
+
+class SideBySide:
+    """Stands in for the KV cache: nothing is stored, every pass gets the K and V of the passes it sees."""
+
+    def __init__(self, layout: Layout, num_layers: int):
+        seen = [p.sees + (p.sees[-1],) * (SEEN - len(p.sees)) for p in layout.passes]
+        valid = [[i < len(p.sees) for i in range(SEEN)] for p in layout.passes]
+        self._num_passes = len(seen)
+        self._seen = torch.tensor(seen).flatten()
+        self._valid = torch.tensor(valid)
+        self.mask: Tensor | None = None
+        self.layers = [self] * num_layers
+
+    def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v [B, passes * tokens, N, D] -> what each pass sees, [B * passes, SEEN * tokens, N, D]."""
+        tokens = k.shape[1] // self._num_passes
+        mask = self._valid.repeat_interleave(tokens, dim=1)[:, None, None]
+        self.mask = mask.repeat(k.shape[0], 1, 1, 1)
+        return self._gather(k), self._gather(v)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (self._num_passes, -1)).index_select(1, self._seen)
+        return x.unflatten(1, (self._num_passes, SEEN)).flatten(2, 3).flatten(0, 1)
+
+
+def text_by_pass(text: TextCache, layout: Layout, batch: int) -> TextCache:
+    """K, V of three prompts for each sample [3B, L, N, D] (prompt fastest) -> one prompt a pass."""
+    prompts = torch.tensor([p.prompt for p in layout.passes])
+    rows = (torch.arange(batch)[:, None] * 3 + prompts).flatten()
+    return TextCache([LayerText(t.keys[rows], t.values[rows]) for t in text.layers])
+
+
+def attend_by_pass(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """attend() for training: q [B, passes * tokens, N, D], k and v [B * passes, M, N, D]."""
+    shape = q.shape
+    q, k, v = (t.transpose(1, 2) for t in (q.reshape(k.shape[0], -1, *shape[2:]), k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(shape)
+
+
+def positions_of(layout: Layout, gap: int) -> Tensor:
+    """Latent-frame positions of all passes; blocks behind the sink stand `gap` latent frames later."""
+    starts = torch.tensor([BLOCK * p.block + (gap if p.block else 0) for p in layout.passes])
+    return (starts[:, None] + torch.arange(BLOCK)).flatten()

@@ -1,0 +1,144 @@
+"""Train LongLive Mini's transformer and word encoder by teacher forcing on encoded films of the world."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..config import MINI
+from ..model.causal_wan import CausalWan
+from ..rollout.sigmas import TIMESTEP_SCALE, shifted_sigmas
+from ..text import WordEncoder
+from ..vae.tiny import TinyAutoencoder
+from .episodes import BLOCK, Episodes, Pool
+from .forcing import Layout, SideBySide, attend_by_pass, plan, positions_of, text_by_pass
+from .runs import Run, exponential_average
+from .world import vocabulary
+
+BATCH = 8
+NOISY = 8
+PER_KIND = 90
+REFRESH_STEPS = 60
+OBJECT_WEIGHT = 3.0
+CONTEXT_NOISE = 0.15
+CONTEXT_SHARE = 0.7
+SIGMA_SHIFT = 3.0
+LIST_SHARE = 0.6  # of the noisy passes get one of the sigmas of inference
+MAX_GAP = 1000  # latent frames: 250 s
+EMA = 0.998
+
+
+class Generator(nn.Module):
+    """What is trained together and shipped together: the transformer and the words it understands."""
+
+    def __init__(self):
+        super().__init__()
+        config = MINI.model
+        self.transformer = CausalWan(config, attend_by_pass)
+        self.words = WordEncoder(vocabulary(), config.text_tokens, config.text_dim)
+
+
+def load_autoencoder(path: Path) -> TinyAutoencoder:
+    """The frozen autoencoder of an earlier stage."""
+    autoencoder = TinyAutoencoder(MINI.autoencoder)
+    autoencoder.load_state_dict(load_file(path))
+    return autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def train_transformer(
+    folder: Path,
+    autoencoder: Path,
+    steps: int = 3000,
+    size: int = MINI.width,
+    seed: int = 0,
+    lr: float = 1.5e-3,
+) -> None:
+    """Train (or resume) in `folder`; leaves the averaged weights in `model.safetensors`."""
+    torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
+    model = Generator()
+    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
+    run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
+    rng.manual_seed(seed + run.step)  # a resumed run goes on with other films
+    pool = Pool(load_autoencoder(autoencoder), PER_KIND, size, rng)
+    while not run.is_done:
+        if run.step % REFRESH_STEPS == REFRESH_STEPS - 1:
+            pool.refresh()
+        for group in optimizer.param_groups:
+            group["lr"] = lr * trapezoid(run.step, steps)
+        loss, figures = forcing_loss(model, pool.pick(BATCH), rng)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        run.after_step(loss=float(loss.detach()), **figures)
+    run.export(run.averaged())
+
+
+def trapezoid(step: int, steps: int, warmup: int = 100, hold: float = 0.6, floor: float = 0.03) -> float:
+    """Learning-rate factor: warm-up, flat until `hold` of the run, then straight down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    down = (step / steps - hold) / (1 - hold)
+    return 1.0 if down < 0 else 1 - (1 - floor) * min(1.0, down)
+
+
+def forcing_loss(
+    model: Generator, episodes: Episodes, rng: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Flow error of the noisy passes of one batch, weighted towards the shape, and its parts to log."""
+    layout = plan(episodes.switch, episodes.is_far, rng, NOISY)
+    clean = by_pass(episodes.latents.float(), layout, 2)
+    cells = by_pass(episodes.cells, layout, 1).float().unsqueeze(1)
+    sigmas = pass_sigmas(layout, clean.shape[0], rng)
+    noise = torch.randn(clean.shape, generator=rng)
+    level = sigmas[:, None, :, None, None]
+    flow = predict(model, torch.lerp(clean, noise, level), sigmas, layout, episodes, _gap(episodes, rng))
+    error = (flow - (noise - clean)).square() * (1 + OBJECT_WEIGHT * cells)
+    noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
+    by_frame = error.mean(dim=(0, 1, 3, 4))[noisy]
+    blocks = torch.tensor([p.block for p in layout.passes if p.is_noisy]).repeat_interleave(BLOCK)
+    figures = {"later": float(by_frame[blocks > 0].mean().detach())}
+    return by_frame.mean(), figures
+
+
+def by_pass(x: Tensor, layout: Layout, axis: int) -> Tensor:
+    """Latent frames of the episodes in the order of the passes."""
+    starts = torch.tensor([p.block * BLOCK for p in layout.passes])
+    return x.index_select(axis, (starts[:, None] + torch.arange(BLOCK)).flatten())
+
+
+def pass_sigmas(layout: Layout, batch: int, rng: torch.Generator) -> Tensor:
+    """Noise level of every latent frame [B, T]: one a pass; clean passes get a little on most samples."""
+    shape = (batch, len(layout.passes))
+    listed = torch.tensor(shifted_sigmas(MINI.sigmas))
+    from_list = listed[torch.randint(len(listed), shape, generator=rng)]
+    uniform = torch.rand(shape, generator=rng)
+    shifted = SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)
+    noisy = torch.where(torch.rand(shape, generator=rng) < LIST_SHARE, from_list, shifted)
+    context = CONTEXT_NOISE * torch.rand((batch, 1), generator=rng)
+    context = torch.where(torch.rand((batch, 1), generator=rng) < CONTEXT_SHARE, context, 0.0)
+    is_noisy = torch.tensor([p.is_noisy for p in layout.passes])
+    return torch.where(is_noisy, noisy, context).repeat_interleave(BLOCK, dim=1)
+
+
+def predict(
+    model: Generator, latents: Tensor, sigmas: Tensor, layout: Layout, episodes: Episodes, gap: int
+) -> Tensor:
+    """Flow of all passes; clean passes are told timestep 0 whatever their noise, as in inference."""
+    transformer = model.transformer
+    is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
+    prompts = [prompt for three in episodes.prompts for prompt in three]
+    text = text_by_pass(transformer.read_text(model.words(prompts)), layout, len(episodes.prompts))
+    rotations = transformer.rotations(positions_of(layout, gap), *latents.shape[-2:])
+    caches = SideBySide(layout, len(transformer.layers))
+    return transformer(latents, TIMESTEP_SCALE * sigmas * is_noisy, rotations, caches, text)
+
+
+def _gap(episodes: Episodes, rng: torch.Generator) -> int:
+    """How far behind the sink a far episode goes on, in whole blocks; half of them soon, half anywhere."""
+    if not episodes.is_far:
+        return 0
+    high = MAX_GAP if torch.rand((), generator=rng) < 0.5 else MAX_GAP // 8
+    return BLOCK * int(torch.randint(1, high // BLOCK, (1,), generator=rng))
