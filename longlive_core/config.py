@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+ABSOLUTE_LATENT_FRAMES = 1024  # up to here (256 s) absolute positions hold the framing better than endless ones
+
 
 @dataclass(frozen=True)
 class ModelConfig:

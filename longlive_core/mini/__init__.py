@@ -1,0 +1,1 @@
+"""LongLive Mini: a trained miniature of the same architecture, shipped inside the package."""

@@ -1,0 +1,68 @@
+"""The packaged weights of LongLive Mini -> transformer, autoencoder and word encoder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..config import MINI
+from ..model.attention import attention_backend
+from ..model.causal_wan import CausalWan
+from ..text import WordEncoder
+from ..vae.tiny import TinyAutoencoder
+
+WEIGHTS = Path(__file__).parent / "mini.safetensors"
+WORDS_KEY = "words"
+
+
+class Mini(NamedTuple):
+    """The three parts of LongLive Mini."""
+
+    transformer: CausalWan
+    autoencoder: TinyAutoencoder
+    words: WordEncoder
+
+    def encode_text(self, prompt: str) -> torch.Tensor:
+        """A prompt -> [1, text tokens, text dim]."""
+        return self.words([prompt])
+
+
+def load_mini(weights: Path = WEIGHTS, attention: str = "sdpa") -> Mini:
+    """Build Mini from one safetensors file (prefixes transformer., autoencoder., words.), in fp32 on the CPU.
+
+    Raises ValueError, which names the file, when it is missing, damaged or not Mini's.
+    """
+    try:
+        with safe_open(weights, "pt") as file:
+            vocabulary = tuple((file.metadata() or {})[WORDS_KEY].split())
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        mini = build_mini(vocabulary, attention)
+        for name, part in mini._asdict().items():
+            prefix = f"{name}."
+            part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(
+            f"LongLive Mini cannot be loaded from {weights}: {reason}; reinstall the pack to restore the file"
+        ) from error
+    return Mini(*(part.eval().requires_grad_(False) for part in mini))
+
+
+def build_mini(vocabulary: tuple[str, ...], attention: str = "sdpa") -> Mini:
+    """Mini with fresh weights."""
+    config = MINI.model
+    with torch.device("cpu"):
+        transformer = CausalWan(config, attention_backend(attention))
+        autoencoder = TinyAutoencoder(MINI.autoencoder).to(memory_format=torch.channels_last)
+        return Mini(transformer, autoencoder, WordEncoder(vocabulary, config.text_tokens, config.text_dim))
+
+
+def parts_state(parts: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """The tensors of Mini's parts under their prefixes, in fp16 for shipping."""
+    return {
+        f"{name}.{key}": tensor.detach().half().contiguous()
+        for name, part in parts.items()
+        for key, tensor in part.state_dict().items()
+    }

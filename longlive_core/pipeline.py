@@ -1,0 +1,142 @@
+"""Headless use: load the parts once, then prompts -> frames as one generator."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .config import ABSOLUTE_LATENT_FRAMES, MINI, Preset, WindowConfig
+from .geometry import frames_of_seconds, latent_size, num_blocks, num_frames
+from .mini.loader import load_mini
+from .model.causal_wan import CausalWan
+from .rollout.noise import SeededNoise
+from .rollout.prompts import PromptSchedule, Timeline
+from .rollout.rollout import Block, Hook, Script, Switch, rollout
+from .rollout.sigmas import shifted_sigmas
+from .vae.streaming import Decoder, StreamingDecoder
+
+MAX_SECONDS = 24 * 3600.0
+EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make. `window` None is the preset's, with endless positions where a video outgrows absolute ones.
+
+    `past` are clean latents [1, C, T, H, W] of an earlier video, which this one continues; times and
+    `seconds` count from where it ended.
+    """
+
+    schedule: PromptSchedule
+    seconds: float
+    seed: int = 0
+    width: int | None = None
+    height: int | None = None
+    window: WindowConfig | None = None
+    past: Tensor | None = None
+
+
+class Chunk(NamedTuple):
+    """One block: its latents, and the frames [F, H, W, 3] in [0, 1] it adds to the video."""
+
+    block: Block
+    frames: Tensor
+
+
+@dataclass
+class Pipeline:
+    """A transformer, a decoder and a text encoder that belong together."""
+
+    preset: Preset
+    model: CausalWan
+    decoder: Decoder
+    encode_text: EncodeText = field(repr=False)
+
+    def plan(self, request: Request) -> "Plan":
+        """Check a request and settle everything that follows from it; ValueError says what is wrong."""
+        return Plan(self.preset, request)
+
+    def run(self, request: Request, hook: Hook | None = None) -> Iterator[Chunk]:
+        """Yield chunk after chunk; all frames together are round(seconds * 16), the last chunk trimmed."""
+        plan = self.plan(request)
+        decoder = StreamingDecoder(self.decoder)
+        if request.past is not None:
+            decoder.warm(request.past)
+        left = plan.frames
+        for block in self.blocks(plan, hook):
+            frames = decoder.push(block.latents, block.opens_scene)[0, :left].permute(0, 2, 3, 1)
+            left -= len(frames)
+            yield Chunk(block, frames)
+
+    def blocks(self, plan: "Plan", hook: Hook | None = None) -> Iterator[Block]:
+        """Only the latents of a plan."""
+        script = script_of(plan.timeline, self.encode_text, plan.first_block)
+        noise = SeededNoise(plan.request.seed, plan.block_shape)
+        sigmas = shifted_sigmas(self.preset.sigmas)
+        return rollout(self.model, script, noise, sigmas, plan.window, plan.blocks, plan.request.past, hook)
+
+    def stream(self, schedule: PromptSchedule | str, seconds: float, **request) -> Iterator[Tensor]:
+        """Yield frames [F, H, W, 3] in [0, 1] as they are made; keywords are those of Request."""
+        if isinstance(schedule, str):
+            schedule = PromptSchedule.parse(schedule)
+        for chunk in self.run(Request(schedule, seconds, **request)):
+            yield chunk.frames
+
+
+class Plan:
+    """A checked request: how many frames and blocks, which window, when each prompt begins."""
+
+    def __init__(self, preset: Preset, request: Request):
+        self.request = request
+        self.width, self.height = request.width or preset.width, request.height or preset.height
+        latent_height, latent_width = latent_size(self.width, self.height)
+        self.frames = checked_frames(request.seconds)
+        window = request.window or preset.window
+        block = window.block_latent_frames
+        past = 0 if request.past is None else checked_past(request.past, block, latent_height, latent_width)
+        self.first_block = past // block
+        new_frames = self.frames + num_frames(past)
+        self.blocks = range(self.first_block, num_blocks(new_frames, block))
+        self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
+        is_long = self.blocks.stop * block > ABSOLUTE_LATENT_FRAMES
+        self.window = replace(window, endless=True) if is_long and request.window is None else window
+        self.timeline = request.schedule.resolve(block, request.seconds)
+
+
+def checked_frames(seconds: float) -> int:
+    """Pixel frames of a video of that length; ValueError if there can be no such video."""
+    if not math.isfinite(seconds) or seconds <= 0 or seconds > MAX_SECONDS:
+        raise ValueError(f"a video of {seconds} seconds is not possible; choose more than 0 and at most {MAX_SECONDS:g}")
+    return max(1, frames_of_seconds(seconds))
+
+
+def checked_past(past: Tensor, block: int, latent_height: int, latent_width: int) -> int:
+    """Latent frames of the video to continue; ValueError unless they are whole blocks of the same size."""
+    if past.ndim != 5 or past.shape[-2:] != (latent_height, latent_width) or past.shape[2] % block:
+        raise ValueError(
+            f"latents of shape {list(past.shape)} cannot be continued: expected [1, channels, whole blocks of "
+            f"{block} latent frames, {latent_height}, {latent_width}]; use the same size as the earlier video"
+        )
+    return past.shape[2]
+
+
+def script_of(timeline: Timeline, encode_text: EncodeText, first_block: int = 0) -> Script:
+    """A resolved schedule as the rollout's script; prompts are encoded when their block comes."""
+    encode = lru_cache(maxsize=64)(encode_text)
+
+    def script(block: int) -> Switch | None:
+        segment = timeline.opens(block - first_block)
+        return Switch(encode(segment.cue.prompt), segment.cue.policy) if segment else None
+
+    return script
+
+
+def load_pipeline(model: str = "mini", attention: str = "sdpa") -> Pipeline:
+    """The pipeline of that name, on the CPU: `mini` is packaged."""
+    if model != MINI.name:
+        raise ValueError(f"unknown model {model!r}; this release runs {MINI.name!r}")
+    mini = load_mini(attention=attention)
+    return Pipeline(MINI, mini.transformer, mini.autoencoder, mini.encode_text)
