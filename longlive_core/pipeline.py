@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from .config import ABSOLUTE_LATENT_FRAMES, MINI, Preset, WindowConfig
@@ -44,6 +45,10 @@ class Chunk(NamedTuple):
 
     block: Block
     frames: Tensor
+
+    def pictures(self) -> np.ndarray:
+        """The frames as uint8 [F, H, W, 3], as a VideoWriter takes them."""
+        return (self.frames * 255).round().byte().cpu().numpy()
 
 
 @dataclass
@@ -90,7 +95,7 @@ class Plan:
     """A checked request: how many frames and blocks, which window, when each prompt begins."""
 
     def __init__(self, preset: Preset, request: Request):
-        self.request = request
+        self.preset, self.request = preset, request
         self.width, self.height = request.width or preset.width, request.height or preset.height
         latent_height, latent_width = latent_size(self.width, self.height)
         self.frames = checked_frames(request.seconds)
@@ -101,9 +106,21 @@ class Plan:
         new_frames = self.frames + num_frames(past)
         self.blocks = range(self.first_block, num_blocks(new_frames, block))
         self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
-        is_long = self.blocks.stop * block > ABSOLUTE_LATENT_FRAMES
-        self.window = replace(window, endless=True) if is_long and request.window is None else window
+        self.is_long = self.blocks.stop * block > ABSOLUTE_LATENT_FRAMES
+        self.window = replace(window, endless=True) if self.is_long and request.window is None else window
         self.timeline = request.schedule.resolve(block, request.seconds)
+
+    def settings(self) -> dict[str, Any]:
+        """What a video must carry to be made again."""
+        return {
+            "model": self.preset.name,
+            "schedule": self.request.schedule.to_text(),
+            "seconds": self.request.seconds,
+            "seed": self.request.seed,
+            "width": self.width,
+            "height": self.height,
+            "window": asdict(self.window),
+        }
 
 
 def checked_frames(seconds: float) -> int:

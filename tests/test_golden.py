@@ -26,6 +26,7 @@ from longlive_core.weights.lora import merge_lora
 from longlive_core.weights.wan_names import from_wan, our_name
 
 ATOL = 1e-4
+ROPE_GRID = (2, 3, 4)  # frames, rows, columns of the RoPE units
 _spec = importlib.util.spec_from_file_location("seeded", Path(__file__).parent / "golden" / "seeded.py")
 seeded = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(seeded)
@@ -109,10 +110,9 @@ class Recorded:
     def _first_noise(self, latent: torch.Size) -> torch.Tensor:
         if f"{self.prefix}noise" in self.inputs:
             return self.inputs[f"{self.prefix}noise"]
-        frames = json.loads(metadata(self.folder / "dit_inputs.safetensors")["noise_frames"])[f"{self.batch}"]
-        return torch.stack(
-            [seeded.normal(self.seed, f"noise.{b}", (frames, *latent)) for b in range(self.batch)]
-        )
+        frames = int(metadata(self.folder / "dit_inputs.safetensors")["noise_frames"])
+        rows = [seeded.normal(self.seed, f"noise.{b}", (frames, *latent)) for b in range(self.batch)]
+        return torch.stack(rows)[:, : self.frames]
 
     def _renoise(self, block: int, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         if f"{self.prefix}renoise" in self.inputs:
@@ -186,3 +186,70 @@ def test_scenario(dit_golden: Path) -> None:
     close(latents, recorded.golden["latents"], "latents")
     stored = [name for name in recorded.golden if name.startswith("kv.") and ".layer" in name]
     assert recorder.compared == len(stored), "every stored K and V was compared"
+
+
+def test_real_width_layer(golden_dir: Path) -> None:
+    """One layer of the true width, three calls: noisy and clean at position 0, then the next block."""
+    file = golden_dir / "dit_wide1536.safetensors"
+    if not file.exists():
+        pytest.skip("no real-width golden in this folder")
+    golden, meta = load_file(file), metadata(file)
+    seed, config = int(meta["seed"]), model_config(meta["config"])
+    model = seeded_model(config, seed)
+    prompt = seeded.normal(seed, "prompt", (1, config.text_tokens, config.text_dim)) * 0.2
+    prompt[:, 37:] = 0
+    first = golden["call0.x"].transpose(1, 2)
+    scene = Scene(model, first, WindowConfig(), capacity=0)
+    calls = zip(json.loads(meta["timesteps"]), json.loads(meta["starts"]), strict=True)
+    with torch.no_grad():
+        text = model.read_text(prompt)
+        for call, (timestep, start) in enumerate(calls):
+            x, sigma = golden[f"call{call}.x"].transpose(1, 2), timestep / TIMESTEP_SCALE
+            scene.open(start, x.shape[2])
+            flow = scene.flow(x, sigma, text)
+            close(flow.transpose(1, 2), golden[f"call{call}.flow"], f"flow of call {call}")
+            clean = clean_of(x, flow, sigma)
+            close(clean.transpose(1, 2), golden[f"call{call}.x0"], f"x0 of call {call}")
+            keys = scene.cache.layers[0].keys[:, : scene.cache.visible_tokens]
+            close(keys, golden[f"call{call}.k"], f"K after call {call}")
+
+
+@pytest.fixture
+def units(golden_dir: Path) -> dict[str, torch.Tensor]:
+    if not (golden_dir / "units.safetensors").exists():
+        pytest.skip("no units in this folder")
+    return load_file(golden_dir / "units.safetensors")
+
+
+def test_unit_sigmas(units: dict[str, torch.Tensor]) -> None:
+    ours = TIMESTEP_SCALE * torch.tensor(shifted_sigmas(SigmaConfig()))
+    close(ours, units["warped"], "warped timesteps")
+    table = torch.tensor(shifted_sigmas(SigmaConfig(steps=tuple(range(1000, 0, -1)))))
+    close(table, units["sigmas"], "table of sigmas")
+
+
+def test_unit_clean_and_renoise(units: dict[str, torch.Tensor]) -> None:
+    """The reference looks a sigma up by its timestep; here it is carried along."""
+    for i, timestep in enumerate(units["addnoise.t"].tolist()):
+        sigma = nearest(units, timestep)
+        ours = renoise(units["addnoise.x"][i], units["addnoise.noise"][i], sigma)
+        close(ours, units["addnoise.out"][i], f"add noise at {timestep}")
+        ours = clean_of(units["x0.xt"][i], units["x0.flow"][i], sigma)
+        close(ours, units["x0.out"][i], f"x0 at {timestep}")
+
+
+def nearest(units: dict[str, torch.Tensor], timestep: float) -> float:
+    return float(units["sigmas"][(units["timesteps"] - timestep).abs().argmin()])
+
+
+def test_unit_sinusoid(units: dict[str, torch.Tensor]) -> None:
+    close(sinusoid(units["sinusoid.t"], 256).float(), units["sinusoid.256"], "timestep sinusoid")
+
+
+@pytest.mark.parametrize("head_dim", [24, 32, 128])
+@pytest.mark.parametrize("start", [0, 7, 500])
+def test_unit_rope(units: dict[str, torch.Tensor], head_dim: int, start: int) -> None:
+    x = units[f"rope{head_dim}.in"]
+    frames, rows, columns = ROPE_GRID
+    turned = rotate(x, rotation(torch.arange(start, start + frames), rows, columns, head_dim))
+    close(turned, units[f"rope{head_dim}.start{start}"], f"RoPE of head dim {head_dim} from {start}")

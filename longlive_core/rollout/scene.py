@@ -35,15 +35,15 @@ class Scene:
         """Turn to latent frames first .. first + count - 1: their slots, and the rotations of their tokens."""
         self.cache.open(first, count, refresh_sink)
         positions = torch.arange(first, first + count, device=self.model.device)
-        self._rotations = self.model.rotations(positions, self.height, self.width)
+        self.rotations = self.model.rotations(positions, self.height, self.width)
 
     def flow(self, latents: Tensor, sigma: float, text: TextCache) -> Tensor:
         """The model's flow for the open frames at noise level `sigma`."""
-        return self.model(latents, self._timestep(sigma), self._rotations, self.cache, text)
+        return self.model(latents, self._timestep(sigma), self.rotations, self.cache, text)
 
     def remember(self, latents: Tensor, text: TextCache) -> None:
         """Leave the K and V of clean latents in the open frames' slots."""
-        self.model.remember(latents, self._timestep(0.0), self._rotations, self.cache, text)
+        self.model.remember(latents, self._timestep(0.0), self.rotations, self.cache, text)
 
     def append(self, latents: Tensor) -> None:
         """The open frames are finished: these are their clean latents [B, C, T, H, W]."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .autoencoder import train_autoencoder
 from .transformer import train_transformer
+from .tuning import tune
 
 
 def main() -> None:
@@ -22,8 +23,15 @@ def main() -> None:
     transformer.add_argument("--steps", type=int, default=3000)
     transformer.add_argument("--size", type=int, default=64)
     transformer.add_argument("--seed", type=int, default=0)
+    tuning = stages.add_parser("tuning", help="streaming long tuning on the transformer's own rollouts")
+    tuning.add_argument("--folder", type=Path, default=Path("runs/tuning"))
+    tuning.add_argument("--autoencoder", type=Path, default=Path("runs/autoencoder/model.safetensors"))
+    tuning.add_argument("--transformer", type=Path, default=Path("runs/transformer/model.safetensors"))
+    tuning.add_argument("--steps", type=int, default=1000)
+    tuning.add_argument("--size", type=int, default=64)
+    tuning.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
-    {"autoencoder": train_autoencoder, "transformer": train_transformer}[options.pop("stage")](**options)
+    {"autoencoder": train_autoencoder, "transformer": train_transformer, "tuning": tune}[options.pop("stage")](**options)
 
 
 if __name__ == "__main__":

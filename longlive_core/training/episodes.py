@@ -6,6 +6,7 @@ or another one: what the transformer sees long after the sink was made.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -80,13 +81,20 @@ def _coin(rng: torch.Generator) -> bool:
 
 
 class Pool:
-    """Many episodes of every kind, of which a share is shot anew now and then."""
+    """Many episodes of every kind, kept in `path` for a resumed run; a share is shot anew now and then."""
 
-    def __init__(self, autoencoder: TinyAutoencoder, per_kind: int, size: int, rng: torch.Generator):
+    def __init__(
+        self, autoencoder: TinyAutoencoder, per_kind: int, size: int, rng: torch.Generator, path: Path
+    ):
         self._autoencoder, self._per_kind, self._size, self._rng = autoencoder, per_kind, size, rng
         self.kinds = [(switch, is_far) for switch in SWITCHES for is_far in (False, True)]
-        self._episodes = [self._shoot(kind) for kind in tqdm(self.kinds, desc="episodes", mininterval=10)]
+        self._episodes = _load(path) if path.exists() else self._shoot_all(path)
         self._oldest = 0
+
+    def _shoot_all(self, path: Path) -> list[Episodes]:
+        episodes = [self._shoot(kind) for kind in tqdm(self.kinds, desc="episodes", mininterval=10)]
+        torch.save([vars(e) for e in episodes], path)
+        return episodes
 
     def _shoot(self, kind: tuple[int, bool]) -> Episodes:
         return shoot(self._autoencoder, self._per_kind, *kind, self._size, self._rng)
@@ -100,3 +108,7 @@ class Pool:
         """Shoot the next kind anew."""
         self._episodes[self._oldest] = self._shoot(self.kinds[self._oldest])
         self._oldest = (self._oldest + 1) % len(self.kinds)
+
+
+def _load(path: Path) -> list[Episodes]:
+    return [Episodes(**fields) for fields in torch.load(path, weights_only=True)]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-SAVE_SECONDS = 120
+SAVE_SECONDS = 90
 LOG_STEPS = 50
 
 

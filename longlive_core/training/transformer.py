@@ -19,7 +19,7 @@ from .world import vocabulary
 BATCH = 8
 NOISY = 8
 PER_KIND = 90
-REFRESH_STEPS = 60
+REFRESH_STEPS = 100
 OBJECT_WEIGHT = 3.0
 CONTEXT_NOISE = 0.15
 CONTEXT_SHARE = 0.7
@@ -61,7 +61,7 @@ def train_transformer(
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     rng.manual_seed(seed + run.step)  # a resumed run goes on with other films
-    pool = Pool(load_autoencoder(autoencoder), PER_KIND, size, rng)
+    pool = Pool(load_autoencoder(autoencoder), PER_KIND, size, rng, folder / "episodes.pt")
     while not run.is_done:
         if run.step % REFRESH_STEPS == REFRESH_STEPS - 1:
             pool.refresh()

@@ -1,0 +1,18 @@
+"""The nodes of the pack, and the extension that hands them to ComfyUI."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .decode import LongLiveDecode
+from .frame_sink import LongLiveFrameSink
+from .loaders import LongLiveLoadMini
+from .schedule import LongLivePromptSchedule
+from .stream import LongLiveStream
+
+NODES = [LongLiveLoadMini, LongLivePromptSchedule, LongLiveFrameSink, LongLiveStream, LongLiveDecode]
+
+
+class LongLiveExtension(ComfyExtension):
+    """All nodes; ComfyUI asks for them once, after start-up."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,51 @@
+"""LongLiveDecode: latents of a stream -> pictures, block by block."""
+
+from collections.abc import Iterable, Iterator
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host
+from .adapters import BLOCK, decoded, decoder_of, gathered
+from .io_types import CATEGORY, SCENES_KEY
+
+
+class LongLiveDecode(io.ComfyNode):
+    """The frames of a stream again, as an IMAGE batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveDecode",
+            display_name="LongLive: Decode",
+            category=CATEGORY,
+            description=(
+                "Decodes the latents of a stream to pictures, block by block: the very frames of its video, "
+                "scene cuts included. For long videos use the video itself: pictures are all held in memory."
+            ),
+            inputs=[
+                io.Latent.Input("latent", tooltip="The LATENT of LongLive: Stream."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    tooltip="All frames of whole blocks, so up to 11 more than the video has.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, vae) -> io.NodeOutput:
+        decoder, samples = decoder_of(vae), latent["samples"]
+        progress = host.Progress(cls.hidden.unique_id, -(-samples.shape[2] // BLOCK))
+        parts = watched(decoded(decoder, samples.to(vae.device), latent.get(SCENES_KEY, ())), progress)
+        return io.NodeOutput(gathered(samples, parts).flatten(0, 1))
+
+
+def watched(parts: Iterable[Tensor], progress: host.Progress) -> Iterator[Tensor]:
+    """The same parts, counted; stops where the user does."""
+    for part in parts:
+        progress.step()
+        yield part

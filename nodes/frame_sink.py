@@ -1,0 +1,76 @@
+"""LongLiveFrameSink: how far a block looks back, and what a new prompt does to that past."""
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..longlive_core.config import WindowConfig
+from ..longlive_core.rollout.prompts import Policy
+from .io_types import CATEGORY, POSITIONS, WindowChoice, WindowType
+
+DEFAULT = WindowConfig()
+MAX_WINDOW = 1024
+
+
+class LongLiveFrameSink(io.ComfyNode):
+    """Window, sink, switch policy and positions."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveFrameSink",
+            display_name="LongLive: Frame Sink",
+            category=CATEGORY,
+            description=(
+                "How the video remembers: each block sees the first latent frames (the sink), the newest "
+                "ones and itself. Leave this node out for the model's own settings."
+            ),
+            inputs=[
+                io.Int.Input(
+                    "window",
+                    default=DEFAULT.window_latent_frames,
+                    min=0,
+                    max=MAX_WINDOW,
+                    tooltip=(
+                        "Latent frames a block sees in all: sink, newest ones, its own 3. A latent frame is "
+                        "a quarter of a second. 0: everything since the start (memory grows with the video)."
+                    ),
+                ),
+                io.Int.Input(
+                    "sink",
+                    default=DEFAULT.sink_latent_frames,
+                    min=0,
+                    max=DEFAULT.block_latent_frames,
+                    tooltip="First latent frames, never forgotten: the anchor of a long video. 0: no sink.",
+                ),
+                io.Combo.Input(
+                    "on_switch",
+                    options=[policy.value for policy in Policy],
+                    default=Policy.RECACHE.value,
+                    tooltip=(
+                        "What a new prompt does to the past, where its cue names nothing else. recache: the "
+                        "window is recomputed under the new prompt. refresh: the sink too. keep: nothing is. "
+                        "cut: the past is dropped, a new scene begins."
+                    ),
+                ),
+                io.Combo.Input(
+                    "positions",
+                    options=list(POSITIONS),
+                    default=POSITIONS[0],
+                    tooltip=(
+                        "How time is counted. absolute holds the framing better, up to 256 s. endless keeps "
+                        "the sink at a bounded distance, without limit. auto: endless for videos over 256 s."
+                    ),
+                ),
+            ],
+            outputs=[
+                WindowType.Output(
+                    display_name="window", tooltip="Goes into the window input of LongLive: Stream."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, window: int, sink: int, on_switch: str, positions: str) -> io.NodeOutput:
+        config = replace(DEFAULT, window_latent_frames=window or None, sink_latent_frames=sink)
+        return io.NodeOutput(WindowChoice(config, Policy(on_switch), positions))

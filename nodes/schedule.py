@@ -1,0 +1,72 @@
+"""LongLivePromptSchedule: timed prompts, read and encoded."""
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..longlive_core.config import WindowConfig
+from ..longlive_core.rollout.prompts import PromptSchedule, Timeline
+from . import host
+from .io_types import CATEGORY, EncodedSchedule, ScheduleType
+
+EXAMPLE = """0:00 a red circle drifts right over navy
+3s => it turns into a blue star
+6s => it moves over plum and drifts up
+"""
+SHOWN_LINES = 12
+
+
+class LongLivePromptSchedule(io.ComfyNode):
+    """Which prompt begins when."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLivePromptSchedule",
+            display_name="LongLive: Prompt Schedule",
+            category=CATEGORY,
+            description="Timed prompts, one a line. Shows on the node when each of them takes effect.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default=EXAMPLE,
+                    tooltip=(
+                        "One cue a line: a time (5s, 0:05, 1:02.5), optionally => and a policy "
+                        "(recache:, refresh:, keep:, cut:), then the prompt. The first cue is at 0. "
+                        "Indented lines continue a prompt, lines with # are comments. "
+                        "Timeline JSON is read too."
+                    ),
+                ),
+            ],
+            outputs=[
+                ScheduleType.Output(
+                    display_name="schedule", tooltip="The timed prompts, encoded. Goes into LongLive: Stream."
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip, prompts: str) -> io.NodeOutput:
+        schedule = PromptSchedule.parse(prompts)
+        text = shown(schedule.resolve(WindowConfig().block_latent_frames))
+        host.show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(EncodedSchedule(schedule, encoded(clip, schedule)), ui=ui.PreviewText(text))
+
+
+def encoded(clip, schedule: PromptSchedule) -> dict[str, Tensor]:
+    """Every prompt of the schedule, encoded once."""
+    embeds: dict[str, Tensor] = {}
+    for cue in schedule.cues:
+        if cue.prompt not in embeds:
+            host.throw_if_interrupted()
+            embeds[cue.prompt] = clip.encode_from_tokens(clip.tokenize(cue.prompt)).cpu()
+    return embeds
+
+
+def shown(timeline: Timeline) -> str:
+    """When each cue takes effect, as lines; the first ones of very many."""
+    lines = [*timeline.warnings, *timeline.report()]
+    more = len(lines) - SHOWN_LINES
+    return "\n".join(lines if more <= 0 else [*lines[:SHOWN_LINES], f"and {more} more"])

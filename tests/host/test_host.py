@@ -1,0 +1,210 @@
+"""The pack in a real ComfyUI, over HTTP and WebSocket."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from longlive_core import PromptSchedule, load_pipeline
+from longlive_core.geometry import FRAME_RATE
+from longlive_core.video import read_settings
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+NODES = (
+    "LongLiveLoadMini",
+    "LongLivePromptSchedule",
+    "LongLiveFrameSink",
+    "LongLiveStream",
+    "LongLiveDecode",
+)
+PROMPTS = "0 a red circle drifts right over navy\n1s => it turns into a blue star\n"
+SECONDS = 2.0
+
+
+def small_prompt(prompts: str = PROMPTS, **stream) -> dict:
+    """Mini, a schedule, a stream, saved: the shortest graph that makes a video."""
+    settings = {"width": 64, "height": 64, "seconds": SECONDS, "seed": 3, **stream}
+    links = {"model": ["1", 0], "schedule": ["2", 0], "vae": ["1", 2]}
+    save = {"video": ["3", 0], "filename_prefix": "small", "format": "auto", "codec": "auto"}
+    return {
+        "1": {"class_type": "LongLiveLoadMini", "inputs": {}},
+        "2": {"class_type": "LongLivePromptSchedule", "inputs": {"clip": ["1", 1], "prompts": prompts}},
+        "3": {"class_type": "LongLiveStream", "inputs": links | settings},
+        "4": {"class_type": "SaveVideo", "inputs": save},
+    }
+
+
+def shortened(prompt: dict, seconds: float) -> dict:
+    """The same graph for a short video: times of cues shrink with it."""
+    streams = [node["inputs"] for node in prompt.values() if node["class_type"] == "LongLiveStream"]
+    scale = seconds / max(inputs["seconds"] for inputs in streams)
+    for inputs in streams:
+        inputs["seconds"] = seconds
+    for node in prompt.values():
+        if node["class_type"] == "LongLivePromptSchedule":
+            schedule = PromptSchedule.parse(node["inputs"]["prompts"])
+            cues = tuple(replace(cue, seconds=cue.seconds * scale) for cue in schedule.cues)
+            node["inputs"]["prompts"] = replace(schedule, cues=cues).to_text()
+    return prompt
+
+
+def frames_of(path: Path) -> tuple[int, float]:
+    """Frames of a video, counted by decoding them all, and frames per second."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return sum(1 for _ in container.decode(stream)), float(stream.average_rate)
+
+
+def pictures_of(server, images: list[dict]) -> np.ndarray:
+    """The pictures that a preview node wrote, [F, H, W, 3] uint8."""
+    return np.stack([np.asarray(Image.open(server.path_of(image)).convert("RGB")) for image in images])
+
+
+def headless(prompts: str, seconds: float, seed: int) -> np.ndarray:
+    """The same frames from the Python package, as PreviewImage rounds them."""
+    with torch.inference_mode():
+        frames = torch.cat(list(load_pipeline().stream(prompts, seconds, seed=seed)))
+    return (frames * 255).byte().numpy()
+
+
+def test_pack_loads_without_a_warning(server):
+    lines = [line for line in server.log.splitlines() if "longlive" in line.lower()]
+    assert lines and all("seconds: " in line for line in lines), lines
+    assert "IMPORT FAILED" not in server.log and "Traceback" not in server.log
+
+
+def test_every_node_is_there_and_explains_itself(server, object_info):
+    for name in NODES:
+        info = object_info[name]
+        assert info["category"] == "LongLive" and info["description"], name
+        inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        for input_name, declared in inputs.items():
+            assert declared[1].get("tooltip"), (name, input_name)
+        assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"]), name
+        assert server.status_of(f"/extensions/ComfyUI-LongLive/docs/{name}.md") == 200, name
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflow_makes_the_video_asked_for(server, object_info, comfy, file):
+    prompt = shortened(comfy.as_prompt(json.loads(file.read_text()), object_info), SECONDS)
+    run = server.run(prompt)
+    assert run.has_succeeded, run.history["status"]
+    saves = [key for key, node in prompt.items() if node["class_type"] == "SaveVideo"]
+    assert saves
+    for key in saves:
+        path = server.path_of(run.outputs[key]["images"][0])
+        assert frames_of(path) == (round(SECONDS * FRAME_RATE), FRAME_RATE)
+        assert read_settings(path)["seconds"] == SECONDS
+    assert len(run.previews) >= 3 * len(saves)
+    assert {Image.open(io.BytesIO(preview)).format for preview in run.previews} == {"JPEG"}
+    assert any("block 2/3" in text and "fps" in text and "s left" in text for text in run.texts)
+    assert any("takes effect at" in text for text in run.texts)
+
+
+def test_same_inputs_are_served_from_the_cache_and_another_seed_is_not(server):
+    first = server.run(small_prompt(seed=11))
+    assert first.has_succeeded and "3" not in first.event("execution_cached")["nodes"]
+    assert "3" in server.run(small_prompt(seed=11)).event("execution_cached")["nodes"]
+    other = server.run(small_prompt(seed=12))
+    cached = other.event("execution_cached")["nodes"]
+    assert "3" not in cached and {"1", "2"} <= set(cached) and other.previews
+
+
+def test_interrupt_keeps_what_was_made_and_the_server_goes_on(server):
+    folder = server.base / "output" / "longlive"
+    before = set(folder.glob("stream_*"))
+    run = server.run(small_prompt(seconds=900.0, seed=5), interrupt_after=3)
+    assert run.event("execution_interrupted") and not run.has_succeeded
+    (kept,) = set(folder.glob("stream_*")) - before
+    frames, rate = frames_of(kept)
+    assert 33 <= frames < 900 * FRAME_RATE and rate == FRAME_RATE
+    assert read_settings(kept)["seed"] == 5
+    assert any("stopped" in text and kept.name in text for text in run.texts)
+    after = server.run(small_prompt(seed=6))
+    assert after.has_succeeded
+    assert set(folder.glob("stream_*")) - before == {kept}, "a finished stream leaves nothing behind"
+
+
+def test_stock_nodes_take_the_clip_and_the_vae(server):
+    prompt = small_prompt(seconds=2.8125)  # 45 frames: four whole blocks
+    prompt |= {
+        "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red circle"}},
+        "6": {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}},
+        "7": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 1], "vae": ["1", 2]}},
+        "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
+        "9": {"class_type": "LongLiveDecode", "inputs": {"latent": ["3", 1], "vae": ["1", 2]}},
+        "10": {"class_type": "PreviewImage", "inputs": {"images": ["9", 0]}},
+        "11": {"class_type": "VAEEncode", "inputs": {"pixels": ["7", 0], "vae": ["1", 2]}},
+        "12": {
+            "class_type": "LongLiveStream",
+            "inputs": {**prompt["3"]["inputs"], "continue_from": ["11", 0]},
+        },
+    }
+    run = server.run(prompt)
+    assert run.has_succeeded, run.history["status"]
+    stock, ours = (pictures_of(server, run.outputs[key]["images"]) for key in ("8", "10"))
+    assert np.array_equal(stock, ours)
+    close = np.abs(stock.astype(int) - headless(PROMPTS, 2.8125, 3)) <= 1
+    assert close.mean() > 0.999, "host and headless frames differ"
+    assert frames_of(server.path_of(run.outputs["12"]["images"][0]))[0] == 45
+
+
+def test_decode_knows_scene_cuts_and_a_stream_can_be_continued(server):
+    prompts = "0 a red circle drifts right over navy\n1s => cut: a blue star rests over plum\n"
+    prompt = small_prompt(prompts, seconds=2.8125)
+    more = {**prompt["3"]["inputs"], "continue_from": ["3", 1], "schedule": ["7", 0], "seconds": 1.5}
+    prompt |= {
+        "5": {"class_type": "LongLiveDecode", "inputs": {"latent": ["3", 1], "vae": ["1", 2]}},
+        "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}},
+        "7": {
+            "class_type": "LongLivePromptSchedule",
+            "inputs": {"clip": ["1", 1], "prompts": "it turns red"},
+        },
+        "8": {"class_type": "LongLiveStream", "inputs": more},
+        "9": {"class_type": "LongLiveDecode", "inputs": {"latent": ["8", 1], "vae": ["1", 2]}},
+        "10": {"class_type": "PreviewImage", "inputs": {"images": ["9", 0]}},
+    }
+    run = server.run(prompt)
+    assert run.has_succeeded, run.history["status"]
+    first, both = (pictures_of(server, run.outputs[key]["images"]) for key in ("6", "10"))
+    close = np.abs(first.astype(int) - headless(prompts, 2.8125, 3)) <= 1
+    assert close.mean() > 0.999, "host and headless frames differ"
+    assert np.array_equal(both[:45], first) and len(both) == 45 + 24
+    assert frames_of(server.path_of(run.outputs["8"]["images"][0]))[0] == 24
+
+
+BAD = {
+    "bad time": (small_prompt("0 a red circle\nsoon => a star"), "line 2, column 1"),
+    "empty": (small_prompt("\n"), "the schedule is empty"),
+    "late first cue": (small_prompt("5s => a red circle"), "line 1, column 1: the first cue is at 5s"),
+    "beyond the end": (small_prompt("0 a red circle\n9s => a star"), "after the video's end at 2s"),
+    "size": (small_prompt(width=70), "multiples of 16"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_sentence(server, name):
+    prompt, sentence = BAD[name]
+    error = server.run(prompt).event("execution_error")
+    assert sentence in error["exception_message"]
+
+
+def test_a_window_that_cannot_hold_sink_and_block_is_refused(server):
+    prompt = small_prompt()
+    sink = {"window": 4, "sink": 3, "on_switch": "recache", "positions": "auto"}
+    prompt["5"] = {"class_type": "LongLiveFrameSink", "inputs": sink}
+    prompt["3"]["inputs"]["window"] = ["5", 0]
+    error = server.run(prompt).event("execution_error")
+    assert error["node_id"] == "5" and "cannot hold the sink" in error["exception_message"]
+
+
+def test_a_long_schedule_and_other_scripts_pass(server):
+    cues = "".join(f"{i * 0.0002:.4f} => a red circle ⭐ {i}\n" for i in range(1000))
+    assert server.run(small_prompt("0 دائرة red circle 🔴\n" + cues, seconds=1.0)).has_succeeded
