@@ -21,10 +21,11 @@ from .video import VideoWriter, read_settings
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+MAX_LINES = 20
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 with one sentence on bad input, 130 on Ctrl-C with what was made kept."""
+    """Run a command; 0 on success, 2 and one sentence on bad input, 130 on Ctrl-C (what was made is kept)."""
     options = build_parser().parse_args(arguments)
     try:
         options.command(options)
@@ -46,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     prompts = make.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--schedule", type=Path, metavar="FILE", help="timed prompts: text, JSON or JSONL")
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for the whole video")
-    make.add_argument("--switch-frames", type=frame_list, default=(), metavar="N,N", help="with a JSONL schedule")
+    make.add_argument(
+        "--switch-frames", type=frame_list, default=(), metavar="N,N", help="with a JSONL schedule"
+    )
     make.add_argument("--seconds", type=float, required=True, help="length of the video")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--model", default="mini", help="mini (packaged)")
@@ -87,15 +90,17 @@ def generate(options: argparse.Namespace) -> None:
     request = request_from(options)
     pipeline = load_pipeline(options.model, options.attention)
     plan = pipeline.plan(request)
-    for line in (*plan.timeline.report(), *plan.timeline.warnings):
-        print(line, file=sys.stderr)
-    check_folder(options.out)
+    for path in filter(None, (options.out, options.contact_sheet)):
+        check_writable(path)
+    announce(plan.timeline.report())
+    announce(plan.timeline.warnings)
     sheet = ContactSheet(plan.frames)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(VideoWriter(options.out, plan.width, plan.height, settings_of(options, plan)))
+        writer = stack.enter_context(
+            VideoWriter(options.out, plan.width, plan.height, settings_of(options, plan))
+        )
         if options.contact_sheet:
-            check_folder(options.contact_sheet)
             stack.callback(lambda: sheet.save(options.contact_sheet) if writer.num_frames else None)
         bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0"))
         for chunk in pipeline.run(request):
@@ -105,6 +110,15 @@ def generate(options: argparse.Namespace) -> None:
             bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
             bar.update(len(frames))
     print(f"{options.out}: {writer.num_frames} frames")
+
+
+def announce(lines: tuple[str, ...]) -> None:
+    """Print the first lines, and how many more there are."""
+    shown = (
+        lines if len(lines) <= MAX_LINES else (*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more")
+    )
+    for line in shown:
+        print(line, file=sys.stderr)
 
 
 def request_from(options: argparse.Namespace) -> Request:
@@ -141,7 +155,7 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not a UTF-8 text file ({error})") from error
 
 
-def check_folder(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuse an output that cannot be written before anything is made."""
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):

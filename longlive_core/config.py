@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-ABSOLUTE_LATENT_FRAMES = 1024  # up to here (256 s) absolute positions hold the framing better than endless ones
+ABSOLUTE_LATENT_FRAMES = (
+    1024  # up to here (256 s) absolute positions hold the framing better than endless ones
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class WindowConfig:
     def __post_init__(self):
         block, sink, window = self.block_latent_frames, self.sink_latent_frames, self.window_latent_frames
         if block < 1 or sink < 0:
-            raise ValueError(f"a block of {block} and a sink of {sink} latent frames are not possible; try 3 and 3")
+            raise ValueError(
+                f"a block of {block} and a sink of {sink} latent frames are not possible; try 3 and 3"
+            )
         if window is not None and sink > block:
             raise ValueError(
                 f"a sink of {sink} latent frames is longer than the block of {block}: "

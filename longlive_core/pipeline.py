@@ -25,7 +25,7 @@ EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
 
 @dataclass(frozen=True)
 class Request:
-    """What to make. `window` None is the preset's, with endless positions where a video outgrows absolute ones.
+    """What to make. `window` None is the preset's, endless where a video outgrows absolute positions.
 
     `past` are clean latents [1, C, T, H, W] of an earlier video, which this one continues; times and
     `seconds` count from where it ended.
@@ -126,7 +126,9 @@ class Plan:
 def checked_frames(seconds: float) -> int:
     """Pixel frames of a video of that length; ValueError if there can be no such video."""
     if not math.isfinite(seconds) or seconds <= 0 or seconds > MAX_SECONDS:
-        raise ValueError(f"a video of {seconds} seconds is not possible; choose more than 0 and at most {MAX_SECONDS:g}")
+        raise ValueError(
+            f"a video of {seconds} seconds is not possible; choose more than 0 and at most {MAX_SECONDS:g}"
+        )
     return max(1, frames_of_seconds(seconds))
 
 
@@ -134,7 +136,7 @@ def checked_past(past: Tensor, block: int, latent_height: int, latent_width: int
     """Latent frames of the video to continue; ValueError unless they are whole blocks of the same size."""
     if past.ndim != 5 or past.shape[-2:] != (latent_height, latent_width) or past.shape[2] % block:
         raise ValueError(
-            f"latents of shape {list(past.shape)} cannot be continued: expected [1, channels, whole blocks of "
+            f"latents of shape {list(past.shape)} cannot be continued: expected [1, channels, blocks of "
             f"{block} latent frames, {latent_height}, {latent_width}]; use the same size as the earlier video"
         )
     return past.shape[2]

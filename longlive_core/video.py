@@ -1,6 +1,7 @@
-"""Frames -> an H.264 mp4 that grows while it is made, and the settings it carries. Knows nothing of models."""
+"""Frames -> an H.264 mp4 that grows while it is made, with the settings it was made with; no models here."""
 
 import json
+import logging
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +14,44 @@ from .geometry import FRAME_RATE
 
 METADATA_KEY = "longlive"
 _GROWING = {"movflags": "frag_keyframe+empty_moov+default_base_moof+use_metadata_tags"}
-_FINISHED = {"movflags": "faststart+use_metadata_tags"}
+_FINISHED = {"movflags": "use_metadata_tags"}
 _ENCODER = {"crf": "16", "preset": "veryfast", "g": "12"}
+
+logger = logging.getLogger("longlive")
+
+
+class _Sink:
+    """A file for the muxer that keeps the first failure for us: the muxer itself would crash on it."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb", buffering=0)
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self.error is None:
+                self._file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def check(self) -> None:
+        """Raise the failure, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _SeekableSink(_Sink):
+    """The same for a muxer that goes back to fill in sizes."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 class VideoWriter:
@@ -27,11 +64,13 @@ class VideoWriter:
         self.path = Path(path)
         self.num_frames = 0
         self._metadata = {METADATA_KEY: json.dumps(settings or {}, ensure_ascii=False)}
-        self._container = av.open(str(self.path), "w", format="mp4", options=_GROWING)
+        self._sink = _Sink(self.path)
+        self._container = av.open(self._sink, "w", format="mp4", options=_GROWING)
         self._container.metadata.update(self._metadata)
         self._stream = self._container.add_stream("libx264", rate=FRAME_RATE, options=_ENCODER)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.time_base = Fraction(1, FRAME_RATE)
+        self._is_open = True
 
     def append(self, frames: np.ndarray) -> None:
         """Frames uint8 [F, H, W, 3]. Raises OSError when they cannot be written."""
@@ -40,32 +79,44 @@ class VideoWriter:
             frame.pts = self.num_frames
             self._container.mux(self._stream.encode(frame))
             self.num_frames += 1
+        self._sink.check()
 
     def close(self) -> None:
         """Write what the encoder still holds, then turn the file into an ordinary mp4."""
-        if self._container is None:
+        if not self._is_open:
             return
-        container, self._container = self._container, None
-        try:
-            container.mux(self._stream.encode(None))
-        finally:
-            container.close()
-        if self.num_frames:
+        self._is_open = False
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        self._sink.close()
+        if self.num_frames and self._sink.error is None:
             self._finish()
 
     def _finish(self) -> None:
+        """Remux without fragments; where that fails, the fragmented file is complete and stays."""
         part = self.path.with_name(self.path.name + ".part")
         try:
-            with av.open(str(self.path)) as grown, av.open(str(part), "w", format="mp4", options=_FINISHED) as out:
-                out.metadata.update(self._metadata)
-                stream = out.add_stream_from_template(grown.streams.video[0])
-                for packet in grown.demux(video=0):
-                    if packet.dts is not None:
-                        packet.stream = stream
-                        out.mux(packet)
+            sink = _SeekableSink(part)
+            self._remux(sink)
+            sink.check()
             os.replace(part, self.path)
+        except OSError as error:
+            logger.warning("%s stays a fragmented mp4: %s", self.path, error)
         finally:
             part.unlink(missing_ok=True)
+
+    def _remux(self, sink: _SeekableSink) -> None:
+        with (
+            av.open(str(self.path)) as grown,
+            av.open(sink, "w", format="mp4", options=_FINISHED) as finished,
+        ):
+            finished.metadata.update(self._metadata)
+            stream = finished.add_stream_from_template(grown.streams.video[0])
+            for packet in grown.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    finished.mux(packet)
+        sink.close()
 
     def __enter__(self) -> "VideoWriter":
         return self

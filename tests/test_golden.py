@@ -142,7 +142,11 @@ class Recorder(Hook):
         if step == 0 and (name := f"flow.block{block:02d}.step0") in self.golden:
             close(flow.transpose(1, 2), self.golden[name], name)
         if "x0_steps" in self.golden:
-            close(clean.transpose(1, 2), self.golden["x0_steps"][block, step], f"x0 of block {block} step {step}")
+            close(
+                clean.transpose(1, 2),
+                self.golden["x0_steps"][block, step],
+                f"x0 of block {block} step {step}",
+            )
 
     def on_commit(self, block, cache):
         self.compare(f"kv.block{block:02d}", cache)
@@ -180,7 +184,13 @@ def test_scenario(dit_golden: Path) -> None:
     recorder = Recorder(recorded)
     blocks = range(recorded.frames // recorded.block)
     made = rollout(
-        recorded.model(), recorded.script, recorded.noise, recorded.sigmas(), recorded.window(), blocks, hook=recorder
+        recorded.model(),
+        recorded.script,
+        recorded.noise,
+        recorded.sigmas(),
+        recorded.window(),
+        blocks,
+        hook=recorder,
     )
     latents = torch.cat([block.latents for block in made], dim=2).transpose(1, 2)
     close(latents, recorded.golden["latents"], "latents")

@@ -1,4 +1,4 @@
-"""Switch policies, endless positions, continuing, determinism, and what goes wrong, on a tiny random model."""
+"""Switch policies, endless positions, continuing, determinism and failures, on a tiny random model."""
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=3, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4
 )
 SHAPE = (1, 4, 3, 4, 6)
+DEFAULT_WINDOW = WindowConfig()
 SIGMAS = shifted_sigmas(SigmaConfig())
 PROMPTS = torch.randn(2, 1, 4, 8, generator=torch.Generator().manual_seed(5))
 
@@ -30,7 +31,11 @@ def model() -> CausalWan:
     return model
 
 
-def make(model, count=8, window=WindowConfig(), seed=0, shape=SHAPE, switch=None, **options) -> torch.Tensor:
+def one_prompt(block: int) -> Switch | None:
+    return None if block else Switch(PROMPTS[0])
+
+
+def make(model, count=8, window=DEFAULT_WINDOW, seed=0, shape=SHAPE, switch=None, **options) -> torch.Tensor:
     def script(block):
         if block == options.get("start", 0):
             return Switch(PROMPTS[0])
@@ -38,7 +43,14 @@ def make(model, count=8, window=WindowConfig(), seed=0, shape=SHAPE, switch=None
 
     blocks = range(options.get("start", 0), options.get("start", 0) + count)
     made = rollout(
-        model, script, SeededNoise(seed, shape), SIGMAS, window, blocks, options.get("past"), options.get("hook")
+        model,
+        script,
+        SeededNoise(seed, shape),
+        SIGMAS,
+        window,
+        blocks,
+        options.get("past"),
+        options.get("hook"),
     )
     return torch.cat([block.latents for block in made], dim=2)
 
@@ -160,8 +172,8 @@ def test_the_hook_sees_every_step_and_can_stop(model) -> None:
     hook, kept = Counting(), []
     with pytest.raises(Stop):
         for block in rollout(
-            model, lambda b: None if b else Switch(PROMPTS[0]), SeededNoise(0, SHAPE), SIGMAS, WindowConfig(), range(9), None, hook
-        ):  # fmt: skip
+            model, one_prompt, SeededNoise(0, SHAPE), SIGMAS, DEFAULT_WINDOW, range(9), hook=hook
+        ):
             kept.append(block)
     assert len(kept) == 2 and hook.steps == [(b, s) for b in (0, 1) for s in range(4)] + [(2, 0)]
 
@@ -172,7 +184,9 @@ def test_not_finite_output_names_the_block_and_keeps_the_rest(model) -> None:
 
     kept = []
     with pytest.raises(RolloutError, match="block 3") as caught:
-        for block in rollout(model, lambda b: None if b else Switch(PROMPTS[0]), noise, SIGMAS, WindowConfig(), range(9)):
+        for block in rollout(
+            model, lambda b: None if b else Switch(PROMPTS[0]), noise, SIGMAS, WindowConfig(), range(9)
+        ):
             kept.append(block)
     assert caught.value.block == 3 and len(kept) == 3
 

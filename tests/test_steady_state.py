@@ -83,7 +83,9 @@ def test_one_steady_block_copies_no_keys_and_never_syncs(model, endless) -> None
     for sync in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal"):
         assert not operations.calls[sync], operations.calls
     assert len(scene.cache.slices) == 1
-    assert operations.calls["copy_"] == 2 * CONFIG.num_layers * 5, "K and V of two layers, written once a pass"
+    assert operations.calls["copy_"] == 2 * CONFIG.num_layers * 5, (
+        "K and V of two layers, written once a pass"
+    )
 
 
 @pytest.mark.parametrize("endless", [False, True])

@@ -41,7 +41,9 @@ def load_mini(weights: Path = WEIGHTS, attention: str = "sdpa") -> Mini:
         mini = build_mini(vocabulary, attention)
         for name, part in mini._asdict().items():
             prefix = f"{name}."
-            part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            part.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(

@@ -56,6 +56,6 @@ def attention_backend(name: str = "sdpa") -> Attend:
         return make()
     except ImportError as error:
         raise ValueError(
-            f"attention backend {name!r} needs the package {package}, which cannot be imported here ({error}); "
+            f"attention backend {name!r} needs the package {package}, which cannot be imported ({error}); "
             "install it or choose sdpa"
         ) from error

@@ -100,7 +100,9 @@ class KVCache:
         """
         self.end = first + count
         if self.end > self.frames and self.window.window_latent_frames is None:
-            raise ValueError(f"full attention was given room for {self.frames} latent frames, {self.end} needed")
+            raise ValueError(
+                f"full attention was given room for {self.frames} latent frames, {self.end} needed"
+            )
         slots = [self.slot(frame) for frame in range(first, self.end)]
         if refresh_sink:
             slots[: self.sink] = range(self.sink)

@@ -75,7 +75,7 @@ class CausalWan(nn.Module):
 
     def _embed(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> tokens [B, L, E], time embedding [B', L', E] and modulation [B', L', 6, E]; L' is L or 1."""
-        batch, _, frames, height, width = latents.shape
+        batch, _, frames = latents.shape[:3]
         x = latents.to(self.dtype).unflatten(3, (-1, PATCH)).unflatten(5, (-1, PATCH))
         x = x.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, self.patch_embedding.in_features)
         time = self.time_embedding(sinusoid(timesteps, self.config.freq_dim).to(self.dtype))

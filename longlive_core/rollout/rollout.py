@@ -124,7 +124,7 @@ def recache(scene: Scene, text: TextCache, policy: Policy) -> bool:
     """Bring the past under a new prompt (paper section 3.2); True if the window was recomputed.
 
     As long as the past fits the window all of it is recomputed, the sink included, whatever the policy.
-    Later, with the sink kept, only the ring is: LongLive v1.0 also runs the oldest frames but drops the result.
+    Later, with the sink kept, only the ring is: LongLive v1.0 also runs the oldest frames, in vain.
     """
     if policy is Policy.CUT:
         scene.clear()
@@ -141,7 +141,12 @@ def recache(scene: Scene, text: TextCache, policy: Policy) -> bool:
 
 @torch.no_grad()
 def open_scene(
-    model: CausalWan, text: TextCache, like: Tensor, window: WindowConfig, num_blocks: int, past: Tensor | None
+    model: CausalWan,
+    text: TextCache,
+    like: Tensor,
+    window: WindowConfig,
+    num_blocks: int,
+    past: Tensor | None,
 ) -> Scene:
     """An empty past, or the one that `past` latents leave: its first frames the sink, its last the ring."""
     past_frames = 0 if past is None else past.shape[2]

@@ -16,7 +16,7 @@ class Scene:
     """Opens latent frames, asks the model for their flow, and leaves their K and V behind."""
 
     def __init__(self, model: CausalWan, like: Tensor, window: WindowConfig, capacity: int):
-        """`like`: latents of one block [B, C, T, H, W]; `capacity`: latent frames that full attention needs."""
+        """`like`: latents of one block [B, C, T, H, W]; `capacity`: latent frames for full attention."""
         self.model = model
         batch, _, _, self.height, self.width = like.shape
         buffer = torch.empty(0, device=model.device, dtype=model.dtype)
@@ -32,7 +32,7 @@ class Scene:
         self.end = 0
 
     def open(self, first: int, count: int, refresh_sink: bool = False) -> None:
-        """Turn to latent frames first .. first + count - 1: their slots, and the rotations of their tokens."""
+        """Turn to latent frames first .. first + count - 1: their slots and their rotations."""
         self.cache.open(first, count, refresh_sink)
         positions = torch.arange(first, first + count, device=self.model.device)
         self.rotations = self.model.rotations(positions, self.height, self.width)

@@ -1,37 +1,56 @@
-"""`python -m longlive_core.training autoencoder --folder runs/autoencoder`: train the parts of LongLive Mini."""
+"""`python -m longlive_core.training STAGE`: train, package and measure LongLive Mini."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+from ..mini.loader import WEIGHTS
 from .autoencoder import train_autoencoder
+from .evaluate import evaluate
+from .package import package
 from .transformer import train_transformer
 from .tuning import tune
+
+AUTOENCODER = Path("runs/autoencoder/model.safetensors")
+TRANSFORMER = Path("runs/transformer/model.safetensors")
+TUNING = Path("runs/tuning/model.safetensors")
 
 
 def main() -> None:
     """Read the arguments and run one stage."""
     parser = argparse.ArgumentParser(prog="python -m longlive_core.training", description=__doc__)
-    stages = parser.add_subparsers(dest="stage", required=True)
-    autoencoder = stages.add_parser("autoencoder", help="frames <-> latents")
-    autoencoder.add_argument("--folder", type=Path, default=Path("runs/autoencoder"))
-    autoencoder.add_argument("--steps", type=int, default=4000)
-    autoencoder.add_argument("--size", type=int, default=64)
-    autoencoder.add_argument("--seed", type=int, default=0)
-    transformer = stages.add_parser("transformer", help="prompts and past latents -> next latents")
-    transformer.add_argument("--folder", type=Path, default=Path("runs/transformer"))
-    transformer.add_argument("--autoencoder", type=Path, default=Path("runs/autoencoder/model.safetensors"))
-    transformer.add_argument("--steps", type=int, default=3000)
-    transformer.add_argument("--size", type=int, default=64)
-    transformer.add_argument("--seed", type=int, default=0)
-    tuning = stages.add_parser("tuning", help="streaming long tuning on the transformer's own rollouts")
-    tuning.add_argument("--folder", type=Path, default=Path("runs/tuning"))
-    tuning.add_argument("--autoencoder", type=Path, default=Path("runs/autoencoder/model.safetensors"))
-    tuning.add_argument("--transformer", type=Path, default=Path("runs/transformer/model.safetensors"))
-    tuning.add_argument("--steps", type=int, default=1000)
-    tuning.add_argument("--size", type=int, default=64)
-    tuning.add_argument("--seed", type=int, default=0)
+    stages = parser.add_subparsers(required=True, metavar="STAGE")
+    training = [
+        _stage(stages, "autoencoder", train_autoencoder, "frames <-> latents", 4000),
+        _stage(stages, "transformer", train_transformer, "prompts and past latents -> next latents", 2500),
+        _stage(stages, "tuning", tune, "streaming long tuning on the transformer's own rollouts", 1000),
+    ]
+    for stage in training[1:]:
+        stage.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
+    training[2].add_argument("--transformer", type=Path, default=TRANSFORMER)
+    packing = stages.add_parser("package", help="trained parts -> the file that ships")
+    packing.set_defaults(command=package)
+    packing.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
+    packing.add_argument("--generator", type=Path, default=TUNING)
+    packing.add_argument("--out", type=Path, default=WEIGHTS)
+    measuring = stages.add_parser("evaluate", help="the judge's figures on held-out combinations")
+    measuring.set_defaults(command=evaluate)
+    measuring.add_argument("--weights", type=Path, default=WEIGHTS)
+    measuring.add_argument("--videos", type=int, default=64)
+    measuring.add_argument("--ablation", type=int, default=0, metavar="VIDEOS")
+    measuring.add_argument("--out", type=Path)
     options = vars(parser.parse_args())
-    {"autoencoder": train_autoencoder, "transformer": train_transformer, "tuning": tune}[options.pop("stage")](**options)
+    options.pop("command")(**options)
+
+
+def _stage(stages: argparse._SubParsersAction, name: str, command: Callable, text: str, steps: int):
+    stage = stages.add_parser(name, help=text)
+    stage.set_defaults(command=command)
+    stage.add_argument("--folder", type=Path, default=Path("runs") / name)
+    stage.add_argument("--steps", type=int, default=steps)
+    stage.add_argument("--size", type=int, default=64)
+    stage.add_argument("--seed", type=int, default=0)
+    return stage
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train LongLive Mini's autoencoder on the procedural world: `python -m longlive_core.training autoencoder`."""
+"""Train LongLive Mini's autoencoder on films of the procedural world."""
 
 import math
 from pathlib import Path
@@ -98,4 +98,3 @@ def finish(run: Run, size: int) -> None:
 def psnr(decoded: Tensor, frames: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of frames in [0, 1]."""
     return -10 * math.log10(float((decoded.clamp(0, 1) - frames).square().mean()) + 1e-12)
-

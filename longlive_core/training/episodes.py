@@ -1,8 +1,8 @@
 """Episodes: short encoded films of the procedural world, the training data of Mini's transformer.
 
 An episode has 11 blocks of latents with one change of attributes at a block boundary. A near one is a video
-from its start. A far one begins with the first block of a video and goes on somewhere in the middle of the same
-or another one: what the transformer sees long after the sink was made.
+from its start. A far one begins with the first block of a video and goes on somewhere in the middle of the
+same or another one: what the transformer sees long after the sink was made.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..geometry import TIME_STRIDE, num_frames
 from ..vae.tiny import TinyAutoencoder
 from .autoencoder import object_mask
-from .world import Attributes, Motion, change_prompt, film, random_attributes, random_change
+from .world import Motion, change_prompt, film, random_attributes, random_change
 
 BLOCK = 3
 NUM_BLOCKS = 11

@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from .muon import Muon
+
 SAVE_SECONDS = 90
 LOG_STEPS = 50
 
@@ -29,18 +31,57 @@ def cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (steps - warmup))))
 
 
+class MuonAndAdam:
+    """Muon for the matrices of the transformer's layers, AdamW for all others; one rate for both."""
+
+    def __init__(self, model: nn.Module, lr: float):
+        matrices = {n: p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2}
+        others = [p for n, p in model.named_parameters() if n not in matrices]
+        self._parts = (
+            Muon(list(matrices.values()), lr),
+            torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.01),
+        )
+
+    def set_rate(self, lr: float) -> None:
+        """The learning rate of the next step."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict]:
+        return [part.state_dict() for part in self._parts]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict(state)
+
+
 class Run:
-    """One training run in a folder: resumes from `last.pt`, logs to `log.jsonl`, exports `model.safetensors`."""
+    """One training run in a folder: `last.pt` to resume, `log.jsonl`, `model.safetensors` at the end."""
 
     def __init__(
         self,
         folder: Path,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | MuonAndAdam,
         average: AveragedModel,
         steps: int,
     ):
-        self.folder, self.model, self.optimizer, self.average, self.steps = folder, model, optimizer, average, steps
+        self.folder, self.model, self.optimizer, self.average, self.steps = (
+            folder,
+            model,
+            optimizer,
+            average,
+            steps,
+        )
         self.step = 0
         self._saved = time.monotonic()
         self._sums: dict[str, float] = {}
@@ -65,7 +106,9 @@ class Run:
     def after_step(self, **figures: float) -> None:
         """Count the step, average the weights, log now and then, save every two minutes."""
         if not all(math.isfinite(value) for value in figures.values()):
-            raise FloatingPointError(f"step {self.step}: {figures}; resume from {self.folder} with a lower rate")
+            raise FloatingPointError(
+                f"step {self.step}: {figures}; resume from {self.folder} with a lower rate"
+            )
         self.step += 1
         self.average.update_parameters(self.model)
         self._bar.update()

@@ -13,7 +13,7 @@ from ..text import WordEncoder
 from ..vae.tiny import TinyAutoencoder
 from .episodes import BLOCK, Episodes, Pool
 from .forcing import Layout, SideBySide, attend_by_pass, plan, positions_of, text_by_pass
-from .runs import Run, exponential_average
+from .runs import MuonAndAdam, Run, exponential_average
 from .world import vocabulary
 
 BATCH = 8
@@ -58,17 +58,16 @@ def train_transformer(
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     model = Generator()
-    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = MuonAndAdam(model, lr)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     rng.manual_seed(seed + run.step)  # a resumed run goes on with other films
     pool = Pool(load_autoencoder(autoencoder), PER_KIND, size, rng, folder / "episodes.pt")
     while not run.is_done:
         if run.step % REFRESH_STEPS == REFRESH_STEPS - 1:
             pool.refresh()
-        for group in optimizer.param_groups:
-            group["lr"] = lr * trapezoid(run.step, steps)
+        optimizer.set_rate(lr * trapezoid(run.step, steps))
         loss, figures = forcing_loss(model, pool.pick(BATCH), rng)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,8 +1,8 @@
 """Streaming long tuning (paper section 3.3): roll out on one's own KV cache, supervise only the newest clip.
 
-The paper's teacher is a larger model; here it is the world itself. Where the rollout's shape is, is read from its
-pixels; the world goes on from there under the current prompt, and its film, encoded, is the target for every
-denoising step of the block that the rollout made from the same past.
+The paper's teacher is a larger model; here it is the world itself. Where the rollout's shape is, is read from
+its pixels; the world goes on from there under the current prompt, and its film, encoded, is the target for
+every denoising step of the block that the rollout made from the same past.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ..vae.streaming import StreamingDecoder
 from ..vae.tiny import TinyAutoencoder
 from .episodes import BLOCK, Pool, object_cells
 from .judge import read
-from .runs import Run, cosine, exponential_average
+from .runs import MuonAndAdam, Run, cosine, exponential_average
 from .transformer import OBJECT_WEIGHT, PER_KIND, Generator, forcing_loss, load_autoencoder
 from .world import (
     BOUNCE_FRAMES,
@@ -143,7 +143,9 @@ class Stage:
         """The rollout's own next block: its latents, the estimates of all steps, the noise of all steps."""
         noises = [torch.randn(self.shape, generator=self.rng) for _ in self.sigmas]
         trajectory = Trajectory()
-        own = denoise(self.scene, self._constant(text), lambda _, step: noises[step], self.sigmas, 0, trajectory)
+        own = denoise(
+            self.scene, self._constant(text), lambda _, step: noises[step], self.sigmas, 0, trajectory
+        )
         return own, trajectory.cleans, noises
 
     @torch.no_grad()
@@ -152,12 +154,19 @@ class Stage:
         is_first = self.scene.end == 0
         shown = self.decoder.push(own, is_first)
         places = torch.stack([read(video).place for video in shown])
-        turned = torch.tensor([a.motion != b.motion for a, b in zip(self.before, self.attributes, strict=True)])
+        turned = torch.tensor(
+            [a.motion != b.motion for a, b in zip(self.before, self.attributes, strict=True)]
+        )
         self.settled = torch.where(turned, torch.zeros_like(self.settled), self.settled)
         if not is_first:
             self._anchor()
         frames, path = film(
-            self.before, self.motion, shown.shape[1], self.size, self.attributes, 0 if is_switch else -FADE_FRAMES
+            self.before,
+            self.motion,
+            shown.shape[1],
+            self.size,
+            self.attributes,
+            0 if is_switch else -FADE_FRAMES,
         )
         if is_first:
             frames, path = self._recentred(path, places)
@@ -187,7 +196,7 @@ class Stage:
     def _loss(self, text: TextCache, cleans: list[Tensor], noises: list[Tensor], target: Tensor) -> Tensor:
         """Flow error towards the target of some denoising steps, taken from the rollout's own inputs."""
         model, cache = self.model.transformer, self.scene.cache
-        (own, _), = cache.slices
+        ((own, _),) = cache.slices
         past = Past([OwnPast(layer, own, cache.visible_tokens) for layer in cache.layers])
         weight = 1 + OBJECT_WEIGHT * self.cells.float().unsqueeze(1)
         losses = []
@@ -233,18 +242,17 @@ def tune(
     rng = torch.Generator().manual_seed(seed)
     model = Generator()
     model.load_state_dict(load_file(transformer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = MuonAndAdam(model, lr)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     rng.manual_seed(seed + run.step)
     frozen = load_autoencoder(autoencoder)
     episodes = transformer.with_name("episodes.pt")
     pool, stage = Pool(frozen, PER_KIND, size, rng, episodes), Stage(model, frozen, rng, size)
     while not run.is_done:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * cosine(run.step, steps, warmup=30)
+        optimizer.set_rate(lr * cosine(run.step, steps, warmup=30))
         own, error = stage.next_block()
         forced, _ = forcing_loss(model, pool.pick(FORCING_BATCH), rng)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         (own + 0.5 * forced).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -133,7 +133,7 @@ def _randint(rng: torch.Generator, high: int) -> int:
 
 @dataclass
 class Motion:
-    """Where the shapes of a batch are and how they move: `place` and `velocity` [B, 2] (x, y), `clock` [B]."""
+    """Where the shapes of a batch are and how they move: `place`, `velocity` [B, 2] (x, y), `clock` [B]."""
 
     place: torch.Tensor
     velocity: torch.Tensor
@@ -217,12 +217,16 @@ def film(
     for frame in range(num_frames):
         switched = then is not None and frame >= switch_frame
         motions = [a.motion for a in (then if switched else attributes)]
-        motion.step(motions, turned if then is not None and frame == switch_frame else torch.zeros_like(turned))
+        motion.step(
+            motions, turned if then is not None and frame == switch_frame else torch.zeros_like(turned)
+        )
         share = min(1.0, (frame - switch_frame + 1) / FADE_FRAMES) if switched else 0.0
         looks.append(before.toward(after, share))
         places.append(motion.place)
     places = torch.stack(places, dim=1)
-    look = Look(*(torch.stack([getattr(k, n) for k in looks], dim=1) for n in ("colour", "shape", "background")))
+    look = Look(
+        *(torch.stack([getattr(k, n) for k in looks], dim=1) for n in ("colour", "shape", "background"))
+    )
     frames = render(_flat(look), places.flatten(0, 1), size)
     return frames.unflatten(0, places.shape[:2]), places
 

@@ -147,9 +147,7 @@ class TinyAutoencoder(nn.Module):
         """Frames [B, F, 3, 8H, 8W] in [0, 1] -> normalised latents [B, C, T, H, W]."""
         return (self.encoder(frames) - self._wide(self.mean)) / self._wide(self.std)
 
-    def decode(
-        self, latents: Tensor, past: list[Tensor] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1], new past)."""
         frames, past = self.decoder(latents * self._wide(self.std) + self._wide(self.mean), past)
         return frames.clamp(0, 1), past

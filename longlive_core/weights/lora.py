@@ -20,12 +20,16 @@ def merge_lora(
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in lora.items():
         if not (match := _PAIR.match(name)):
-            raise ValueError(f"{name!r} is not a LoRA tensor; expected names that end in lora_A.weight / lora_B.weight")
+            raise ValueError(
+                f"{name!r} is not a LoRA tensor; expected names that end in lora_A.weight / lora_B.weight"
+            )
         pairs.setdefault(our_name(match["target"]) + ".weight", {})[match["side"]] = tensor
     merged = dict(state)
     for target, pair in pairs.items():
         if target not in state or len(pair) != 2:
-            raise ValueError(f"the LoRA's {target!r} has no partner in it, or no weight of that name in the model")
+            raise ValueError(
+                f"the LoRA's {target!r} has no partner in it, or no weight of that name in the model"
+            )
         scale = strength * (1.0 if alpha is None else alpha / pair["A"].shape[0])
         weight = state[target]
         merged[target] = (weight.float() + scale * (pair["B"].float() @ pair["A"].float())).to(weight.dtype)

@@ -1,0 +1,44 @@
+"""What every benchmark shares: medians over repeats, and results with machine, versions and commit."""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median wall time of `repeats` calls, after one that is not counted."""
+    call()
+    return statistics.median(seconds(call) for _ in range(repeats))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def report(name: str, figures: dict) -> None:
+    """Print the figures and keep them in benchmarks/results."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    machine = {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+    }
+    text = json.dumps({**machine, **figures}, indent=2)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")

@@ -1,0 +1,86 @@
+"""`python -m benchmarks.rollout`: steady time per block late against early, and Mini's real time end to end.
+
+Ratios come from one run on one machine. Mini runs on two CPU threads, encoding included.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import report
+from longlive_core.config import MINI, WindowConfig
+from longlive_core.geometry import FRAME_RATE
+from longlive_core.pipeline import Request, load_pipeline
+from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.video import VideoWriter
+
+THREADS = 2
+EARLY, LATE, SPAN = 10, 300, 40
+SCHEDULE = """0:00 a red circle drifts right over navy
+0:08 it turns into a blue star
+0:15 it circles and moves over plum
+0:22 a yellow square drifts up over slate"""
+
+
+def block_times(endless: bool) -> list[float]:
+    """Seconds of every block of a rollout long enough for both spans."""
+    pipeline = load_pipeline("mini")
+    seconds = (LATE + SPAN) * 0.75
+    request = Request(
+        PromptSchedule.single("a red circle circles over navy"), seconds, window=WindowConfig(endless=endless)
+    )
+    times, last = [], time.perf_counter()
+    for _ in pipeline.blocks(pipeline.plan(request)):
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+    return times
+
+
+def flatness(endless: bool) -> dict[str, float]:
+    """Median time of blocks around 300 over that of blocks around 10, and the noise of either."""
+    times = block_times(endless)
+    early, late = times[EARLY : EARLY + SPAN], times[LATE - SPAN // 2 : LATE + SPAN // 2]
+    quartiles = statistics.quantiles(early, n=4)
+    return {
+        "late_to_early": round(statistics.median(late) / statistics.median(early), 3),
+        "early_quartile_spread": round((quartiles[2] - quartiles[0]) / statistics.median(early), 3),
+    }
+
+
+def end_to_end(seconds: float = 30.0) -> dict[str, float]:
+    """Mini's speed with generation, decode and H.264 encode, and the time to the first frames."""
+    pipeline = load_pipeline("mini")
+    request = Request(PromptSchedule.parse(SCHEDULE), seconds, seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        start, first = time.perf_counter(), None
+        with VideoWriter(Path(folder) / "v.mp4", MINI.width, MINI.height) as writer:
+            for chunk in pipeline.run(request):
+                writer.append((chunk.frames * 255).round().byte().numpy())
+                first = first or time.perf_counter() - start
+        wall = time.perf_counter() - start
+    frames = round(seconds * FRAME_RATE)
+    return {
+        "frames_per_second": round(frames / wall, 1),
+        "times_real_time": round(seconds / wall, 2),
+        "first_frames_seconds": round(first, 3),
+    }
+
+
+def main() -> None:
+    """Print and keep all figures."""
+    torch.set_num_threads(THREADS)
+    with torch.inference_mode():
+        figures = {
+            "absolute": flatness(endless=False),
+            "endless": flatness(endless=True),
+            "mini_end_to_end": end_to_end(),
+        }
+    report("rollout", figures)
+
+
+if __name__ == "__main__":
+    main()

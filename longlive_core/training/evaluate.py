@@ -1,0 +1,241 @@
+"""Measure LongLive Mini with the judge on held-out combinations: the figures of its model card.
+
+`python -m longlive_core.training evaluate` prints them all and writes them as JSON; nothing here asks the
+model what it made, only its pixels.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import MINI, WindowConfig
+from ..geometry import FRAME_RATE, block_first_frame, num_blocks
+from ..mini.loader import WEIGHTS, Mini, load_mini
+from ..rollout.noise import SeededNoise
+from ..rollout.prompts import Policy
+from ..rollout.rollout import Switch, rollout
+from ..rollout.sigmas import shifted_sigmas
+from ..vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
+from .autoencoder import make_clips, object_mask
+from .judge import motion_windows, position_steps, read, read_motion
+from .world import MOTIONS, SHAPES, VALUES, Attributes, change_prompt, changed, combinations, is_held_out
+from .world import random_change as change_at_random
+
+BATCH = 16
+SHORT_SECONDS = 10
+LONG_SECONDS = 240
+SWITCH_SECONDS = 5.0
+SWITCH_TOTAL = 11.0
+WINDOW_FRAMES = 48
+SETTLE_FRAMES = 24  # 1.5 s
+COLOUR_FRAME = 8
+
+
+@dataclass
+class Made:
+    """Videos of one batch: the frames asked for [B, F, 3, H, W], and the std of the latents by block."""
+
+    frames: Tensor
+    latent_std: list[float]
+
+
+class BatchNoise:
+    """Every video of a batch has a seed of its own, whatever batch it is in."""
+
+    def __init__(self, seeds: range, shape: tuple[int, ...]):
+        self._noises = [SeededNoise(seed, shape) for seed in seeds]
+
+    def __call__(self, block: int, step: int) -> Tensor:
+        return torch.cat([noise(block, step) for noise in self._noises])
+
+
+@torch.inference_mode()
+def make(
+    mini: Mini,
+    prompts: dict[int, tuple[list[str], Policy]],
+    seeds: range,
+    blocks: int,
+    window: WindowConfig,
+    keep_blocks: range,
+) -> Made:
+    """Roll out one video a seed, changing prompts at the given blocks; frames of `keep_blocks` only."""
+    cells = MINI.width // 8, MINI.height // 8
+    shape = (1, MINI.model.latent_channels, window.block_latent_frames, *cells)
+
+    def script(block: int) -> Switch | None:
+        return Switch(mini.words(prompts[block][0]), prompts[block][1]) if block in prompts else None
+
+    decoder, frames, stds = StreamingDecoder(mini.autoencoder), [], []
+    warm = WARM_LATENT_FRAMES // window.block_latent_frames
+    noise = BatchNoise(seeds, shape)
+    sigmas = shifted_sigmas(MINI.sigmas)
+    for block in rollout(mini.transformer, script, noise, sigmas, window, range(blocks)):
+        stds.append(float(block.latents.std()))
+        if block.index >= keep_blocks.start - warm:
+            shown = decoder.push(block.latents, block.opens_scene)
+            if block.index in keep_blocks:
+                frames.append(shown)
+    return Made(torch.cat(frames, dim=1), stds)
+
+
+def batches(items: list, size: int = BATCH) -> Iterator[tuple[range, list]]:
+    """(seeds, items) of every batch."""
+    for start in tqdm(range(0, len(items), size), mininterval=10):
+        part = items[start : start + size]
+        yield range(start, start + len(part)), part
+
+
+def held_out(count: int, seed: int = 0) -> list[Attributes]:
+    """Held-out combinations in a shuffled order, again from the beginning when they run out."""
+    pool = [c for c in combinations() if is_held_out(c)]
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [pool[order[i % len(pool)]] for i in range(count)]
+
+
+def autoencoder_figures(mini: Mini) -> dict[str, float]:
+    """PSNR in dB over everything, and inside the object, on fresh films."""
+    frames = make_clips(100, MINI.width, torch.Generator().manual_seed(99), 33).float() / 255
+    with torch.no_grad():
+        decoded = torch.cat(
+            [mini.autoencoder.decode(mini.autoencoder.encode(p))[0] for p in frames.split(20)]
+        )
+    error, mask = (decoded - frames).square(), object_mask(frames)
+    inside = (error * mask).sum() / (3 * mask.sum())
+    return {"psnr": float(-10 * error.mean().log10()), "psnr_object": float(-10 * inside.log10())}
+
+
+class Score:
+    """Right and asked, by name; a score is the share that was right."""
+
+    def __init__(self):
+        self.right: dict[str, float] = {}
+        self.asked: dict[str, int] = {}
+
+    def add(self, name: str, right: Tensor | list[bool] | bool) -> None:
+        """Count one or many answers."""
+        answers = torch.as_tensor(right, dtype=torch.float32).flatten()
+        self.right[name] = self.right.get(name, 0.0) + float(answers.sum())
+        self.asked[name] = self.asked.get(name, 0) + len(answers)
+
+    def shares(self) -> dict[str, float]:
+        """Share right of every name."""
+        return {
+            name: round(self.right[name] / self.asked[name], 4) for name in self.right if self.asked[name]
+        }
+
+
+def score_video(score: Score, frames: Tensor, attributes: Attributes) -> None:
+    """Look of every frame [F, 3, H, W] and motion of every 48-frame window."""
+    reading = read(frames)
+    for name in ("colour", "shape", "background"):
+        score.add(name, getattr(reading, name) == VALUES[name].index(getattr(attributes, name)))
+    motions = motion_windows(reading.place, WINDOW_FRAMES)
+    score.add("motion", [list(MOTIONS)[m] == attributes.motion for m in motions])
+
+
+def single_prompt_figures(mini: Mini, count: int, seconds: int, window: WindowConfig = MINI.window) -> dict:
+    """Videos of one prompt: block 0 (short ones only), then either all the rest or the last ten seconds."""
+    block = window.block_latent_frames
+    blocks = num_blocks(seconds * FRAME_RATE, block)
+    last = num_blocks(SHORT_SECONDS * FRAME_RATE, block)
+    score, opening, ratios = Score(), Score(), []
+    for seeds, part in batches(held_out(count)):
+        prompts = {0: ([a.prompt() for a in part], Policy.RECACHE)}
+        made = make(mini, prompts, seeds, blocks, window, range(blocks - last, blocks))
+        first = block_first_frame(1, block) if blocks == last else 0
+        for frames, attributes in zip(made.frames, part, strict=True):
+            if first:
+                opened = read(frames[:first]).shape == SHAPES.index(attributes.shape)
+                opening.add("block0_shape", opened)
+            score_video(score, frames[first:], attributes)
+        ratios.append(sum(made.latent_std[-last:]) / sum(made.latent_std[1 : 1 + last]))
+    std = round(sum(ratios) / len(ratios), 4)
+    return {**score.shares(), **opening.shares(), "latent_std_last_to_first": std}
+
+
+def switch_figures(mini: Mini, count: int, policy: Policy, window: WindowConfig = MINI.window) -> dict:
+    """What changes at a switch after 5 s: when it is there, and how far the shape jumps at the seam."""
+    rng = torch.Generator().manual_seed(7)
+    before = held_out(count, seed=1)
+    pairs = [(a, change_at_random(rng, a, held_out=True)) for a in before]
+    block = window.block_latent_frames
+    switch = num_blocks(int(SWITCH_SECONDS * FRAME_RATE), block)
+    blocks = num_blocks(int(SWITCH_TOTAL * FRAME_RATE), block)
+    seam = block_first_frame(switch, block)
+    score, seams, ordinary = Score(), [], []
+    for seeds, part in batches(pairs):
+        prompts = {
+            0: ([a.prompt() for a, _ in part], Policy.RECACHE),
+            switch: ([b.prompt() if i % 2 else change_prompt(a, b) for i, (a, b) in enumerate(part)], policy),
+        }
+        made = make(mini, prompts, seeds, blocks, window, range(blocks))
+        for frames, (a, b) in zip(made.frames, part, strict=True):
+            steps = score_switch(score, frames, a, b, seam)
+            seams.append(steps[seam - 1])
+            ordinary.append(steps[9 : seam - 2].median())
+    ratio = torch.stack(seams).median() / torch.stack(ordinary).clamp_min(0.1).median()
+    worst = torch.stack(seams).quantile(0.95) / torch.stack(ordinary).median()
+    return {
+        **score.shares(),
+        "seam_step_px_median": round(float(torch.stack(seams).median()), 3),
+        "ordinary_step_px_median": round(float(torch.stack(ordinary).median()), 3),
+        "seam_to_ordinary": round(float(ratio), 3),
+        "seam_p95_to_ordinary": round(float(worst), 3),
+    }
+
+
+def score_switch(score: Score, frames: Tensor, before: Attributes, after: Attributes, seam: int) -> Tensor:
+    """Count what changed and what stayed; returns the position steps of the video."""
+    reading, later = read(frames), seam + SETTLE_FRAMES
+    for name in changed(before, after):
+        if name == "motion":
+            motion = read_motion(reading.place[later : later + WINDOW_FRAMES])
+            score.add("changed_motion_in_1.5s", list(MOTIONS)[motion] == after.motion)
+            continue
+        shown = getattr(reading, name) == VALUES[name].index(getattr(after, name))
+        score.add(f"changed_{name}_in_1.5s", shown[later])
+        score.add("changed_all_in_1.5s", shown[later])
+        score.add(f"changed_{name}_after_1.5s", shown[later:])
+        if name == "colour":
+            for frame in (4, 6, COLOUR_FRAME):
+                score.add(f"changed_colour_frame_{frame}", shown[seam + frame - 1])
+    for name in set(VALUES) - set(changed(before, after)) - {"motion"}:
+        kept = getattr(reading, name)[later:] == VALUES[name].index(getattr(after, name))
+        score.add(f"kept_{name}", kept)
+    return position_steps(reading.place)
+
+
+WINDOWS = {
+    "12/3": WindowConfig(),
+    "12/3 endless": WindowConfig(endless=True),
+    "12/0": WindowConfig(sink_latent_frames=0),
+    "6/3": WindowConfig(window_latent_frames=6),
+    "full": WindowConfig(window_latent_frames=None),
+}
+
+
+def evaluate(weights: Path = WEIGHTS, videos: int = 64, ablation: int = 0, out: Path | None = None) -> None:
+    """Print every figure; `ablation` videos for each row of the paper's tables (0: leave them out)."""
+    mini = load_mini(weights)
+    figures = {
+        "autoencoder": autoencoder_figures(mini),
+        "single_10s": single_prompt_figures(mini, videos, SHORT_SECONDS),
+        "switch": switch_figures(mini, videos, Policy.RECACHE),
+        "last_10s_of_240s": single_prompt_figures(mini, videos, LONG_SECONDS),
+    }
+    if ablation:
+        figures["policies"] = {p.value: switch_figures(mini, ablation, p) for p in Policy}
+        figures["windows"] = {
+            f"{name} at {seconds} s": single_prompt_figures(mini, ablation, seconds, window)
+            for name, window in WINDOWS.items()
+            for seconds in (60, LONG_SECONDS)
+            if not (name == "full" and seconds == LONG_SECONDS)
+        }
+    print(json.dumps(figures, indent=2))
+    if out:
+        out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,0 +1,21 @@
+"""Trained parts -> the one safetensors file that ships: `python -m longlive_core.training package`."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from ..mini.loader import WEIGHTS, WORDS_KEY, parts_state
+from .transformer import Generator, load_autoencoder
+from .world import vocabulary
+
+
+def package(autoencoder: Path, generator: Path, out: Path = WEIGHTS) -> None:
+    """Write transformer, autoencoder and words, in fp16, with the vocabulary in the metadata."""
+    model = Generator()
+    model.load_state_dict(load_file(generator))
+    parts = {
+        "transformer": model.transformer,
+        "autoencoder": load_autoencoder(autoencoder),
+        "words": model.words,
+    }
+    save_file(parts_state(parts), out, {WORDS_KEY: " ".join(vocabulary())})

@@ -1,0 +1,163 @@
+"""The longlive command on the packaged Mini: what it writes, what it says back, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from longlive_core import PromptSchedule, load_pipeline
+from longlive_core.cli import main
+from longlive_core.mini.loader import WEIGHTS, load_mini
+from longlive_core.pipeline import Request
+from longlive_core.video import VideoWriter
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "a red circle drifts right over navy"
+
+
+def num_video_frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 16 and stream.pix_fmt == "yuv420p"
+        return sum(1 for _ in container.decode(stream))
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0, 2.3])
+def test_a_video_has_exactly_the_frames_asked_for(tmp_path, seconds) -> None:
+    out = tmp_path / "video.mp4"
+    assert main(["generate", "--prompt", PROMPT, "--seconds", str(seconds), "--out", str(out)]) == 0
+    assert num_video_frames(out) == round(seconds * 16)
+
+
+def test_a_video_says_how_it_was_made(tmp_path, capsys) -> None:
+    out, sheet, schedule = tmp_path / "v.mp4", tmp_path / "v.png", tmp_path / "s.txt"
+    schedule.write_text("0:00 a red circle drifts right over navy\n1s => keep: it turns blue ✨ שלום\n")
+    arguments = ["generate", "--schedule", str(schedule), "--seconds", "2", "--seed", "7", "--out", str(out)]
+    assert main([*arguments, "--contact-sheet", str(sheet)]) == 0
+    assert sheet.stat().st_size > 1000
+    capsys.readouterr()
+    assert main(["info", str(out)]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert (
+        settings["seed"] == 7 and settings["seconds"] == 2 and settings["window"]["sink_latent_frames"] == 3
+    )
+    assert PromptSchedule.parse(settings["schedule"]) == PromptSchedule.parse(schedule.read_text("utf-8"))
+
+
+def test_same_seed_same_latents() -> None:
+    pipeline = load_pipeline("mini")
+    request = Request(PromptSchedule.single(PROMPT), 2.0, seed=3)
+    one, other = ([c.block.latents for c in pipeline.run(request)] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_stream_yields_frames_as_they_are_made() -> None:
+    chunks = list(load_pipeline("mini").stream(PROMPT, seconds=1.5, seed=0))
+    assert [len(c) for c in chunks] == [9, 12, 3]
+    assert chunks[0].shape[1:] == (64, 64, 3) and chunks[0].min() >= 0 and chunks[0].max() <= 1
+
+
+def test_interrupt_leaves_a_playable_file_and_exit_code_130(tmp_path) -> None:
+    out = tmp_path / "long.mp4"
+    command = [sys.executable, "-m", "longlive_core", "generate", "--prompt", PROMPT, "--seconds", "3600"]
+    process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out.exists() and out.stat().st_size > 20_000):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert num_video_frames(out) > 12
+
+
+def test_a_growing_file_is_already_playable(tmp_path) -> None:
+    writer = VideoWriter(tmp_path / "v.mp4", 64, 64)
+    writer.append((torch.rand(120, 64, 64, 3) * 255).byte().numpy())
+    assert num_video_frames(tmp_path / "v.mp4") > 12
+    writer.close()
+    assert num_video_frames(tmp_path / "v.mp4") == 120
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("longlive_core.cli.check_writable", lambda path: None)
+    assert main(["generate", "--prompt", PROMPT, "--seconds", "20", "--out", "/dev/full"]) == 2
+    assert "longlive:" in capsys.readouterr().err
+
+
+BAD = {
+    "--seconds 0": "more than 0",
+    "--seconds -3": "more than 0",
+    "--seconds nan": "more than 0",
+    "--seconds 1e9": "at most",
+    "--size 64x60": "multiples of 16",
+    "--window 4": "at least 6",
+    "--sink 5": "at most 3",
+    "--model nothing": "mini",
+    "--out /nowhere/at/all.mp4": "cannot be written",
+    "--attention flash2": "flash-attn",
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_options_are_one_clear_sentence(bad, tmp_path, capsys) -> None:
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--out", str(tmp_path / "v.mp4")]
+    assert main([*arguments, *bad.split()]) == 2
+    error = capsys.readouterr().err.strip()
+    assert BAD[bad] in error and "\n" not in error
+    assert not (tmp_path / "v.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "empty"),
+        ("0:00 a\n5x b", "line 2"),
+        ("3s a", "0"),
+        ("0s a\n9s b", "end"),
+        ("0s a\n-1s b", "line 2"),
+    ],
+)
+def test_bad_schedules_are_one_clear_sentence(text, says, tmp_path, capsys) -> None:
+    schedule = tmp_path / "s.txt"
+    schedule.write_text(text)
+    code = main(["generate", "--schedule", str(schedule), "--seconds", "2", "--out", str(tmp_path / "v.mp4")])
+    assert code == 2 and says in capsys.readouterr().err
+
+
+def test_a_schedule_that_is_not_text_or_not_there(tmp_path, capsys) -> None:
+    (tmp_path / "s.txt").write_bytes(os.urandom(500) + b"\xff\xfe\xff")
+    for name in ("s.txt", "missing.txt"):
+        assert main(["generate", "--schedule", str(tmp_path / name), "--seconds", "2"]) == 2
+    assert "UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other", "missing"])
+def test_damaged_weights_are_one_clear_sentence(damage, tmp_path) -> None:
+    data, file = bytearray(WEIGHTS.read_bytes()), tmp_path / "mini.safetensors"
+    if damage == "flipped":
+        data[9:40] = b"\x00" * 31
+    contents = {"truncated": data[: len(data) // 2], "empty": b"", "other": b"not a model at all"}
+    if damage != "missing":
+        file.write_bytes(contents.get(damage, data))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_mini(file)
+
+
+def test_info_of_other_files_says_so(tmp_path, capsys) -> None:
+    (tmp_path / "x.mp4").write_bytes(b"nothing")
+    assert main(["info", str(tmp_path / "x.mp4")]) == 2
+    assert main(["info", str(tmp_path / "none.mp4")]) == 2
+    assert "longlive:" in capsys.readouterr().err
+
+
+def test_ten_thousand_cues(tmp_path) -> None:
+    text = "\n".join(f"{i / 100}s {PROMPT}" for i in range(10_000))
+    timeline = PromptSchedule.parse(text).resolve(3, 100.0)
+    assert len(timeline.segments) == 134 and timeline.warnings

@@ -1,0 +1,144 @@
+"""Training sees what inference does; the world keeps its promises; a run resumes where it stopped."""
+
+import torch
+from torch.testing import assert_close
+
+from longlive_core.config import MINI
+from longlive_core.rollout.prompts import Policy
+from longlive_core.rollout.rollout import recache
+from longlive_core.rollout.scene import Scene
+from longlive_core.training.episodes import BLOCK, Episodes
+from longlive_core.training.forcing import plan
+from longlive_core.training.muon import orthogonalised
+from longlive_core.training.runs import MuonAndAdam, Run, exponential_average
+from longlive_core.training.transformer import Generator, by_pass, predict
+from longlive_core.training.tuning import clock_of
+from longlive_core.training.world import (
+    VALUES,
+    Attributes,
+    Motion,
+    change_prompt,
+    combinations,
+    film,
+    is_held_out,
+    random_attributes,
+    random_change,
+    vocabulary,
+)
+
+PROMPTS = ("a red circle rests over navy", "a red circle rests over navy", "it turns blue")
+
+
+def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
+    """Every noisy pass, before and after an early and a late switch, against cache, commit and recache."""
+    for switch in (3, 6):
+        torch.manual_seed(switch)
+        rng = torch.Generator().manual_seed(0)
+        model = Generator().eval()
+        latents = torch.randn(1, MINI.model.latent_channels, 11 * BLOCK, 4, 4)
+        episodes = Episodes(
+            latents, torch.zeros(1, 11 * BLOCK, 4, 4, dtype=torch.bool), [PROMPTS], switch, False
+        )
+        layout = plan(switch, False, rng, 12)
+        is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
+        sigmas = torch.where(is_noisy, 0.8, 0.0)[None]
+        with torch.no_grad():
+            flow = predict(model, by_pass(latents, layout, 2), sigmas, layout, episodes, gap=0)
+            for index, one in enumerate(layout.passes):
+                if one.is_noisy:
+                    ours = flow[:, :, index * BLOCK : (index + 1) * BLOCK]
+                    assert_close(ours, cached_flow(model, latents, one.block, switch), atol=1e-4, rtol=1e-4)
+
+
+def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int) -> torch.Tensor:
+    """The flow of a block by inference: committed block by block, recached at the switch."""
+    transformer = model.transformer
+    scene = Scene(transformer, latents[:, :, :BLOCK], MINI.window, 0)
+    text = transformer.read_text(model.words([PROMPTS[0]]))
+    for past in range(block):
+        if past == switch:
+            text = transformer.read_text(model.words([PROMPTS[2]]))
+            recache(scene, text, Policy.RECACHE)
+        clean = latents[:, :, past * BLOCK : (past + 1) * BLOCK]
+        scene.open(past * BLOCK, BLOCK)
+        scene.remember(clean, text)
+        scene.append(clean)
+    if block == switch:
+        text = transformer.read_text(model.words([PROMPTS[2]]))
+        recache(scene, text, Policy.RECACHE)
+    scene.open(block * BLOCK, BLOCK)
+    return scene.flow(latents[:, :, block * BLOCK : (block + 1) * BLOCK], 0.8, text)
+
+
+def test_every_prompt_is_made_of_known_words_and_fits() -> None:
+    rng = torch.Generator().manual_seed(0)
+    words = set(vocabulary())
+    for _ in range(300):
+        before = random_attributes(rng)
+        after = random_change(rng, before)
+        for prompt in (before.prompt(), change_prompt(before, after)):
+            assert set(prompt.split()) <= words and len(prompt.split()) <= MINI.model.text_tokens
+
+
+def test_held_out_combinations_are_an_eighth_and_leave_every_word_in_training() -> None:
+    held = [c for c in combinations() if is_held_out(c)]
+    trained = [c for c in combinations() if not is_held_out(c)]
+    assert len(combinations()) == 672 and len(held) == 84
+    for name, values in VALUES.items():
+        assert {getattr(c, name) for c in trained} == set(values)
+
+
+def test_a_switch_fades_and_the_shape_goes_on() -> None:
+    before = Attributes("red", "circle", "drifts right", "navy")
+    after = Attributes("blue", "star", "drifts right", "navy")
+    rng = torch.Generator().manual_seed(0)
+    frames, places = film([before], Motion.at_start(1, rng), 30, 64, [after], 12)
+    steps = ((places.diff(dim=1) + 0.5) % 1 - 0.5).norm(dim=-1) * 64
+    assert steps.max() < 1.31 and frames.min() >= 0 and frames.max() <= 1
+    middle = [
+        frame[:, int(p[1] * 64) % 64, int(p[0] * 64) % 64]
+        for frame, p in zip(frames[0], places[0], strict=True)
+    ]
+    assert middle[11][0] > 0.8 and middle[18][2] > 0.9
+
+
+def test_clocks_are_read_from_paths() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for motion in ("circles", "bounces"):
+        moving = Motion.anywhere([Attributes("red", "circle", motion, "navy")], rng)
+        _, places = film([Attributes("red", "circle", motion, "navy")], moving, 24, 64)
+        period = 48 if motion == "circles" else 32
+        off = (clock_of(places[0], motion) - float(moving.clock - 1)) % period
+        assert min(off, period - off) <= 3
+
+
+def test_muon_updates_are_nearly_orthogonal() -> None:
+    for shape in ((3, 16, 16), (2, 8, 32), (2, 32, 8)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        assert values.min() > 0.3 and values.max() < 1.6
+
+
+def test_a_run_resumes_where_it_stopped(tmp_path) -> None:
+    def steps(count: int, total: int) -> Run:
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+        wrapped = torch.nn.ModuleDict({"transformer": model})
+        optimizer = MuonAndAdam(wrapped, 1e-2)
+        run = Run(tmp_path, wrapped, optimizer, exponential_average(wrapped, 0.9), total)
+        for _ in range(count):
+            torch.manual_seed(run.step)
+            loss = wrapped["transformer"]["layers"][0](torch.randn(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.after_step(loss=float(loss.detach()))
+        run.save()
+        return run
+
+    steps(3, 10)
+    resumed = steps(3, 10)
+    assert resumed.step == 6
+    (tmp_path / "last.pt").unlink()
+    whole = steps(6, 10)
+    for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
