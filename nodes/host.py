@@ -1,7 +1,7 @@
 """The only file that knows ComfyUI's insides: devices, interrupts, progress, files, what a node shows."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from PIL import Image
 from server import PromptServer
 
 PREVIEW_PIXELS = 512  # longest side of a live preview; smaller pictures are enlarged to it
+SHOWN_LINES = 12
+LISTING_KEY = "longlive_video"
 
 
 def device() -> torch.device:
@@ -26,6 +28,12 @@ def device() -> torch.device:
 def throw_if_interrupted() -> None:
     """Raise the host's interrupt exception if the user pressed stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def some_lines(lines: Sequence[str]) -> str:
+    """Lines as a node can show them: the first ones of very many."""
+    more = len(lines) - SHOWN_LINES
+    return "\n".join(lines if more <= 0 else [*lines[:SHOWN_LINES], f"and {more} more"])
 
 
 def show_text(node_id: str, text: str) -> None:
@@ -79,9 +87,13 @@ class VideoFile:
         """What a VIDEO socket carries."""
         return InputImpl.VideoFromFile(str(self.path))
 
-    def as_preview(self) -> ui.PreviewVideo:
-        """What the node shows."""
-        return ui.PreviewVideo([ui.SavedResult(self.path.name, self.subfolder, self.folder)])
+    def as_listing(self) -> dict[str, list[ui.SavedResult]]:
+        """How /history names the file.
+
+        Not as ui.PreviewVideo: a page shows either a live preview or a video on a node, and once a node has
+        put out a video its live previews stay dark.
+        """
+        return {LISTING_KEY: [ui.SavedResult(self.path.name, self.subfolder, self.folder)]}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..longlive_core.config import WindowConfig
-from ..longlive_core.rollout.prompts import PromptSchedule, Timeline
+from ..longlive_core.rollout.prompts import PromptSchedule
 from . import host
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType
 
@@ -12,7 +12,6 @@ EXAMPLE = """0:00 a red circle drifts right over navy
 3s => it turns into a blue star
 6s => it moves over plum and drifts up
 """
-SHOWN_LINES = 12
 
 
 class LongLivePromptSchedule(io.ComfyNode):
@@ -50,7 +49,8 @@ class LongLivePromptSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
-        text = shown(schedule.resolve(WindowConfig().block_latent_frames))
+        timeline = schedule.resolve(WindowConfig().block_latent_frames)
+        text = host.some_lines([*timeline.warnings, *timeline.report()])
         host.show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(EncodedSchedule(schedule, encoded(clip, schedule)), ui=ui.PreviewText(text))
 
@@ -63,10 +63,3 @@ def encoded(clip, schedule: PromptSchedule) -> dict[str, Tensor]:
             host.throw_if_interrupted()
             embeds[cue.prompt] = clip.encode_from_tokens(clip.tokenize(cue.prompt)).cpu()
     return embeds
-
-
-def shown(timeline: Timeline) -> str:
-    """When each cue takes effect, as lines; the first ones of very many."""
-    lines = [*timeline.warnings, *timeline.report()]
-    more = len(lines) - SHOWN_LINES
-    return "\n".join(lines if more <= 0 else [*lines[:SHOWN_LINES], f"and {more} more"])

@@ -46,7 +46,6 @@ class LongLiveStream(io.ComfyNode):
             inputs=INPUTS,
             outputs=OUTPUTS,
             hidden=[io.Hidden.unique_id],
-            is_output_node=True,
         )
 
     @classmethod
@@ -65,7 +64,7 @@ class LongLiveStream(io.ComfyNode):
         run = Run(plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)))
         with host.video_file(PREFIX, secrets.token_hex(3)) as video:
             run.record(pipeline, VideoWriter(video.path, plan.width, plan.height, settings))
-        return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_preview())
+        return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing())
 
 
 INPUTS = [
@@ -153,8 +152,9 @@ class Past:
 
     def __init__(self, latent: dict | None, device: torch.device):
         self.whole: Tensor | None = latent["samples"].to(device) if latent else None
-        self.scenes: tuple[int, ...] = latent.get(SCENES_KEY, ()) if latent else ()
         self.num_frames = 0 if self.whole is None else self.whole.shape[2]
+        scenes = latent.get(SCENES_KEY, ()) if latent else ()
+        self.scenes = tuple(first for first in scenes if first < self.num_frames)
         since = self.scenes[-1] if self.scenes else 0
         self.scene = None if self.whole is None else self.whole[:, :, since:]
 
@@ -163,7 +163,7 @@ class Run(Hook):
     """One video in the making: what is recorded, and what the node shows meanwhile."""
 
     def __init__(self, plan: Plan, past: Past, progress: host.Progress):
-        self._plan, self._past, self._progress = plan, past, progress
+        self._plan, self._progress = plan, progress
         self._parts = [] if past.whole is None else [past.whole.cpu()]
         self._scenes = list(past.scenes)
         self._frames = 0
@@ -181,7 +181,7 @@ class Run(Hook):
         except BaseException:
             self._give_up(writer)
             raise
-        self._progress.text("\n".join((self._summary(), *self._plan.timeline.warnings)))
+        self._progress.text(host.some_lines([self._summary(), *self._plan.timeline.warnings]))
 
     def latents(self) -> dict:
         """All clean latents as a LATENT."""

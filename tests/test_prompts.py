@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longlive_core import geometry
+from longlive_core.rollout.cues import MAX_CUES, MAX_SECONDS
+from longlive_core.rollout.prompt_text import MAX_CHARACTERS
 from longlive_core.rollout.prompts import (
-    MAX_CHARACTERS,
-    MAX_CUES,
-    MAX_SECONDS,
     Cue,
     Policy,
     PromptSchedule,

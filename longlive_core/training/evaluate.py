@@ -210,6 +210,8 @@ def score_switch(score: Score, frames: Tensor, before: Attributes, after: Attrib
     return position_steps(reading.place)
 
 
+CARD = WEIGHTS.with_name("README.md")
+OPENING, CLOSING = "<!-- figures -->", "<!-- /figures -->"
 WINDOWS = {
     "12/3": WindowConfig(),
     "12/3 endless": WindowConfig(endless=True),
@@ -219,23 +221,43 @@ WINDOWS = {
 }
 
 
-def evaluate(weights: Path = WEIGHTS, videos: int = 64, ablation: int = 0, out: Path | None = None) -> None:
+def evaluate(
+    weights: Path = WEIGHTS, videos: int = 64, ablation: int = 0, out: Path | None = None, card: bool = False
+) -> None:
     """Print every figure; `ablation` videos for each row of the paper's tables (0: leave them out)."""
     mini = load_mini(weights)
     figures = {
         "autoencoder": autoencoder_figures(mini),
-        "single_10s": single_prompt_figures(mini, videos, SHORT_SECONDS),
-        "switch": switch_figures(mini, videos, Policy.RECACHE),
-        "last_10s_of_240s": single_prompt_figures(mini, videos, LONG_SECONDS),
+        "one prompt, 10 s": single_prompt_figures(mini, videos, SHORT_SECONDS),
+        "switch at 5 s": switch_figures(mini, videos, Policy.RECACHE),
+        "one prompt, last 10 s of 240 s": single_prompt_figures(mini, videos, LONG_SECONDS),
     }
     if ablation:
-        figures["policies"] = {p.value: switch_figures(mini, ablation, p) for p in Policy}
-        figures["windows"] = {
-            f"{name} at {seconds} s": single_prompt_figures(mini, ablation, seconds, window)
-            for name, window in WINDOWS.items()
-            for seconds in (60, LONG_SECONDS)
-            if not (name == "full" and seconds == LONG_SECONDS)
-        }
+        figures |= ablations(mini, ablation)
     print(json.dumps(figures, indent=2))
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")
+    if card:
+        CARD.write_text(with_figures(CARD.read_text("utf-8"), figures, videos), "utf-8")
+
+
+def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
+    """The paper's two ablations: what a switch does to the past, and window and sink over time."""
+    policies = {f"switch, {p.value}": switch_figures(mini, count, p) for p in Policy}
+    windows = {
+        f"last 10 s of {seconds} s, window {name}": single_prompt_figures(mini, count, seconds, window)
+        for name, window in WINDOWS.items()
+        for seconds in (60, LONG_SECONDS)
+        if not (name == "full" and seconds == LONG_SECONDS)
+    }
+    return policies | windows
+
+
+def with_figures(card: str, figures: dict[str, dict[str, float]], videos: int) -> str:
+    """The model card with its table of figures replaced."""
+    before, after = card.split(OPENING)[0], card.split(CLOSING)[1]
+    lines = [f"{videos} videos a group.", "", "| videos | figure | value |", "|---|---|---|"]
+    for group, named in figures.items():
+        lines += [f"| {group} | {name} | {value:.4g} |" for name, value in named.items()]
+    table = "\n".join(lines)
+    return f"{before}{OPENING}\n{table}\n{CLOSING}{after}"

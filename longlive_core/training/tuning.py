@@ -41,8 +41,8 @@ from .world import (
 
 VIDEOS = 12
 FORCING_BATCH = 3
-LENGTHS = (16, 40, 100, 320)  # blocks of a rollout before it starts anew
-SEGMENT_BLOCKS = (4, 24)
+LENGTHS = (6, 12, 40, 160)  # blocks of a rollout before it starts anew
+SEGMENT_BLOCKS = (3, 20)
 SETTLED_FRAMES = 24  # after this long under one motion, its clock can be read from the path
 STEPS_TRAINED = 2  # of the four denoising steps of a block
 EMA = 0.995

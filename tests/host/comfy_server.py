@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import websocket
-
 ROOT = Path(__file__).parents[2]
 PACK = "ComfyUI-LongLive"
 START_SECONDS = 180
@@ -106,6 +104,8 @@ class Server:
 
     def run(self, prompt: dict, interrupt_after: int | None = None) -> Run:
         """Run a prompt to its end; with `interrupt_after`, stop it after so many previews."""
+        import websocket  # here: finding checkouts must not need it
+
         client = uuid.uuid4().hex
         listener = websocket.create_connection(
             f"ws://{self.address}/ws?clientId={client}", timeout=RUN_SECONDS
@@ -146,7 +146,7 @@ class Server:
         raise RuntimeError(f"{self.checkout} did not start:\n{self.log[-3000:]}")
 
     @staticmethod
-    def _read(listener: websocket.WebSocket, run: Run) -> bool:
+    def _read(listener: Any, run: Run) -> bool:
         """Take one message; True once the prompt has ended and its history is written."""
         message = listener.recv()
         if isinstance(message, bytes):

@@ -16,7 +16,6 @@ def load(path: Path, name: str):
     return sys.modules[name]
 
 
-pytest.importorskip("websocket", reason="HOST TESTS NOT RUN: pip install websocket-client")
 comfy = load(Path(__file__).with_name("comfy_server.py"), "longlive_comfy_server")
 NO_CHECKOUT = "HOST TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
 CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy.checkouts()]
@@ -26,6 +25,7 @@ CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy.checkouts()]
     scope="session", params=CHECKOUTS or [pytest.param(None, marks=pytest.mark.skip(reason=NO_CHECKOUT))]
 )
 def server(request, tmp_path_factory):
+    pytest.importorskip("websocket", reason="HOST TESTS NOT RUN: pip install websocket-client")
     running = comfy.Server(request.param, tmp_path_factory.mktemp("comfy") / "base")
     yield running
     running.stop()

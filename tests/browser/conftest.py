@@ -1,0 +1,67 @@
+"""A ComfyUI server and headless Chromium; skipped with one loud line where either is missing."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+HELPERS = Path(__file__).parents[1] / "host" / "comfy_server.py"
+
+
+def load(path: Path, name: str):
+    """The helpers of the host tests: importlib mode has no packages to import them from."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+comfy_server = load(HELPERS, "longlive_comfy_server")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+MISSING = (
+    "BROWSER TESTS NOT RUN: no Chromium; apt-get install chromium, or set CHROMIUM"
+    if not CHROMIUM
+    else "BROWSER TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
+)
+CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy_server.checkouts() if CHROMIUM]
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="session")
+def playwright():
+    return pytest.importorskip("playwright.sync_api", reason="BROWSER TESTS NOT RUN: pip install playwright")
+
+
+@pytest.fixture(
+    scope="session", params=CHECKOUTS or [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))]
+)
+def server(request, tmp_path_factory, playwright):
+    running = comfy_server.Server(request.param, tmp_path_factory.mktemp("comfy") / "base")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def page(server, playwright):
+    """The page of ComfyUI, ready, our nodes registered."""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        page = browser.new_page(viewport={"width": 1500, "height": 1100})
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(f"http://{server.address}")
+        ready = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
+        page.wait_for_function(ready, timeout=120_000)
+        page.errors.clear()  # ComfyUI 0.3.64 has one of its own at start
+        yield page
+        browser.close()
+
+
+@pytest.fixture(name="comfy", scope="session")
+def comfy_module():
+    """The helpers of comfy_server.py."""
+    return comfy_server

@@ -1,0 +1,79 @@
+"""The workflows in a real page: loaded, compared, queued, watched."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+LOAD = "async workflow => { await app.loadGraphData(workflow) }"
+AS_PROMPT = "async () => (await app.graphToPrompt()).output"
+UNKNOWN = "() => app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+PREVIEW = "() => Object.values(app.nodePreviewImages ?? {}).flat().length > 0"
+STREAM = "app.graph.nodes.find(n => n.type === 'LongLiveStream')"
+SHOWN = f"() => {STREAM}.imgs?.[0]?.src"
+OTHER_SEED = f"() => {{ {STREAM}.widgets.find(w => w.name === 'seed').value += 1 }}"
+TEXTS = "() => app.graph.nodes.flatMap(n => n.widgets ?? []).map(w => String(w.value ?? ''))"
+
+
+def load_workflow(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+def without_titles(prompt: dict) -> dict:
+    return {key: {"class_type": n["class_type"], "inputs": n["inputs"]} for key, n in prompt.items()}
+
+
+def edited(workflow: dict, prompts: str, seconds: float) -> dict:
+    """The workflow with another schedule and length."""
+    for node in workflow["nodes"]:
+        if node["type"] == "LongLivePromptSchedule":
+            node["widgets_values"] = [prompts]
+        if node["type"] == "LongLiveStream":
+            node["widgets_values"][2] = seconds
+    return workflow
+
+
+def run_and_watch(server, page, screenshot: Path) -> str:
+    """Queue what is loaded, see a live preview, wait for the end; the picture that the stream shows then."""
+    num_runs = len(server.get("/history"))
+    page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+    page.wait_for_function(PREVIEW, timeout=60_000)
+    page.screenshot(path=screenshot)
+    deadline = time.monotonic() + 120
+    while len(history := server.get("/history")) == num_runs:
+        assert time.monotonic() < deadline, "the prompt did not end"
+        time.sleep(0.2)
+    assert list(history.values())[-1]["status"]["status_str"] == "success"
+    page.wait_for_function(f"() => ({TEXTS})().some(t => t.includes('s of video'))", timeout=20_000)
+    page.wait_for_timeout(1000)
+    return page.evaluate(SHOWN)
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_the_page_reads_a_workflow_as_we_do(server, page, comfy, file):
+    page.evaluate(LOAD, load_workflow(file))
+    assert page.evaluate(UNKNOWN) == []
+    ours = comfy.as_prompt(load_workflow(file), server.get("/object_info"))
+    assert without_titles(page.evaluate(AS_PROMPT)) == ours
+    assert page.errors == []
+
+
+def test_a_workflow_is_queued_and_watched(server, page, tmp_path):
+    prompts = "0 a red circle drifts right over navy\n5s => it turns into a blue star\n"
+    workflow = edited(load_workflow(ROOT / "workflows" / "mini_prompt_switch.json"), prompts, 15.0)
+    page.evaluate(LOAD, workflow)
+    first = run_and_watch(server, page, tmp_path / "running.png")
+    assert any("takes effect at 5.06s" in text for text in page.evaluate(TEXTS))
+    page.evaluate(OTHER_SEED)
+    second = run_and_watch(server, page, tmp_path / "running_again.png")
+    assert first and second and first != second, "live previews must come in every run"
+    screenshot = page.screenshot(path=tmp_path / "done.png")
+    print(f"screenshots: {tmp_path}")
+    colours = Image.open(io.BytesIO(screenshot)).convert("RGB").getcolors(1 << 24)
+    assert len(colours) > 1000, "the page is empty"
+    assert page.errors == []

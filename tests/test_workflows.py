@@ -1,0 +1,120 @@
+"""Every node, input, widget and prompt named in workflows/ exists; no host needed."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from longlive_core import PromptSchedule
+from longlive_core.config import WindowConfig
+from longlive_core.training.world import vocabulary
+
+ROOT = Path(__file__).parent.parent
+
+
+def load_schemas():
+    spec = importlib.util.spec_from_file_location("node_schemas", ROOT / "tests/fixtures/node_schemas.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+schemas = load_schemas()
+Socket = schemas.Socket
+STOCK = {
+    "SaveVideo": schemas.NodeSchema(
+        (
+            Socket("video", "VIDEO"),
+            *(Socket(name, kind) for name, kind in (("filename_prefix", "STRING"), ("format", "COMBO"))),
+            Socket("codec", "COMBO"),
+        ),
+        (),
+    ),
+}
+KNOWN = schemas.declared() | STOCK
+NOTE = "MarkdownNote"
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+EXPECTED = {"mini_prompt_switch", "mini_frame_sink_compare", "mini_endless"}
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda file: file.stem)
+def workflow(request) -> dict:
+    return json.loads(request.param.read_text())
+
+
+def working(workflow: dict) -> list[dict]:
+    """The nodes that do something."""
+    return [node for node in workflow["nodes"] if node["type"] != NOTE]
+
+
+def values_of(node: dict) -> dict:
+    """Widget values by name."""
+    values = iter(node["widgets_values"])
+    named = {}
+    for declared in KNOWN[node["type"]].inputs:
+        if declared.is_widget:
+            named[declared.name] = next(values)
+            if declared.has_control:
+                assert next(values) in ("fixed", "increment", "decrement", "randomize")
+    assert not list(values), f"{node['type']} has more values than widgets"
+    return named
+
+
+def test_the_promised_workflows_are_there():
+    assert {file.stem for file in WORKFLOWS} >= EXPECTED
+
+
+def test_workflow_is_in_the_format_of_the_page(workflow):
+    assert workflow["version"] == 0.4
+    assert any(node["type"] == NOTE and node["widgets_values"][0] for node in workflow["nodes"])
+    ids = [node["id"] for node in workflow["nodes"]]
+    assert len(set(ids)) == len(ids) and max(ids) == workflow["last_node_id"]
+
+
+def test_every_node_and_input_exists(workflow):
+    for node in working(workflow):
+        schema = KNOWN[node["type"]]
+        declared = {socket.name: socket for socket in schema.inputs}
+        for named in node["inputs"]:
+            assert declared[named["name"]].type == named["type"], (node["type"], named["name"])
+            assert declared[named["name"]].is_widget == ("widget" in named), (node["type"], named["name"])
+        widgets = [named["name"] for named in node["inputs"] if "widget" in named]
+        assert widgets == [socket.name for socket in schema.inputs if socket.is_widget]
+        outputs = [(named["name"], named["type"]) for named in node["outputs"]]
+        assert outputs == [(socket.name, socket.type) for socket in schema.outputs]
+
+
+def test_every_required_input_is_connected_and_links_agree(workflow):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, slot, target, index, kind in workflow["links"]:
+        output, named = nodes[source]["outputs"][slot], nodes[target]["inputs"][index]
+        assert output["type"] == named["type"] == kind
+        assert link in output["links"] and named["link"] == link
+    for node in working(workflow):
+        linked = {named["name"] for named in node["inputs"] if named["link"] is not None}
+        needed = {s.name for s in KNOWN[node["type"]].inputs if not s.is_optional and not s.is_widget}
+        assert needed <= linked, node["type"]
+
+
+def test_widget_values_are_possible(workflow):
+    values = [(node["type"], values_of(node)) for node in working(workflow)]
+    seconds = [named["seconds"] for kind, named in values if kind == "LongLiveStream"]
+    for kind, named in values:
+        if kind == "LongLiveFrameSink":
+            WindowConfig(sink_latent_frames=named["sink"], window_latent_frames=named["window"])
+        if kind == "LongLivePromptSchedule":
+            schedule = PromptSchedule.parse(named["prompts"])
+            assert not schedule.resolve(3, min(seconds)).warnings
+            words = {word for cue in schedule.cues for word in cue.prompt.split()}
+            assert words <= set(vocabulary()), "LongLive Mini does not know these words"
+
+
+def test_nodes_do_not_overlap(workflow):
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    title = 30
+    for i, (x, y, width, height) in enumerate(boxes):
+        for other_x, other_y, other_width, other_height in boxes[i + 1 :]:
+            apart = x + width <= other_x or other_x + other_width <= x
+            assert apart or y + height <= other_y - title or other_y + other_height <= y - title
