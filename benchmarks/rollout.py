@@ -59,7 +59,7 @@ def end_to_end(seconds: float = 30.0) -> dict[str, float]:
         start, first = time.perf_counter(), None
         with VideoWriter(Path(folder) / "v.mp4", MINI.width, MINI.height) as writer:
             for chunk in pipeline.run(request):
-                writer.append((chunk.frames * 255).round().byte().numpy())
+                writer.append(chunk.pictures())
                 first = first or time.perf_counter() - start
         wall = time.perf_counter() - start
     frames = round(seconds * FRAME_RATE)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .config import PRESETS, WindowConfig
 from .contact_sheet import ContactSheet
 from .model.attention import BACKENDS
-from .pipeline import Plan, Request, load_pipeline
+from .pipeline import Request, load_pipeline
 from .rollout.prompts import Policy, PromptSchedule
 from .rollout.rollout import RolloutError
 from .video import VideoWriter, read_settings
@@ -98,13 +98,15 @@ def generate(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         writer = stack.enter_context(
-            VideoWriter(options.out, plan.width, plan.height, settings_of(options, plan))
+            VideoWriter(
+                options.out, plan.width, plan.height, plan.settings() | {"attention": options.attention}
+            )
         )
         if options.contact_sheet:
             stack.callback(lambda: sheet.save(options.contact_sheet) if writer.num_frames else None)
         bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0"))
         for chunk in pipeline.run(request):
-            frames = (chunk.frames * 255).round().byte().cpu().numpy()
+            frames = chunk.pictures()
             writer.append(frames)
             sheet.append(frames)
             bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
@@ -160,20 +162,6 @@ def check_writable(path: Path) -> None:
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise ValueError(f"{path} cannot be written: choose a file in a folder that exists and is writable")
-
-
-def settings_of(options: argparse.Namespace, plan: Plan) -> dict:
-    """What a video must carry to be made again."""
-    return {
-        "model": options.model,
-        "schedule": plan.request.schedule.to_text(),
-        "seconds": plan.request.seconds,
-        "seed": plan.request.seed,
-        "width": plan.width,
-        "height": plan.height,
-        "window": asdict(plan.window),
-        "attention": options.attention,
-    }
 
 
 def show_info(options: argparse.Namespace) -> None:

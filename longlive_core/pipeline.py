@@ -101,11 +101,11 @@ class Plan:
         self.frames = checked_frames(request.seconds)
         window = request.window or preset.window
         block = window.block_latent_frames
-        past = 0 if request.past is None else checked_past(request.past, block, latent_height, latent_width)
+        self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
+        past = 0 if request.past is None else checked_past(request.past, self.block_shape)
         self.first_block = past // block
         new_frames = self.frames + num_frames(past)
         self.blocks = range(self.first_block, num_blocks(new_frames, block))
-        self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
         self.is_long = self.blocks.stop * block > ABSOLUTE_LATENT_FRAMES
         self.window = replace(window, endless=True) if self.is_long and request.window is None else window
         self.timeline = request.schedule.resolve(block, request.seconds)
@@ -132,12 +132,14 @@ def checked_frames(seconds: float) -> int:
     return max(1, frames_of_seconds(seconds))
 
 
-def checked_past(past: Tensor, block: int, latent_height: int, latent_width: int) -> int:
+def checked_past(past: Tensor, block_shape: tuple[int, ...]) -> int:
     """Latent frames of the video to continue; ValueError unless they are whole blocks of the same size."""
-    if past.ndim != 5 or past.shape[-2:] != (latent_height, latent_width) or past.shape[2] % block:
+    batch, channels, block, height, width = block_shape
+    expected = (batch, channels, past.shape[2] if past.ndim == 5 else 0, height, width)
+    if past.shape != expected or not past.shape[2] or past.shape[2] % block:
         raise ValueError(
-            f"latents of shape {list(past.shape)} cannot be continued: expected [1, channels, blocks of "
-            f"{block} latent frames, {latent_height}, {latent_width}]; use the same size as the earlier video"
+            f"latents of shape {list(past.shape)} cannot be continued: expected [{batch}, {channels}, T, "
+            f"{height}, {width}] with T a multiple of {block}; use the latents and the size of the earlier video"
         )
     return past.shape[2]
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,18 @@ class _Sink:
 
     def write(self, data: bytes) -> int:
         try:
-            if self.error is None:
-                self._file.write(data)
+            left = memoryview(data) if self.error is None else b""
+            while left:  # a disk that is nearly full takes a part
+                left = left[self._file.write(left) :]
         except OSError as error:
             self.error = error
         return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
     def check(self) -> None:
         """Raise the failure, if there was one."""
@@ -42,16 +50,6 @@ class _Sink:
 
     def close(self) -> None:
         self._file.close()
-
-
-class _SeekableSink(_Sink):
-    """The same for a muxer that goes back to fill in sizes."""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 class VideoWriter:
@@ -89,23 +87,25 @@ class VideoWriter:
         self._container.mux(self._stream.encode(None))
         self._container.close()
         self._sink.close()
-        if self.num_frames and self._sink.error is None:
+        if self._sink.error is not None:
+            drop_cut_fragment(self.path)
+        elif self.num_frames:
             self._finish()
 
     def _finish(self) -> None:
         """Remux without fragments; where that fails, the fragmented file is complete and stays."""
         part = self.path.with_name(self.path.name + ".part")
         try:
-            sink = _SeekableSink(part)
+            sink = _Sink(part)
             self._remux(sink)
             sink.check()
             os.replace(part, self.path)
-        except OSError as error:
+        except (OSError, av.error.FFmpegError) as error:
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
         finally:
             part.unlink(missing_ok=True)
 
-    def _remux(self, sink: _SeekableSink) -> None:
+    def _remux(self, sink: _Sink) -> None:
         with (
             av.open(str(self.path)) as grown,
             av.open(sink, "w", format="mp4", options=_FINISHED) as finished,
@@ -123,6 +123,21 @@ class VideoWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def drop_cut_fragment(path: Path) -> None:
+    """Cut a fragmented mp4 that lost its end behind its last whole fragment (a moof box and its mdat)."""
+    end, whole, size = 0, 0, path.stat().st_size
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        while end + 8 <= size:
+            file.seek(end)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            end += max(length, 8)
+            if kind in (b"moov", b"mdat") and end <= size:
+                whole = end
+        file.truncate(whole)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -161,3 +161,35 @@ def test_ten_thousand_cues(tmp_path) -> None:
     text = "\n".join(f"{i / 100}s {PROMPT}" for i in range(10_000))
     timeline = PromptSchedule.parse(text).resolve(3, 100.0)
     assert len(timeline.segments) == 134 and timeline.warnings
+
+
+def test_a_full_disk_leaves_whole_fragments(tmp_path) -> None:
+    """A disk that takes only part of the file: every frame of every whole fragment still decodes."""
+    out = tmp_path / "v.mp4"
+    writer = VideoWriter(out, 64, 64, {"schedule": "x" * 100_000})
+    real, room = writer._sink._file.write, 260_000
+
+    def write(data):
+        nonlocal room
+        taken = min(len(data), room)
+        room -= taken
+        if not taken:
+            raise OSError(28, "No space left on device")
+        return real(data[:taken])
+
+    writer._sink._file = FullFile(writer._sink._file, write)
+    with pytest.raises(OSError, match="No space"), writer:
+        for _ in range(100):
+            writer.append((torch.rand(12, 64, 64, 3) * 255).byte().numpy())
+    assert num_video_frames(out) >= 12
+    assert not list(tmp_path.glob("*.part"))
+
+
+class FullFile:
+    """A raw file whose write is replaced."""
+
+    def __init__(self, file, write):
+        self._file, self.write = file, write
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)

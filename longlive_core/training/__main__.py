@@ -27,6 +27,8 @@ def main() -> None:
     ]
     for stage in training[1:]:
         stage.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
+        stage.add_argument("--lr", type=float, default=1.5e-3 if stage is training[1] else 3e-4)
+    training[1].add_argument("--start", type=Path, help="go on from these weights, e.g. a packaged Mini")
     training[2].add_argument("--transformer", type=Path, default=TRANSFORMER)
     packing = stages.add_parser("package", help="trained parts -> the file that ships")
     packing.set_defaults(command=package)

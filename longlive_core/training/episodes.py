@@ -20,6 +20,7 @@ from .world import Motion, change_prompt, film, random_attributes, random_change
 BLOCK = 3
 NUM_BLOCKS = 11
 SWITCHES = range(2, 9)
+FAR_SWITCHES = range(4, 9)  # behind the sink, a whole window of the episode must have gone by
 OBJECT_CELL = 8
 
 
@@ -87,14 +88,19 @@ class Pool:
         self, autoencoder: TinyAutoencoder, per_kind: int, size: int, rng: torch.Generator, path: Path
     ):
         self._autoencoder, self._per_kind, self._size, self._rng = autoencoder, per_kind, size, rng
-        self.kinds = [(switch, is_far) for switch in SWITCHES for is_far in (False, True)]
-        self._episodes = _load(path) if path.exists() else self._shoot_all(path)
+        self.kinds = [(switch, False) for switch in SWITCHES] + [(switch, True) for switch in FAR_SWITCHES]
+        self._episodes = self._load(path) if path.exists() else self._shoot_all(path)
         self._oldest = 0
 
     def _shoot_all(self, path: Path) -> list[Episodes]:
         episodes = [self._shoot(kind) for kind in tqdm(self.kinds, desc="episodes", mininterval=10)]
         torch.save([vars(e) for e in episodes], path)
         return episodes
+
+    def _load(self, path: Path) -> list[Episodes]:
+        episodes = [Episodes(**fields) for fields in torch.load(path, weights_only=True)]
+        kinds = {(e.switch, e.is_far): e for e in episodes}
+        return [kinds[kind] for kind in self.kinds]
 
     def _shoot(self, kind: tuple[int, bool]) -> Episodes:
         return shoot(self._autoencoder, self._per_kind, *kind, self._size, self._rng)
@@ -108,7 +114,3 @@ class Pool:
         """Shoot the next kind anew."""
         self._episodes[self._oldest] = self._shoot(self.kinds[self._oldest])
         self._oldest = (self._oldest + 1) % len(self.kinds)
-
-
-def _load(path: Path) -> list[Episodes]:
-    return [Episodes(**fields) for fields in torch.load(path, weights_only=True)]

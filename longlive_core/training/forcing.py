@@ -57,7 +57,7 @@ def plan(switch: int, is_far: bool, rng: torch.Generator, noisy: int) -> Layout:
         committed[block] = layout.add(block, 1 if block else 0, _window(committed, block))
     for block in range(3 if is_far else 0, switch):
         targets.append((block, 1, _window(committed, block)))
-    if switch <= SEEN:
+    if switch <= SEEN and not is_far:
         committed.update(zip(range(switch), layout.add_together(list(range(switch)), 2, []), strict=True))
     else:
         kept = list(range(switch - SEEN + 1, switch))

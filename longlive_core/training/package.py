@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..mini.loader import WEIGHTS, WORDS_KEY, parts_state
-from .transformer import Generator, load_autoencoder
+from .transformer import load_autoencoder, load_generator
 from .world import vocabulary
 
 
 def package(autoencoder: Path, generator: Path, out: Path = WEIGHTS) -> None:
     """Write transformer, autoencoder and words, in fp16, with the vocabulary in the metadata."""
-    model = Generator()
-    model.load_state_dict(load_file(generator))
+    model = load_generator(generator)
     parts = {
         "transformer": model.transformer,
         "autoencoder": load_autoencoder(autoencoder),

@@ -26,7 +26,7 @@ CONTEXT_SHARE = 0.7
 SIGMA_SHIFT = 3.0
 LIST_SHARE = 0.6  # of the noisy passes get one of the sigmas of inference
 MAX_GAP = 1000  # latent frames: 250 s
-EMA = 0.998
+EMA = 0.995
 
 
 class Generator(nn.Module):
@@ -40,10 +40,21 @@ class Generator(nn.Module):
 
 
 def load_autoencoder(path: Path) -> TinyAutoencoder:
-    """The frozen autoencoder of an earlier stage."""
+    """The frozen autoencoder of an earlier stage, or of a packaged Mini."""
+    prefix = "autoencoder."
+    state = {name.removeprefix(prefix): t.float() for name, t in load_file(path).items()}
     autoencoder = TinyAutoencoder(MINI.autoencoder)
-    autoencoder.load_state_dict(load_file(path))
+    names = autoencoder.state_dict().keys()
+    autoencoder.load_state_dict({name: tensor for name, tensor in state.items() if name in names})
     return autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def load_generator(path: Path) -> Generator:
+    """The transformer and words of an earlier stage, or of a packaged Mini."""
+    model = Generator()
+    names = model.state_dict().keys()
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items() if name in names})
+    return model
 
 
 def train_transformer(
@@ -53,11 +64,12 @@ def train_transformer(
     size: int = MINI.width,
     seed: int = 0,
     lr: float = 1.5e-3,
+    start: Path | None = None,
 ) -> None:
-    """Train (or resume) in `folder`; leaves the averaged weights in `model.safetensors`."""
+    """Train (or resume) in `folder`, from fresh weights or those of `start`; leaves `model.safetensors`."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    model = Generator()
+    model = load_generator(start) if start else Generator()
     optimizer = MuonAndAdam(model, lr)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     rng.manual_seed(seed + run.step)  # a resumed run goes on with other films

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import MINI
@@ -23,7 +22,7 @@ from ..vae.tiny import TinyAutoencoder
 from .episodes import BLOCK, Pool, object_cells
 from .judge import read
 from .runs import MuonAndAdam, Run, cosine, exponential_average
-from .transformer import OBJECT_WEIGHT, PER_KIND, Generator, forcing_loss, load_autoencoder
+from .transformer import OBJECT_WEIGHT, PER_KIND, Generator, forcing_loss, load_autoencoder, load_generator
 from .world import (
     BOUNCE_FRAMES,
     CIRCLE_FRAMES,
@@ -240,8 +239,7 @@ def tune(
     """Tune a teacher-forced transformer on its own rollouts, with a little teacher forcing beside it."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    model = Generator()
-    model.load_state_dict(load_file(transformer))
+    model = load_generator(transformer)
     optimizer = MuonAndAdam(model, lr)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     rng.manual_seed(seed + run.step)
