@@ -57,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument("--window", type=int, help="latent frames a block sees, 0 for all")
     make.add_argument("--sink", type=int, help="first latent frames that are never forgotten")
     make.add_argument("--positions", choices=("auto", "absolute", "endless"), default="auto")
-    make.add_argument("--on-switch", choices=[p.value for p in Policy], help="policy of cues that name none")
+    make.add_argument(
+        "--on-switch", choices=[p.value for p in Policy], help="what every recache cue does instead"
+    )
     make.add_argument("--attention", choices=BACKENDS, default="sdpa")
     make.add_argument("--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video")
     make.add_argument("--out", type=Path, default=Path("longlive.mp4"), help="the mp4 to write")

@@ -138,8 +138,9 @@ def checked_past(past: Tensor, block_shape: tuple[int, ...]) -> int:
     expected = (batch, channels, past.shape[2] if past.ndim == 5 else 0, height, width)
     if past.shape != expected or not past.shape[2] or past.shape[2] % block:
         raise ValueError(
-            f"latents of shape {list(past.shape)} cannot be continued: expected [{batch}, {channels}, T, "
-            f"{height}, {width}] with T a multiple of {block}; use the latents and the size of the earlier video"
+            f"latents of shape {list(past.shape)} cannot be continued: "
+            f"expected [{batch}, {channels}, T, {height}, {width}] with T a multiple of {block}; "
+            "use the latents and the size of the earlier video"
         )
     return past.shape[2]
 
