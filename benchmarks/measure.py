@@ -1,29 +1,13 @@
-"""What every benchmark shares: medians over repeats, and results with machine, versions and commit."""
+"""What every benchmark shares: results with machine, versions and commit."""
 
 import json
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median wall time of `repeats` calls, after one that is not counted."""
-    call()
-    return statistics.median(seconds(call) for _ in range(repeats))
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def report(name: str, figures: dict) -> None:

@@ -105,7 +105,7 @@ def generate(options: argparse.Namespace) -> None:
             )
         )
         if options.contact_sheet:
-            stack.callback(lambda: sheet.save(options.contact_sheet) if writer.num_frames else None)
+            stack.callback(sheet.save, options.contact_sheet)
         bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0"))
         for chunk in pipeline.run(request):
             frames = chunk.pictures()
@@ -130,13 +130,16 @@ def request_from(options: argparse.Namespace) -> Request:
     if options.schedule:
         schedule = PromptSchedule.parse(read_text(options.schedule), options.switch_frames)
     else:
+        if options.switch_frames:
+            raise ValueError("--switch-frames goes with a JSONL --schedule, not with --prompt; leave it out")
         schedule = PromptSchedule.single(options.prompt)
     if options.on_switch:
         default = Policy(options.on_switch)
         cues = (replace(c, policy=default) if c.policy is Policy.RECACHE else c for c in schedule.cues)
         schedule = replace(schedule, cues=tuple(cues))
     width, height = options.size or (None, None)
-    return Request(schedule, options.seconds, options.seed, width, height, window_from(options))
+    window = window_from(options)
+    return Request(schedule, options.seconds, options.seed, width, height, window, options.positions)
 
 
 def window_from(options: argparse.Namespace) -> WindowConfig | None:
@@ -146,8 +149,6 @@ def window_from(options: argparse.Namespace) -> WindowConfig | None:
         changes["window_latent_frames"] = options.window or None
     if options.sink is not None:
         changes["sink_latent_frames"] = options.sink
-    if options.positions != "auto":
-        changes["endless"] = options.positions == "endless"
     return replace(PRESETS[options.model].window, **changes) if changes else None
 
 

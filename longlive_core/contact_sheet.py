@@ -29,7 +29,9 @@ class ContactSheet:
             self._seen += 1
 
     def save(self, path: str | Path) -> None:
-        """Write the sheet, as far as the frames came."""
+        """Write the sheet as far as the frames came; without any, nothing."""
+        if not self._kept:
+            return
         width, height = self._kept[0].size
         rows = -(-len(self._kept) // self._columns)
         sheet = Image.new("RGB", (self._columns * width, rows * height))

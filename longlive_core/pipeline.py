@@ -12,6 +12,7 @@ from torch import Tensor
 from .config import ABSOLUTE_LATENT_FRAMES, MINI, Preset, WindowConfig
 from .geometry import frames_of_seconds, latent_size, num_blocks, num_frames
 from .mini.loader import load_mini
+from .model.attention import attention_backend
 from .model.causal_wan import CausalWan
 from .rollout.noise import SeededNoise
 from .rollout.prompts import PromptSchedule, Timeline
@@ -25,7 +26,8 @@ EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
 
 @dataclass(frozen=True)
 class Request:
-    """What to make. `window` None is the preset's, endless where a video outgrows absolute positions.
+    """What to make. `window` None is the preset's; `positions` are auto (endless where a video outgrows
+    absolute ones), absolute or endless.
 
     `past` are clean latents [1, C, T, H, W] of an earlier video, which this one continues; times and
     `seconds` count from where it ended.
@@ -37,6 +39,7 @@ class Request:
     width: int | None = None
     height: int | None = None
     window: WindowConfig | None = None
+    positions: str = "auto"
     past: Tensor | None = None
 
 
@@ -106,9 +109,18 @@ class Plan:
         self.first_block = past // block
         new_frames = self.frames + num_frames(past)
         self.blocks = range(self.first_block, num_blocks(new_frames, block))
-        self.is_long = self.blocks.stop * block > ABSOLUTE_LATENT_FRAMES
-        self.window = replace(window, endless=True) if self.is_long and request.window is None else window
-        self.timeline = request.schedule.resolve(block, request.seconds)
+        self.window = replace(window, endless=self._is_endless(window))
+        self.timeline = request.schedule.resolve(block, request.seconds, self.first_block)
+
+    def _is_endless(self, window: WindowConfig) -> bool:
+        """What `positions` comes to for a video of this length."""
+        is_long = self.blocks.stop * window.block_latent_frames > ABSOLUTE_LATENT_FRAMES
+        choices = {"auto": window.endless or is_long, "absolute": False, "endless": True}
+        if self.request.positions not in choices:
+            raise ValueError(
+                f"unknown positions {self.request.positions!r}; choose one of {', '.join(choices)}"
+            )
+        return choices[self.request.positions]
 
     def settings(self) -> dict[str, Any]:
         """What a video must carry to be made again."""
@@ -160,5 +172,10 @@ def load_pipeline(model: str = "mini", attention: str = "sdpa") -> Pipeline:
     """The pipeline of that name, on the CPU: `mini` is packaged."""
     if model != MINI.name:
         raise ValueError(f"unknown model {model!r}; this release runs {MINI.name!r}")
+    if attention != "sdpa":
+        attention_backend(attention)
+        raise ValueError(
+            f"attention backend {attention!r} needs a CUDA card and half precision; choose sdpa here"
+        )
     mini = load_mini(attention=attention)
     return Pipeline(MINI, mini.transformer, mini.autoencoder, mini.encode_text)

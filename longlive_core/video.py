@@ -25,6 +25,7 @@ class _Sink:
     """A file for the muxer that keeps the first failure for us: the muxer itself would crash on it."""
 
     def __init__(self, path: Path):
+        self._path = path
         self._file = path.open("wb", buffering=0)
         self.error: OSError | None = None
 
@@ -46,7 +47,11 @@ class _Sink:
     def check(self) -> None:
         """Raise the failure, if there was one."""
         if self.error is not None:
-            raise self.error
+            raise OSError(
+                self.error.errno,
+                f"{self.error.strerror}; what was written before stays playable",
+                str(self._path),
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -80,17 +85,28 @@ class VideoWriter:
         self._sink.check()
 
     def close(self) -> None:
-        """Write what the encoder still holds, then turn the file into an ordinary mp4."""
+        """Write what the encoder still holds, then turn the file into an ordinary mp4.
+
+        Raises OSError when not everything could be written. Without a single frame no file is left.
+        """
         if not self._is_open:
             return
         self._is_open = False
         self._container.mux(self._stream.encode(None))
         self._container.close()
         self._sink.close()
-        if self._sink.error is not None:
-            drop_cut_fragment(self.path)
-        elif self.num_frames:
+        if not self.num_frames:
+            self._discard()
+        elif self._sink.error is None:
             self._finish()
+        else:
+            drop_cut_fragment(self.path)
+            self._sink.check()
+
+    def _discard(self) -> None:
+        """No frame was made: no file is left, where there is one to remove."""
+        if self.path.is_file():
+            self.path.unlink()
 
     def _finish(self) -> None:
         """Remux without fragments; where that fails, the fragmented file is complete and stays."""

@@ -48,7 +48,7 @@ class LongLiveFrameSink(io.ComfyNode):
                     options=[policy.value for policy in Policy],
                     default=Policy.RECACHE.value,
                     tooltip=(
-                        "What a new prompt does to the past, where its cue names nothing else. recache: the "
+                        "What every recache cue (the usual kind) does to the past. recache: the "
                         "window is recomputed under the new prompt. refresh: the sink too. keep: nothing is. "
                         "cut: the past is dropped, a new scene begins."
                     ),

@@ -51,12 +51,6 @@ class WindowChoice:
     on_switch: Policy = Policy.RECACHE
     positions: str = "auto"
 
-    def window_for(self, is_long: bool) -> WindowConfig:
-        """The window of a video that outgrows absolute positions, or of one that does not."""
-        return replace(
-            self.window, endless=is_long if self.positions == "auto" else self.positions == "endless"
-        )
-
     def apply_to(self, schedule: PromptSchedule) -> PromptSchedule:
         """The schedule with this policy wherever its cues leave it at the usual one."""
         cues = (replace(c, policy=self.on_switch) if c.policy is Policy.RECACHE else c for c in schedule.cues)

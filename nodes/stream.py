@@ -55,7 +55,7 @@ class LongLiveStream(io.ComfyNode):
         pipeline = pipeline_of(model, schedule, vae)
         past = Past(continue_from, host.device())
         request = Request(schedule.schedule, seconds, seed, past=past.scene, **size)
-        request = request if window is None else windowed(request, window, pipeline.plan(request).is_long)
+        request = request if window is None else windowed(request, window)
         plan = pipeline.plan(request)
         settings = plan.settings() | {
             "attention": model.attention,
@@ -137,9 +137,10 @@ def pipeline_of(model: StreamModel, schedule: EncodedSchedule, vae) -> Pipeline:
     return Pipeline(model.preset, model.transformer, decoder_of(vae), schedule.encode)
 
 
-def windowed(request: Request, choice: WindowChoice, is_long: bool) -> Request:
-    """The request with the window and the switch policy of a Frame Sink."""
-    return replace(request, schedule=choice.apply_to(request.schedule), window=choice.window_for(is_long))
+def windowed(request: Request, choice: WindowChoice) -> Request:
+    """The request with the window, the positions and the switch policy of a Frame Sink."""
+    schedule = choice.apply_to(request.schedule)
+    return replace(request, schedule=schedule, window=choice.window, positions=choice.positions)
 
 
 def num_steps(plan: Plan) -> int:
@@ -200,8 +201,6 @@ class Run(Hook):
     def _give_up(self, writer: VideoWriter) -> None:
         if writer.num_frames:
             self._progress.text(f"stopped at {self._frames / FRAME_RATE:.1f} s; kept as {writer.path}")
-        else:
-            writer.path.unlink(missing_ok=True)
 
     def _speed(self) -> float:
         return self._frames / max(time.monotonic() - self._start, 1e-3)

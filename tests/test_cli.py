@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from longlive_core import PromptSchedule, load_pipeline
-from longlive_core.cli import main
+from longlive_core.cli import build_parser, main, request_from
 from longlive_core.mini.loader import WEIGHTS, load_mini
 from longlive_core.pipeline import Request
 from longlive_core.video import VideoWriter
@@ -85,10 +85,35 @@ def test_a_growing_file_is_already_playable(tmp_path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_sentence(capsys, monkeypatch) -> None:
+@pytest.mark.parametrize("seconds", ["0.5", "20"])
+def test_a_full_disk_is_one_sentence(seconds, capsys, monkeypatch) -> None:
+    """Also where the disk fills only when the encoder lets go of its last frames."""
     monkeypatch.setattr("longlive_core.cli.check_writable", lambda path: None)
-    assert main(["generate", "--prompt", PROMPT, "--seconds", "20", "--out", "/dev/full"]) == 2
-    assert "longlive:" in capsys.readouterr().err
+    assert main(["generate", "--prompt", PROMPT, "--seconds", seconds, "--out", "/dev/full"]) == 2
+    assert "No space left on device; what was written before stays playable" in capsys.readouterr().err
+
+
+def test_a_failure_before_the_first_frame_leaves_no_file(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("longlive_core.rollout.noise.SeededNoise.__call__", not_a_number)
+    sheet = tmp_path / "v.png"
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "2", "--out", str(tmp_path / "v.mp4")]
+    assert main([*arguments, "--contact-sheet", str(sheet)]) == 2
+    assert "block 0" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def not_a_number(noise, block: int, step: int) -> torch.Tensor:
+    return torch.full(noise.shape, float("nan"))
+
+
+def test_a_cue_of_a_continued_video_counts_from_where_it_goes_on() -> None:
+    timeline = PromptSchedule.parse("0s a\n0.75s b").resolve(3, 3.0, first_block=5)
+    assert [(s.block, s.seconds) for s in timeline.segments] == [(0, 0.0), (1, 0.75)]
+
+
+@pytest.mark.parametrize(("seconds", "endless"), [("10", False), ("300", True)])
+def test_automatic_positions_also_with_a_window_of_ones_own(seconds, endless) -> None:
+    options = build_parser().parse_args(["generate", "--prompt", "a", "--seconds", seconds, "--window", "9"])
+    assert load_pipeline("mini").plan(request_from(options)).window.endless is endless
 
 
 BAD = {

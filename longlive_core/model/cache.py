@@ -146,8 +146,3 @@ class KVCache:
     def sink_position(self) -> int:
         """RoPE position of the first sink frame."""
         return self._sink_position
-
-    def num_bytes(self) -> int:
-        """Memory of all buffers."""
-        tensors = (t for layer in self.layers for t in (layer.keys, layer.values, layer.sink_home))
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -163,31 +163,35 @@ class PromptSchedule:
         ]
         return json.dumps({"version": 1, "cues": cues, **self.extra}, ensure_ascii=False, indent=2)
 
-    def resolve(self, block_latent_frames: int, total_seconds: float | None = None) -> Timeline:
+    def resolve(
+        self, block_latent_frames: int, total_seconds: float | None = None, first_block: int = 0
+    ) -> Timeline:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
-        Raises ScheduleError if a cue is at or beyond `total_seconds`, the length of the video.
+        Times and blocks count from `first_block`, where a continued video goes on. Raises ScheduleError if a cue is at or beyond `total_seconds`, the length of the video.
         """
         last_block = inf
         if total_seconds is not None:
             _check_before_end(self.cues, total_seconds)
             frames = geometry.frames_of_seconds(total_seconds)
-            last_block = max(1, geometry.num_blocks(frames, block_latent_frames)) - 1
+            frames += geometry.block_first_frame(first_block, block_latent_frames)
+            last_block = max(1, geometry.num_blocks(frames, block_latent_frames) - first_block) - 1
+        start = geometry.block_seconds(first_block, block_latent_frames)
+
+        def begins(block: int) -> float:
+            return geometry.block_seconds(first_block + block, block_latent_frames) - start
+
         winners: dict[int, int] = {}  # block -> index of its cue
         warnings = []
         for index, cue in enumerate(self.cues):
-            block = geometry.block_at(cue.seconds, block_latent_frames)
+            block = geometry.block_at(start + cue.seconds, block_latent_frames) - first_block
             if block > last_block:
-                begins = geometry.block_seconds(last_block, block_latent_frames)
-                warnings.append(_too_late(index, cue, begins))
+                warnings.append(_too_late(index, cue, begins(last_block)))
                 continue
             if block in winners:
                 warnings.append(_overtaken(self.cues, winners[block], index, block))
             winners[block] = index
-        segments = (
-            Segment(block, geometry.block_seconds(block, block_latent_frames), self.cues[index])
-            for block, index in winners.items()
-        )
+        segments = (Segment(block, begins(block), self.cues[index]) for block, index in winners.items())
         return Timeline(tuple(segments), tuple(warnings))
 
 

@@ -8,13 +8,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..config import MINI, WindowConfig
-from ..geometry import FRAME_RATE, block_first_frame, num_blocks
+from ..geometry import FRAME_RATE, block_first_frame, latent_size, num_blocks
 from ..mini.loader import WEIGHTS, Mini, load_mini
 from ..rollout.noise import SeededNoise
 from ..rollout.prompts import Policy
@@ -64,7 +65,7 @@ def make(
     keep_blocks: range,
 ) -> Made:
     """Roll out one video a seed, changing prompts at the given blocks; frames of `keep_blocks` only."""
-    cells = MINI.width // 8, MINI.height // 8
+    cells = latent_size(MINI.width, MINI.height)
     shape = (1, MINI.model.latent_channels, window.block_latent_frames, *cells)
 
     def script(block: int) -> Switch | None:
@@ -153,9 +154,10 @@ def single_prompt_figures(mini: Mini, count: int, seconds: int, window: WindowCo
                 opened = read(frames[:first]).shape == SHAPES.index(attributes.shape)
                 opening.add("block0_shape", opened)
             score_video(score, frames[first:], attributes)
-        ratios.append(sum(made.latent_std[-last:]) / sum(made.latent_std[1 : 1 + last]))
-    std = round(sum(ratios) / len(ratios), 4)
-    return {**score.shares(), **opening.shares(), "latent_std_last_to_first": std}
+        stds = made.latent_std
+        ratios.append(mean(stds[-last:]) / mean(stds[1 : 1 + last]))
+    drift = {"latent_std_last_to_first": round(mean(ratios), 4)} if blocks > last else {}
+    return {"videos": count, **score.shares(), **opening.shares(), **drift}
 
 
 def switch_figures(mini: Mini, count: int, policy: Policy, window: WindowConfig = MINI.window) -> dict:
@@ -181,6 +183,7 @@ def switch_figures(mini: Mini, count: int, policy: Policy, window: WindowConfig 
     ratio = torch.stack(seams).median() / torch.stack(ordinary).clamp_min(0.1).median()
     worst = torch.stack(seams).quantile(0.95) / torch.stack(ordinary).median()
     return {
+        "videos": count,
         **score.shares(),
         "seam_step_px_median": round(float(torch.stack(seams).median()), 3),
         "ordinary_step_px_median": round(float(torch.stack(ordinary).median()), 3),
@@ -196,6 +199,7 @@ def score_switch(score: Score, frames: Tensor, before: Attributes, after: Attrib
         if name == "motion":
             motion = read_motion(reading.place[later : later + WINDOW_FRAMES])
             score.add("changed_motion_in_1.5s", list(MOTIONS)[motion] == after.motion)
+            score.add("changed_all_in_1.5s", list(MOTIONS)[motion] == after.motion)
             continue
         shown = getattr(reading, name) == VALUES[name].index(getattr(after, name))
         score.add(f"changed_{name}_in_1.5s", shown[later])
@@ -204,7 +208,7 @@ def score_switch(score: Score, frames: Tensor, before: Attributes, after: Attrib
         if name == "colour":
             for frame in (4, 6, COLOUR_FRAME):
                 score.add(f"changed_colour_frame_{frame}", shown[seam + frame - 1])
-    for name in set(VALUES) - set(changed(before, after)) - {"motion"}:
+    for name in [n for n in VALUES if n != "motion" and n not in changed(before, after)]:
         kept = getattr(reading, name)[later:] == VALUES[name].index(getattr(after, name))
         score.add(f"kept_{name}", kept)
     return position_steps(reading.place)
@@ -238,7 +242,7 @@ def evaluate(
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")
     if card:
-        CARD.write_text(with_figures(CARD.read_text("utf-8"), figures, videos), "utf-8")
+        CARD.write_text(with_figures(CARD.read_text("utf-8"), figures), "utf-8")
 
 
 def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
@@ -253,10 +257,10 @@ def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
     return policies | windows
 
 
-def with_figures(card: str, figures: dict[str, dict[str, float]], videos: int) -> str:
+def with_figures(card: str, figures: dict[str, dict[str, float]]) -> str:
     """The model card with its table of figures replaced."""
     before, after = card.split(OPENING)[0], card.split(CLOSING)[1]
-    lines = [f"{videos} videos a group.", "", "| videos | figure | value |", "|---|---|---|"]
+    lines = ["| videos | figure | value |", "|---|---|---|"]
     for group, named in figures.items():
         lines += [f"| {group} | {name} | {value:.4g} |" for name, value in named.items()]
     table = "\n".join(lines)

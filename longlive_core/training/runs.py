@@ -85,6 +85,7 @@ class Run:
         self.step = 0
         self._saved = time.monotonic()
         self._sums: dict[str, float] = {}
+        self._summed = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         self._bar = tqdm(total=steps, initial=self.step, unit="step", mininterval=10)
@@ -104,7 +105,7 @@ class Run:
         self.step = state["step"]
 
     def after_step(self, **figures: float) -> None:
-        """Count the step, average the weights, log now and then, save every two minutes."""
+        """Count the step, average the weights, log now and then, save every minute and a half."""
         if not all(math.isfinite(value) for value in figures.values()):
             raise FloatingPointError(
                 f"step {self.step}: {figures}; resume from {self.folder} with a lower rate"
@@ -114,9 +115,10 @@ class Run:
         self._bar.update()
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+        self._summed += 1
         if self.step % LOG_STEPS == 0:
-            self._log({name: total / LOG_STEPS for name, total in self._sums.items()})
-            self._sums = {}
+            self._log({name: total / self._summed for name, total in self._sums.items()})
+            self._sums, self._summed = {}, 0
         if self.is_done or time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
