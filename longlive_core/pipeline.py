@@ -117,9 +117,8 @@ class Plan:
         is_long = self.blocks.stop * window.block_latent_frames > ABSOLUTE_LATENT_FRAMES
         choices = {"auto": window.endless or is_long, "absolute": False, "endless": True}
         if self.request.positions not in choices:
-            raise ValueError(
-                f"unknown positions {self.request.positions!r}; choose one of {', '.join(choices)}"
-            )
+            allowed = ", ".join(choices)
+            raise ValueError(f"unknown positions {self.request.positions!r}; choose one of {allowed}")
         return choices[self.request.positions]
 
     def settings(self) -> dict[str, Any]:
@@ -174,8 +173,6 @@ def load_pipeline(model: str = "mini", attention: str = "sdpa") -> Pipeline:
         raise ValueError(f"unknown model {model!r}; this release runs {MINI.name!r}")
     if attention != "sdpa":
         attention_backend(attention)
-        raise ValueError(
-            f"attention backend {attention!r} needs a CUDA card and half precision; choose sdpa here"
-        )
+        raise ValueError(f"attention {attention!r} needs a CUDA card and half precision; choose sdpa here")
     mini = load_mini(attention=attention)
     return Pipeline(MINI, mini.transformer, mini.autoencoder, mini.encode_text)

@@ -47,11 +47,8 @@ class _Sink:
     def check(self) -> None:
         """Raise the failure, if there was one."""
         if self.error is not None:
-            raise OSError(
-                self.error.errno,
-                f"{self.error.strerror}; what was written before stays playable",
-                str(self._path),
-            )
+            reason = f"{self.error.strerror}; what was written before stays playable"
+            raise OSError(self.error.errno, reason, str(self._path))
 
     def close(self) -> None:
         self._file.close()

@@ -168,7 +168,8 @@ class PromptSchedule:
     ) -> Timeline:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
-        Times and blocks count from `first_block`, where a continued video goes on. Raises ScheduleError if a cue is at or beyond `total_seconds`, the length of the video.
+        Times and blocks count from `first_block`, where a continued video goes on. Raises ScheduleError
+        if a cue is at or beyond `total_seconds`, the length of the video.
         """
         last_block = inf
         if total_seconds is not None:
