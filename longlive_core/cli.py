@@ -87,10 +87,8 @@ def frame_list(text: str) -> tuple[int, ...]:
 
 def generate(options: argparse.Namespace) -> None:
     """Make the video, writing it while it is made."""
-    if options.model not in PRESETS:
-        raise ValueError(f"unknown model {options.model!r}; this release runs: mini")
-    request = request_from(options)
     pipeline = load_pipeline(options.model, options.attention)
+    request = request_from(options)
     plan = pipeline.plan(request)
     for path in filter(None, (options.out, options.contact_sheet)):
         check_writable(path)

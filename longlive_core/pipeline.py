@@ -72,7 +72,7 @@ class Pipeline:
         plan = self.plan(request)
         decoder = StreamingDecoder(self.decoder)
         if request.past is not None:
-            decoder.warm(request.past)
+            decoder.warm(request.past.to(self.model.device))
         left = plan.frames
         for block in self.blocks(plan, hook):
             frames = decoder.push(block.latents, block.opens_scene)[0, :left].permute(0, 2, 3, 1)

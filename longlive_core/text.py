@@ -29,11 +29,14 @@ class WordEncoder(nn.Module):
         found = _WORD.findall(prompt.casefold())
         unknown = sorted({word for word in found if word not in self._index})
         if unknown:
+            known_words, words = " ".join(self.words), ", ".join(unknown[:8])
+            logger.warning("Mini does not know %s in %r; it knows: %s", words, prompt[:200], known_words)
+        known = [self._index[word] for word in found if word in self._index]
+        if len(known) > self.text_tokens:
             logger.warning(
-                "LongLive Mini does not know %s in %r; it knows: %s",
-                ", ".join(unknown[:8]), prompt[:200], ", ".join(self.words),
-            )  # fmt: skip
-        return [self._index[word] for word in found if word in self._index][: self.text_tokens]
+                "LongLive Mini reads only the first %d words of %r", self.text_tokens, prompt[:200]
+            )
+        return known[: self.text_tokens]
 
     def forward(self, prompts: list[str]) -> Tensor:
         """Prompts -> [B, text tokens, text dim]; rows after the last word are zero."""

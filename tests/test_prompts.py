@@ -158,9 +158,9 @@ def test_single_takes_its_text_as_it_is():
 @pytest.mark.parametrize(
     "text, line, column, says",
     [
-        ("", None, None, "empty"),
-        (" \n\t\n", None, None, "empty"),
-        ("# only a comment", None, None, "empty"),
+        ("", 1, 1, "empty"),
+        (" \n\t\n", 1, 1, "empty"),
+        ("# only a comment", 1, 1, "empty"),
         ("5s => a", 1, 1, "first cue is at 5s"),
         ("\n\n  5s => a", 3, 3, "first cue is at 5s"),
         ("1980s diner", 1, 1, "meant as words"),

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from ..config import MINI
 from ..model.attention import attention_backend
@@ -59,12 +58,3 @@ def build_mini(vocabulary: tuple[str, ...], attention: str = "sdpa") -> Mini:
         transformer = CausalWan(config, attention_backend(attention))
         autoencoder = TinyAutoencoder(MINI.autoencoder).to(memory_format=torch.channels_last)
         return Mini(transformer, autoencoder, WordEncoder(vocabulary, config.text_tokens, config.text_dim))
-
-
-def parts_state(parts: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """The tensors of Mini's parts under their prefixes, in fp16 for shipping."""
-    return {
-        f"{name}.{key}": tensor.detach().half().contiguous()
-        for name, part in parts.items()
-        for key, tensor in part.state_dict().items()
-    }

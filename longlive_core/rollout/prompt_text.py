@@ -58,7 +58,7 @@ def content_lines(text: str) -> list[_Line]:
     """Lines less blanks and comments, and less the indent of the first: a whole schedule may be indented."""
     lines = [(number, line) for number, line in numbered_lines(text) if not line.lstrip().startswith("#")]
     if not lines:
-        raise ScheduleError("the schedule is empty; write a prompt, or cues such as: 0 => a red circle")
+        raise ScheduleError("the schedule is empty; write a prompt, or cues such as: 0 => a red circle", 1, 1)
     first = lines[0][1]
     indent = first[: len(first) - len(first.lstrip())]
     return [

@@ -79,11 +79,11 @@ def rollout(
     hook = hook or Hook()
     if not (switch := script(blocks.start)):
         raise ValueError(f"the script has no prompt for the first block ({blocks.start})")
-    text = model.read_text(switch.embeds)
+    text = read_prompt(model, switch)
     scene = open_scene(model, text, noise(blocks.start, 0), window, len(blocks), past)
     for index in blocks:
         if index > blocks.start and (switch := script(index)):
-            text = model.read_text(switch.embeds)
+            text = read_prompt(model, switch)
             if recache(scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
         is_first = scene.end == 0
@@ -93,6 +93,12 @@ def rollout(
         commit(scene, text, latents)
         hook.on_commit(index, scene.cache)
         yield Block(index, latents, opens_scene=is_first)
+
+
+@torch.no_grad()
+def read_prompt(model: CausalWan, switch: Switch) -> TextCache:
+    """Cross-attention K and V of the prompt, once for all its blocks."""
+    return model.read_text(switch.embeds)
 
 
 @torch.no_grad()

@@ -99,6 +99,8 @@ class Pool:
 
     def _load(self, path: Path) -> list[Episodes]:
         episodes = [Episodes(**fields) for fields in torch.load(path, weights_only=True)]
+        if episodes[0].latents.shape[-1] * OBJECT_CELL != self._size:
+            raise ValueError(f"{path} holds episodes of another size than {self._size}; use another folder")
         kinds = {(e.switch, e.is_far): e for e in episodes}
         return [kinds[kind] for kind in self.kinds]
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from ..mini.loader import WEIGHTS, WORDS_KEY, parts_state
+from ..mini.loader import WEIGHTS, WORDS_KEY
 from .transformer import load_autoencoder, load_generator
 from .world import vocabulary
 
@@ -18,3 +19,12 @@ def package(autoencoder: Path, generator: Path, out: Path = WEIGHTS) -> None:
         "words": model.words,
     }
     save_file(parts_state(parts), out, {WORDS_KEY: " ".join(vocabulary())})
+
+
+def parts_state(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of Mini's parts under their prefixes, in fp16."""
+    return {
+        f"{name}.{key}": tensor.detach().half().contiguous()
+        for name, part in parts.items()
+        for key, tensor in part.state_dict().items()
+    }
