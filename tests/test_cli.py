@@ -218,3 +218,14 @@ class FullFile:
 
     def __getattr__(self, name):
         return getattr(self._file, name)
+
+
+def test_a_continued_video_goes_on_with_the_frames_asked_for() -> None:
+    pipeline = load_pipeline("mini")
+    schedule = PromptSchedule.single(PROMPT)
+    first = torch.cat([c.block.latents for c in pipeline.run(Request(schedule, 3.0))], dim=2)
+    chunks = list(pipeline.run(Request(schedule, 2.0, past=first)))
+    assert [len(c.frames) for c in chunks] == [12, 12, 8]
+    assert [c.block.index for c in chunks] == [5, 6, 7] and not chunks[0].block.opens_scene
+    with pytest.raises(ValueError, match="cannot be continued"):
+        pipeline.plan(Request(schedule, 2.0, past=first[:, :, :-1]))
