@@ -30,8 +30,8 @@ PROMPTS = ("a red circle rests over navy", "a red circle rests over navy", "it t
 
 
 def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
-    """Every noisy pass, before and after an early and a late switch, against cache, commit and recache."""
-    for switch in (3, 6):
+    """Every noisy pass, before and after early, late and belated switches, against the cached rollout."""
+    for told, switch in ((3, 3), (6, 6), (5, 7)):
         torch.manual_seed(switch)
         rng = torch.Generator().manual_seed(0)
         model = Generator().eval()
@@ -39,7 +39,7 @@ def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
         episodes = Episodes(
             latents, torch.zeros(1, 11 * BLOCK, 4, 4, dtype=torch.bool), [PROMPTS], switch, False
         )
-        layout = plan(switch, False, rng, 12)
+        layout = plan(told, switch, False, rng, 12)
         is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
         sigmas = torch.where(is_noisy, 0.8, 0.0)[None]
         with torch.no_grad():
@@ -47,7 +47,7 @@ def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
             for index, one in enumerate(layout.passes):
                 if one.is_noisy:
                     ours = flow[:, :, index * BLOCK : (index + 1) * BLOCK]
-                    assert_close(ours, cached_flow(model, latents, one.block, switch), atol=1e-4, rtol=1e-4)
+                    assert_close(ours, cached_flow(model, latents, one.block, told), atol=1e-4, rtol=1e-4)
 
 
 def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int) -> torch.Tensor:

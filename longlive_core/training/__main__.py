@@ -25,10 +25,12 @@ def main() -> None:
         _stage(stages, "transformer", train_transformer, "prompts and past latents -> next latents", 2500),
         _stage(stages, "tuning", tune, "streaming long tuning on the transformer's own rollouts", 1000),
     ]
+    for stage, lr in zip(training, (1.2e-3, 1.5e-3, 3e-4), strict=True):
+        stage.add_argument("--lr", type=float, default=lr)
     for stage in training[1:]:
         stage.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
-        stage.add_argument("--lr", type=float, default=1.5e-3 if stage is training[1] else 3e-4)
-    training[1].add_argument("--start", type=Path, help="go on from these weights, e.g. a packaged Mini")
+    for stage in training[:2]:
+        stage.add_argument("--start", type=Path, help="go on from these weights, e.g. a packaged Mini")
     training[2].add_argument("--transformer", type=Path, default=TRANSFORMER)
     packing = stages.add_parser("package", help="trained parts -> the file that ships")
     packing.set_defaults(command=package)

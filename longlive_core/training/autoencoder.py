@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import MINI, TinyAutoencoderConfig
@@ -15,6 +16,7 @@ CLIP_FRAMES = 9
 POOL_CLIPS = 2500
 BATCH = 4
 OBJECT_WEIGHT = 3.0
+SQUARE_WEIGHT = 10.0  # of the squared error beside the absolute one: PSNR counts squares
 EDGE_WEIGHT = 0.5
 LATENT_NOISE = 0.05
 LATENT_PENALTY = 3e-3
@@ -38,7 +40,7 @@ def reconstruction_loss(decoded: Tensor, frames: Tensor, object_mask: Tensor) ->
     """Weighted L1 + MSE, plus L1 of the differences between neighbouring pixels, which keeps corners."""
     error = decoded - frames
     weight = 1 + OBJECT_WEIGHT * object_mask
-    plain = ((error.abs() + 2 * error.square()) * weight).mean()
+    plain = ((error.abs() + SQUARE_WEIGHT * error.square()) * weight).mean()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return plain + EDGE_WEIGHT * edges
 
@@ -49,16 +51,41 @@ def object_mask(frames: Tensor) -> Tensor:
     return ((frames - ground).abs().amax(dim=2, keepdim=True) > 0.1).float()
 
 
-def train_autoencoder(
-    folder: Path, steps: int = 4000, size: int = MINI.width, seed: int = 0, lr: float = 1.2e-3
-) -> None:
-    """Train (or resume) in `folder`, leaving `last.pt` and the averaged weights in `model.safetensors`."""
-    torch.manual_seed(seed)
-    rng = torch.Generator().manual_seed(seed)
-    model = TinyAutoencoder(MINI.autoencoder or TinyAutoencoderConfig()).to(memory_format=torch.channels_last)
+def fresh_autoencoder() -> TinyAutoencoder:
+    """Random weights whose latents are loud from the start."""
+    model = TinyAutoencoder(MINI.autoencoder or TinyAutoencoderConfig())
     with torch.no_grad():
         model.encoder.net[-1].weight.mul_(LATENT_GAIN)
-    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    return model.to(memory_format=torch.channels_last)
+
+
+def load_autoencoder(path: Path) -> TinyAutoencoder:
+    """The autoencoder of an earlier run, or of a packaged Mini."""
+    state = {name.removeprefix("autoencoder."): t.float() for name, t in load_file(path).items()}
+    model = TinyAutoencoder(MINI.autoencoder or TinyAutoencoderConfig())
+    names = model.state_dict().keys()
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name in names})
+    return model.to(memory_format=torch.channels_last)
+
+
+def train_autoencoder(
+    folder: Path,
+    steps: int = 4000,
+    size: int = MINI.width,
+    seed: int = 0,
+    lr: float = 1.2e-3,
+    start: Path | None = None,
+) -> None:
+    """Train (or resume) in `folder`, leaving `last.pt` and the averaged weights in `model.safetensors`.
+
+    From the weights of `start`, only the decoder goes on: its transformer must find its latents unchanged.
+    """
+    torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
+    model = load_autoencoder(start) if start else fresh_autoencoder()
+    model.encoder.requires_grad_(not start)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.99), weight_decay=1e-4)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     pool = make_clips(POOL_CLIPS, size, rng)
     while not run.is_done:
@@ -78,21 +105,20 @@ def train_autoencoder(
         loss = loss + LATENT_PENALTY * latents.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         run.after_step(loss=float(loss.detach()), psnr=psnr(decoded.detach(), frames))
-    finish(run, size)
+    run.export(run.averaged() if start else measured(run.averaged(), size))
 
 
 @torch.no_grad()
-def finish(run: Run, size: int) -> None:
-    """Measure the latents' mean and std with the averaged weights and write them out."""
-    model = run.averaged()
+def measured(model: TinyAutoencoder, size: int) -> TinyAutoencoder:
+    """The model with the mean and std of its latents over fresh films."""
     frames = make_clips(200, size, torch.Generator().manual_seed(1)).float() / 255
     latents = torch.cat([model.encoder(part) for part in frames.split(20)])
     model.mean.copy_(latents.mean(dim=(0, 2, 3, 4)))
     model.std.copy_(latents.std(dim=(0, 2, 3, 4)))
-    run.export(model)
+    return model
 
 
 def psnr(decoded: Tensor, frames: Tensor) -> float:

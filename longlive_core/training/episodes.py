@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..geometry import TIME_STRIDE, num_frames
 from ..vae.tiny import TinyAutoencoder
 from .autoencoder import object_mask
-from .world import Motion, change_prompt, film, random_attributes, random_change
+from .world import Attributes, Motion, change_prompt, film, random_attributes, random_change
 
 BLOCK = 3
 NUM_BLOCKS = 11
@@ -63,7 +63,7 @@ def shoot(
         frames = film(first, Motion.at_start(count, rng), length, size, after, seam)[0]
     latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
     prompts = [
-        (a.prompt(), b.prompt(), c.prompt() if _coin(rng) else change_prompt(b, c))
+        (a.prompt(), _told(a, b, rng) if is_far else a.prompt(), _told(b, c, rng))
         for a, b, c in zip(first, before, after, strict=True)
     ]
     return Episodes(latents.half(), object_cells(frames), prompts, switch, is_far)
@@ -75,6 +75,11 @@ def object_cells(frames: Tensor) -> Tensor:
     mask = torch.nn.functional.max_pool2d(mask, OBJECT_CELL)
     later = mask[:, 1:].unflatten(1, (-1, TIME_STRIDE)).amax(dim=2)
     return torch.cat((mask[:, :1], later), dim=1) > 0
+
+
+def _told(before: Attributes, after: Attributes, rng: torch.Generator) -> str:
+    """The full sentence, or only what changes: then the rest must be read from the past."""
+    return after.prompt() if _coin(rng) else change_prompt(before, after)
 
 
 def _coin(rng: torch.Generator) -> bool:

@@ -14,6 +14,8 @@ from ..model.cache import LayerText, TextCache
 from .episodes import BLOCK
 
 SEEN = 4  # sink, two past blocks and the block itself: the window of 12 latent frames
+DELAY_SHARE = 0.4
+MAX_DELAY = 3
 
 
 @dataclass(frozen=True)
@@ -46,24 +48,36 @@ class Layout:
         return indices
 
 
-def plan(switch: int, is_far: bool, rng: torch.Generator, noisy: int) -> Layout:
-    """A history, a recache at `switch`, what follows; noisy targets spread over all of it.
+def told_at(switch: int, is_far: bool, rng: torch.Generator) -> int:
+    """The block at which the prompt changes when the film does at `switch`: often some blocks earlier.
 
-    Prompt 0 is the sink's, 1 the one before the switch, 2 the one after it. A far episode's first blocks
-    behind the sink lack their own past, so nothing is asked of them.
+    That teaches to follow a prompt which the past still contradicts.
+    """
+    if torch.rand((), generator=rng) >= DELAY_SHARE:
+        return switch
+    delay = int(torch.randint(1, MAX_DELAY + 1, (1,), generator=rng))
+    return max(switch - delay, SEEN if is_far else 1)
+
+
+def plan(told: int, switch: int, is_far: bool, rng: torch.Generator, noisy: int) -> Layout:
+    """A history, a recache at `told`, what follows; noisy targets spread over what the prompts describe.
+
+    Prompt 0 is the sink's, 1 the one before the change, 2 the one after it; the film changes at `switch`. A
+    far episode's first blocks behind the sink lack their own past, so nothing is asked of them.
     """
     layout, committed, targets = Layout(), {}, []
-    for block in range(switch):
+    for block in range(told):
         committed[block] = layout.add(block, 1 if block else 0, _window(committed, block))
-    for block in range(3 if is_far else 0, switch):
+    for block in range(3 if is_far else 0, told):
         targets.append((block, 1, _window(committed, block)))
-    if switch <= SEEN and not is_far:
-        committed.update(zip(range(switch), layout.add_together(list(range(switch)), 2, []), strict=True))
+    if told <= SEEN and not is_far:
+        committed.update(zip(range(told), layout.add_together(list(range(told)), 2, []), strict=True))
     else:
-        kept = list(range(switch - SEEN + 1, switch))
+        kept = list(range(told - SEEN + 1, told))
         committed.update(zip(kept, layout.add_together(kept, 2, [committed[0]]), strict=True))
-    for block in range(switch, switch + 3):
-        targets.append((block, 2, _window(committed, block)))
+    for block in range(told, switch + 3):
+        if block >= switch:
+            targets.append((block, 2, _window(committed, block)))
         if block < switch + 2:
             committed[block] = layout.add(block, 2, _window(committed, block))
     for block, prompt, sees in _choose(targets, noisy, rng):

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..mini.loader import WEIGHTS, WORDS_KEY
-from .transformer import load_autoencoder, load_generator
+from .autoencoder import load_autoencoder
+from .transformer import load_generator
 from .world import vocabulary
 
 

@@ -11,8 +11,9 @@ from ..model.causal_wan import CausalWan
 from ..rollout.sigmas import TIMESTEP_SCALE, shifted_sigmas
 from ..text import WordEncoder
 from ..vae.tiny import TinyAutoencoder
+from .autoencoder import load_autoencoder
 from .episodes import BLOCK, Episodes, Pool
-from .forcing import Layout, SideBySide, attend_by_pass, plan, positions_of, text_by_pass
+from .forcing import Layout, SideBySide, attend_by_pass, plan, positions_of, text_by_pass, told_at
 from .runs import MuonAndAdam, Run, exponential_average
 from .world import vocabulary
 
@@ -39,14 +40,9 @@ class Generator(nn.Module):
         self.words = WordEncoder(vocabulary(), config.text_tokens, config.text_dim)
 
 
-def load_autoencoder(path: Path) -> TinyAutoencoder:
-    """The frozen autoencoder of an earlier stage, or of a packaged Mini."""
-    prefix = "autoencoder."
-    state = {name.removeprefix(prefix): t.float() for name, t in load_file(path).items()}
-    autoencoder = TinyAutoencoder(MINI.autoencoder)
-    names = autoencoder.state_dict().keys()
-    autoencoder.load_state_dict({name: tensor for name, tensor in state.items() if name in names})
-    return autoencoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+def frozen_autoencoder(path: Path) -> TinyAutoencoder:
+    """The autoencoder of an earlier stage, or of a packaged Mini, as the transformer sees it."""
+    return load_autoencoder(path).eval().requires_grad_(False)
 
 
 def load_generator(path: Path) -> Generator:
@@ -73,7 +69,7 @@ def train_transformer(
     optimizer = MuonAndAdam(model, lr)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     rng.manual_seed(seed + run.step)  # a resumed run goes on with other films
-    pool = Pool(load_autoencoder(autoencoder), PER_KIND, size, rng, folder / "episodes.pt")
+    pool = Pool(frozen_autoencoder(autoencoder), PER_KIND, size, rng, folder / "episodes.pt")
     while not run.is_done:
         if run.step % REFRESH_STEPS == REFRESH_STEPS - 1:
             pool.refresh()
@@ -99,7 +95,8 @@ def forcing_loss(
     model: Generator, episodes: Episodes, rng: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow error of the noisy passes of one batch, weighted towards the shape, and its parts to log."""
-    layout = plan(episodes.switch, episodes.is_far, rng, NOISY)
+    told = told_at(episodes.switch, episodes.is_far, rng)
+    layout = plan(told, episodes.switch, episodes.is_far, rng, NOISY)
     clean = by_pass(episodes.latents.float(), layout, 2)
     cells = by_pass(episodes.cells, layout, 1).float().unsqueeze(1)
     sigmas = pass_sigmas(layout, clean.shape[0], rng)

@@ -5,7 +5,7 @@ its pixels; the world goes on from there under the current prompt, and its film,
 every denoising step of the block that the rollout made from the same past.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,18 +20,21 @@ from ..rollout.sigmas import TIMESTEP_SCALE, renoise, shifted_sigmas
 from ..vae.streaming import StreamingDecoder
 from ..vae.tiny import TinyAutoencoder
 from .episodes import BLOCK, Pool, object_cells
-from .judge import read
+from .judge import Reading, read
 from .runs import MuonAndAdam, Run, cosine, exponential_average
-from .transformer import OBJECT_WEIGHT, PER_KIND, Generator, forcing_loss, load_autoencoder, load_generator
+from .transformer import OBJECT_WEIGHT, PER_KIND, Generator, forcing_loss, frozen_autoencoder, load_generator
 from .world import (
     BOUNCE_FRAMES,
     CIRCLE_FRAMES,
     FADE_FRAMES,
+    VALUES,
     Attributes,
     Look,
     Motion,
     change_prompt,
+    changed,
     film,
+    is_held_out,
     random_attributes,
     random_change,
     render,
@@ -41,8 +44,9 @@ from .world import (
 VIDEOS = 12
 FORCING_BATCH = 3
 LENGTHS = (6, 12, 40, 160)  # blocks of a rollout before it starts anew
-SEGMENT_BLOCKS = (3, 20)
+SEGMENT_BLOCKS = (3, 14)
 SETTLED_FRAMES = 24  # after this long under one motion, its clock can be read from the path
+LOOKS = {"colour", "shape", "background"}
 STEPS_TRAINED = 2  # of the four denoising steps of a block
 EMA = 0.995
 
@@ -97,6 +101,7 @@ class Stage:
         self.decoder = StreamingDecoder(self.autoencoder)
         self.before = self.attributes = [random_attributes(self.rng) for _ in range(VIDEOS)]
         self.prompts = [a.prompt() for a in self.attributes]
+        self.unnamed: list[set[str]] = [set()] * VIDEOS
         self.motion = Motion.at_start(VIDEOS, self.rng)
         self.path = torch.empty(VIDEOS, 0, 2)
         self.settled = torch.zeros(VIDEOS)
@@ -126,8 +131,9 @@ class Stage:
         if is_switch:
             self.attributes = [random_change(self.rng, a) for a in self.before]
             full = torch.rand(VIDEOS, generator=self.rng) < 0.5
-            pairs = zip(self.before, self.attributes, full.tolist(), strict=True)
-            self.prompts = [b.prompt() if whole else change_prompt(a, b) for a, b, whole in pairs]
+            told = list(zip(self.before, self.attributes, full.tolist(), strict=True))
+            self.prompts = [b.prompt() if whole else change_prompt(a, b) for a, b, whole in told]
+            self.unnamed = [set() if whole else LOOKS - set(changed(a, b)) for a, b, whole in told]
             self.segment_left = self._randint(*SEGMENT_BLOCKS)
         text = self.model.transformer.read_text(self.model.words(self.prompts))
         if is_switch:
@@ -152,7 +158,8 @@ class Stage:
         """What the block should have been [B, C, T, H, W], anchored in what the pixels show."""
         is_first = self.scene.end == 0
         shown = self.decoder.push(own, is_first)
-        places = torch.stack([read(video).place for video in shown])
+        readings = [read(video) for video in shown]
+        places = torch.stack([reading.place for reading in readings])
         turned = torch.tensor(
             [a.motion != b.motion for a, b in zip(self.before, self.attributes, strict=True)]
         )
@@ -174,7 +181,18 @@ class Stage:
         padded = frames if is_first else torch.cat((frames[:, :1], frames), dim=1)
         target = self.autoencoder.encode(padded)[:, :, -BLOCK:]
         self.cells = object_cells(padded)[:, -BLOCK:]
+        self.attributes = [self._as_shown(row, reading) for row, reading in enumerate(readings)]
         return target, ((shown - frames).abs().amax(dim=2) > 0.2).float().mean()
+
+    def _as_shown(self, row: int, reading: Reading) -> Attributes:
+        """A look that the prompt leaves open and the video has lost is gone: nothing could bring it back."""
+        shown = {
+            name: VALUES[name][int(index[0])]
+            for name in self.unnamed[row]
+            if (index := getattr(reading, name)).unique().numel() == 1
+        }
+        attributes = replace(self.attributes[row], **shown)
+        return self.attributes[row] if is_held_out(attributes) else attributes
 
     def _recentred(self, path: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """The first block may begin anywhere near the centre: move the worlds to where the videos are."""
@@ -243,7 +261,7 @@ def tune(
     optimizer = MuonAndAdam(model, lr)
     run = Run(folder, model, optimizer, exponential_average(model, EMA), steps)
     rng.manual_seed(seed + run.step)
-    frozen = load_autoencoder(autoencoder)
+    frozen = frozen_autoencoder(autoencoder)
     episodes = transformer.with_name("episodes.pt")
     pool, stage = Pool(frozen, PER_KIND, size, rng, episodes), Stage(model, frozen, rng, size)
     while not run.is_done:
