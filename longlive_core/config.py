@@ -1,6 +1,6 @@
 """Frozen dataclasses and presets: the home of every number the model and the rollout are built from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ABSOLUTE_LATENT_FRAMES = (
     1024  # up to here (256 s) absolute positions hold the framing better than endless ones
@@ -74,22 +74,59 @@ class TinyAutoencoderConfig:
     """A tiny streaming autoencoder in the layout of the TAEHV family.
 
     `widths` are the channels at 1/8, 1/4, 1/2 and full size; with `patch` 2 the last doubling is a pixel
-    shuffle. `encoder_widths` belong to Mini's own encoder, at 1/4 and 1/8 size.
+    shuffle. `encoder_widths` belong to Mini's own encoder, at 1/4 and 1/8 size; None is a decoder alone.
     """
 
     latent_channels: int = 16
     widths: tuple[int, int, int, int] = (256, 128, 64, 64)
     memory_blocks: tuple[int, int, int] = (3, 3, 3)
     patch: int = 1
-    encoder_widths: tuple[int, int] = (96, 128)
+    encoder_widths: tuple[int, int] | None = (96, 128)
+
+
+TINY_WAN = TinyAutoencoderConfig(encoder_widths=None)  # taew2_1 and lighttaew2_1
+
+
+@dataclass(frozen=True)
+class WanAutoencoderConfig:
+    """The Wan 2.1 VAE; the defaults are the published one.
+
+    Stages stand from full size to 1/8; `multipliers` times `width` are their channels. `has_time` says which
+    of the three steps between them halve time as well as space. `latent_mean` and `latent_std` [C] make its
+    latents unit-variance for the transformer (Wan 2.1 `wan/modules/vae.py`).
+    """
+
+    width: int = 96
+    multipliers: tuple[int, int, int, int] = (1, 2, 4, 4)
+    num_residuals: int = 2
+    has_time: tuple[bool, bool, bool] = (False, True, True)
+    latent_mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    latent_std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+
+    @property
+    def latent_channels(self) -> int:
+        return len(self.latent_mean)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that belongs to one published model."""
+    """Everything that belongs to one published model.
+
+    `family` is how its files are called; `needs_lora`: the checkpoint alone is not the whole model;
+    `has_ema`: of the two sets of weights in the published file, the averaged one is meant to be run.
+    """
 
     name: str
     model: ModelConfig
+    family: str = ""
+    needs_lora: bool = False
+    has_ema: bool = False
     window: WindowConfig = field(default_factory=WindowConfig)
     sigmas: SigmaConfig = field(default_factory=SigmaConfig)
     width: int = 832
@@ -106,5 +143,24 @@ MINI = Preset(
     height=64,
     autoencoder=TinyAutoencoderConfig(widths=(96, 64, 32, 32), memory_blocks=(2, 2, 1), patch=2),
 )
-LONGLIVE_1_3B = Preset(name="longlive-1.3b", model=ModelConfig())
-PRESETS = {preset.name: preset for preset in (MINI, LONGLIVE_1_3B)}
+LONGLIVE_1_3B = Preset(name="longlive-1.3b", model=ModelConfig(), family="longlive", needs_lora=True)
+FULL_CLIP = WindowConfig(sink_latent_frames=0, window_latent_frames=21)  # a Wan clip of 81 frames
+RELATIVES = {
+    preset.name: preset
+    for preset in (
+        LONGLIVE_1_3B,
+        Preset(
+            "causal-forcing-framewise",
+            ModelConfig(),
+            "framewise",
+            window=replace(FULL_CLIP, block_latent_frames=1),
+        ),
+        Preset("causal-forcing", ModelConfig(), "causal-forcing", window=FULL_CLIP),
+        Preset("self-forcing", ModelConfig(), "self-forcing", has_ema=True, window=FULL_CLIP),
+        Preset(
+            "reward-forcing", ModelConfig(), "reward-forcing", window=WindowConfig(window_latent_frames=9)
+        ),
+        Preset("memflow", ModelConfig(), "memflow"),
+    )
+}
+PRESETS = {"mini": MINI, **RELATIVES}

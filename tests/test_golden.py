@@ -6,6 +6,7 @@ batch come from each file's metadata. Weights and noise that a folder lacks rege
 
 import importlib.util
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import TIMESTEP_SCALE, clean_of, renoise, shifted_sigmas
-from longlive_core.weights.lora import merge_lora
-from longlive_core.weights.wan_names import from_wan, our_name
+from longlive_core.weights.checkpoints import load_transformer
+from longlive_core.weights.lora import LoraChoice
+from longlive_core.weights.wan_names import foreign_name, from_wan
 
 ATOL = 1e-4
 ROPE_GRID = (2, 3, 4)  # frames, rows, columns of the RoPE units
@@ -52,14 +54,24 @@ def seeded_model(config: ModelConfig, seed: int) -> CausalWan:
     model = CausalWan(config)
     state = {}
     for name, parameter in model.named_parameters():
-        official = name.replace("layers.", "blocks.").replace("head.proj.", "head.head.")
-        assert our_name(official) == name
+        official = foreign_name(name, "wan")
         shape = tuple(parameter.shape)
         if name == "patch_embedding.weight":
             shape = (config.dim, config.latent_channels, 1, 2, 2)
         state[official] = seeded.dit_param(seed, official, shape)
     model.load_state_dict(from_wan(state))
     return model
+
+
+def with_lora(model: CausalWan, lora: Path) -> CausalWan:
+    """The model saved in the reference's layout and loaded again together with a LoRA, as a user does."""
+    state = {f"model.{foreign_name(name, 'wan')}": tensor for name, tensor in model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "longlive_base.pt")
+        torch.save({"generator": state}, file)
+        choice = LoraChoice(lora, alpha=float(metadata(lora)["alpha"]))
+        heads = model.config.num_heads
+        return load_transformer(file, [choice], precision="fp32", num_heads=heads).transformer
 
 
 class Recorded:
@@ -80,9 +92,7 @@ class Recorded:
         if (self.folder / "dit_weights.safetensors").exists():
             model.load_state_dict(from_wan(load_file(self.folder / "dit_weights.safetensors")))
         if lora := {"1": "tiny_lora", "2": "tiny_lora_alpha"}.get(self.meta["lora"]):
-            file = self.folder / f"{lora}.safetensors"
-            merged = merge_lora(model.state_dict(), load_file(file), float(metadata(file)["alpha"]))
-            model.load_state_dict(merged)
+            return with_lora(model, self.folder / f"{lora}.safetensors")
         return model.eval()
 
     def window(self) -> WindowConfig:

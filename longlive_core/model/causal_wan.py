@@ -11,7 +11,7 @@ from ..config import ModelConfig
 from ..geometry import PATCH
 from .attention import Attend, sdpa
 from .cache import KVCache, LayerText, TextCache
-from .layers import Head, Layer
+from .layers import Head, Layer, Linear
 from .rope import rotation
 
 TIMESTEP_BASE = 10000.0
@@ -24,18 +24,19 @@ class CausalWan(nn.Module):
         super().__init__()
         self.config = config
         patch_values, dim = config.latent_channels * PATCH**2, config.dim
-        self.patch_embedding = nn.Linear(patch_values, dim)
+        self.patch_embedding = Linear(patch_values, dim)
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+            Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim)
         )
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.time_embedding = nn.Sequential(Linear(config.freq_dim, dim), nn.SiLU(), Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.layers = nn.ModuleList(Layer(config, attend) for _ in range(config.num_layers))
         self.head = Head(config, patch_values)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.patch_embedding.weight.dtype
+        """Of the arithmetic, the latents and the cache; weights may be stored smaller."""
+        return self.patch_embedding.bias.dtype
 
     @property
     def device(self) -> torch.device:

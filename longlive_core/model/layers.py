@@ -13,6 +13,23 @@ from .cache import LayerCache, LayerText
 from .rope import rotate
 
 
+class Linear(nn.Linear):
+    """A linear layer whose weight may be stored smaller than the arithmetic: bf16 or fp8 with a scale a row.
+
+    The weight is widened for the moment of its use; where it already has the input's dtype, nothing happens.
+    """
+
+    def __init__(self, features_in: int, features_out: int):
+        super().__init__(features_in, features_out)
+        self.register_buffer("scale", None, persistent=False)  # [features out], only beside fp8
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        if self.scale is None:
+            return F.linear(x, weight, self.bias)
+        return torch.addcmul(self.bias, F.linear(x, weight), self.scale)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the full width, in fp32, cast back before the weight (as Wan does)."""
 
@@ -32,7 +49,7 @@ class Attention(nn.Module):
         super().__init__()
         dim = config.dim
         self.num_heads, self.attend = config.num_heads, attend
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim, config.eps), RMSNorm(dim, config.eps)
 
     def heads(self, x: Tensor) -> Tensor:
@@ -77,9 +94,9 @@ class Layer(nn.Module):
         self.cross_attn = CrossAttention(config, attend)
         self.norm3 = nn.LayerNorm(config.dim, config.eps)
         self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim),
+            Linear(config.dim, config.ffn_dim),
             nn.GELU(approximate="tanh"),
-            nn.Linear(config.ffn_dim, config.dim),
+            Linear(config.ffn_dim, config.dim),
         )
 
     def forward(
@@ -104,7 +121,7 @@ class Head(nn.Module):
         super().__init__()
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
-        self.proj = nn.Linear(config.dim, patch_values)
+        self.proj = Linear(config.dim, patch_values)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, L, E], time [B or 1, L or 1, E] -> [B, L, patch values]."""

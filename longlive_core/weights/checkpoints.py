@@ -1,0 +1,296 @@
+"""Checkpoints of LongLive and its relatives -> a CausalWan that is ready to run.
+
+Read -> rename -> merge LoRAs -> cast, portion by portion into a model built on meta: no second copy of the
+weights, and no tensor left where it was when the file is bad.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import LONGLIVE_1_3B, RELATIVES, ModelConfig, Preset
+from ..model.attention import attention_backend
+from ..model.causal_wan import CausalWan
+from ..model.layers import Linear
+from .families import WAN_TEXT_TO_VIDEO, Shapes, family
+from .files import TensorFile, open_tensors
+from .lora import Lora, LoraChoice, open_lora
+from .quantize import FP8, from_fp8, to_fp8
+from .wan_names import our_name
+
+SECTIONS = ("generator", "generator_ema", "model")
+EMA_SECTIONS = ("generator_ema", "generator", "model")
+HEAD_DIM = 128
+PORTION_BYTES = 256 * 2**20
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
+_MARKERS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")  # beside weights, but no weights
+_SCALES = (".scale_weight", ".weight_scale")
+_SHOWN = 4
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class LoadedTransformer(NamedTuple):
+    """A transformer, what it is run with, and what the user should hear about its files."""
+
+    transformer: CausalWan
+    preset: Preset
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A transformer's file under our names: `names` ours -> the file's, `scales` ours -> the file's."""
+
+    file: TensorFile
+    config: ModelConfig
+    names: dict[str, str]
+    scales: dict[str, str]
+
+    def shapes(self) -> Shapes:
+        """Shape of every weight as the model holds it: the patch convolution is a matrix."""
+        shapes = {ours: self.file.shapes[theirs] for ours, theirs in self.names.items()}
+        return {name: _as_matrix(name, shape) for name, shape in shapes.items()}
+
+
+def load_transformer(
+    path: Path,
+    loras: Sequence[LoraChoice] = (),
+    precision: str = "bf16",
+    device: torch.device | str = "cpu",
+    attention: str = "sdpa",
+    preset: str | None = None,
+    num_heads: int | None = None,
+    on_progress: Progress | None = None,
+) -> LoadedTransformer:
+    """Load a checkpoint in any known layout, with LoRAs merged.
+
+    `precision`: fp32, bf16, fp16, or fp8 (the layers' matrices in 8 bits). `preset`: a name in RELATIVES,
+    None to tell it from the file. `num_heads`: None for heads of 128. Raises ValueError in one sentence for
+    everything that is wrong with the files.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    chosen = _chosen_preset(preset, Path(path))
+    checkpoint = open_checkpoint(path, EMA_SECTIONS if chosen.has_ema else SECTIONS, num_heads)
+    chosen = replace(
+        _preset_of_file(checkpoint.file) or chosen if preset is None else chosen, model=checkpoint.config
+    )
+    opened = [open_lora(choice, checkpoint.shapes()) for choice in loras]
+    with torch.device("meta"):
+        transformer = CausalWan(checkpoint.config, attention_backend(attention)).requires_grad_(False)
+    check_shapes(checkpoint, transformer)
+    fill(transformer, values(checkpoint, opened, transformer, precision, torch.device(device), on_progress))
+    notes = [lora.report() for lora in opened]
+    if chosen.needs_lora and not opened:
+        notes.append(NO_LORA)
+    return LoadedTransformer(transformer.eval(), chosen, tuple(notes))
+
+
+NO_LORA = (
+    "no LoRA was given: longlive_base without LongLive's own LoRA is only the short-clip stage and drifts in "
+    "long videos; add lora.pt, unless it is already merged into this file"
+)
+
+
+def open_checkpoint(
+    path: Path, sections: tuple[str, ...] = SECTIONS, num_heads: int | None = None
+) -> Checkpoint:
+    """Look into a transformer's file; ValueError says what the file is when it is none."""
+    file = open_tensors(path, sections)
+    if (looks := family(file.shapes)) != WAN_TEXT_TO_VIDEO:
+        raise ValueError(
+            f"{path}: this is {looks}; expected a Wan 2.1 1.3B transformer (LongLive or a relative)"
+        )
+    names, scales = {}, {}
+    for theirs in file.shapes:
+        if theirs.endswith(_MARKERS):
+            continue
+        suffix = next((s for s in _SCALES if theirs.endswith(s)), None)
+        if suffix:
+            scales[our_name(theirs.removesuffix(suffix) + ".weight")] = theirs
+        else:
+            names[our_name(theirs)] = theirs
+    return Checkpoint(file, _config_of(file, names, num_heads), names, scales)
+
+
+def _config_of(file: TensorFile, names: dict[str, str], num_heads: int | None) -> ModelConfig:
+    """Sizes read from shapes; the width of a head is 128 unless the file's metadata say otherwise."""
+
+    def size(name: str, axis: int) -> int:
+        shape = file.shapes.get(names.get(name, ""), ())
+        if len(shape) <= axis:
+            raise ValueError(f"{file.path} lacks {name}, so its sizes cannot be told; it is incomplete")
+        return shape[axis]
+
+    dim = size("patch_embedding.weight", 0)
+    patch = size("patch_embedding.weight", 1)
+    is_matrix = len(file.shapes[names["patch_embedding.weight"]]) == 2
+    layers = {name.split(".")[1] for name in names if name.startswith("layers.")}
+    try:
+        heads = num_heads or int(file.metadata.get("num_heads", max(1, dim // HEAD_DIM)))
+        return ModelConfig(
+            dim=dim,
+            ffn_dim=size("layers.0.ffn.0.weight", 0),
+            num_heads=heads,
+            num_layers=len(layers),
+            latent_channels=patch // 4 if is_matrix else patch,
+            text_dim=size("text_embedding.0.weight", 1),
+            freq_dim=size("time_embedding.0.weight", 1),
+        )
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{file.path} is no transformer that can be run: {error}") from error
+
+
+def _chosen_preset(name: str | None, path: Path) -> Preset:
+    """The preset of that name, or the one that the file's name speaks of."""
+    if name is not None:
+        if name not in RELATIVES:
+            raise ValueError(f"unknown model family {name!r}; choose one of {', '.join(RELATIVES)}")
+        return RELATIVES[name]
+    spelled = path.name.lower().replace("_", "-")
+    return next((p for p in RELATIVES.values() if p.family in spelled), LONGLIVE_1_3B)
+
+
+def _preset_of_file(file: TensorFile) -> Preset | None:
+    """The preset that the file's metadata ask for: ours by name, or ComfyUI's mark of a frame-wise model."""
+    if file.metadata.get("preset") in RELATIVES:
+        return RELATIVES[file.metadata["preset"]]
+    try:
+        transformer = json.loads(file.metadata.get("config", "{}")).get("transformer", {})
+    except (json.JSONDecodeError, AttributeError):
+        return None
+    return RELATIVES["causal-forcing-framewise"] if transformer.get("causal_ar") else None
+
+
+def check_shapes(checkpoint: Checkpoint, transformer: CausalWan) -> None:
+    """One ValueError that lists everything missing, unexpected or misshapen."""
+    expected = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    found = checkpoint.shapes()
+    misshapen = [n for n in expected if n in found and expected[n] != found[n]]
+    groups = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "misshapen": [f"{n} {list(found[n])} instead of {list(expected[n])}" for n in misshapen],
+        "no numbers that weights can have": [
+            n for n in found if checkpoint.file.dtypes[checkpoint.names[n]] is None
+        ],
+    }
+    wrong = [f"{len(names)} {what}: {_some(names)}" for what, names in groups.items() if names]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint.file.path} is not the whole of one transformer: {'; '.join(wrong)}; "
+            "choose the complete Wan 2.1 1.3B file"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def values(
+    checkpoint: Checkpoint,
+    loras: Sequence[Lora],
+    transformer: CausalWan,
+    precision: str,
+    device: torch.device,
+    on_progress: Progress | None,
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """(our name, tensor, its scale if it is fp8) of every weight, ready to use."""
+    small = stored_small(transformer)
+    compute = compute_dtype(precision, device)
+    done, total = 0, sum(_num_bytes(checkpoint, name) for name in checkpoint.names)
+    for names in portions(checkpoint):
+        theirs = [found[n] for n in names for found in (checkpoint.names, checkpoint.scales) if n in found]
+        tensors = checkpoint.file.read(theirs)
+        changes = [(lora, lora.read(names)) for lora in loras]
+        for name in names:
+            scale = tensors.get(checkpoint.scales.get(name, ""))
+            tensor, scale = merged(name, tensors[checkpoint.names[name]], scale, changes)
+            if not torch.isfinite(tensor.float() if tensor.dtype == FP8 else tensor).all():
+                raise ValueError(
+                    f"{checkpoint.file.path} is damaged: {name} is not finite; download it again"
+                )
+            dtype = PRECISIONS[precision] if name in small else compute
+            tensor, scale = stored(tensor, scale, dtype)
+            yield name, tensor.to(device), None if scale is None else scale.to(device)
+            done += _num_bytes(checkpoint, name)
+        if on_progress:
+            on_progress(done, total)
+
+
+def portions(checkpoint: Checkpoint) -> Iterator[list[str]]:
+    """Our names in groups of about PORTION_BYTES: what is held beside the model while it loads."""
+    group, size = [], 0
+    for name in checkpoint.names:
+        group.append(name)
+        size += _num_bytes(checkpoint, name)
+        if size >= PORTION_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def merged(
+    name: str, tensor: Tensor, scale: Tensor | None, changes: Sequence[tuple[Lora, dict[str, Tensor]]]
+) -> tuple[Tensor, Tensor | None]:
+    """One weight of the file with every LoRA that changes it; an unchanged fp8 weight keeps its scale."""
+    wanted = [(lora, tensors) for lora, tensors in changes if name in lora.patches]
+    if scale is not None and wanted:
+        tensor, scale = from_fp8(tensor, scale), None
+    if name == "patch_embedding.weight":
+        tensor = tensor.flatten(1)
+    for lora, tensors in wanted:
+        tensor = tensor.float() + lora.change(name, tensors).view(tensor.shape)
+    return tensor, scale
+
+
+def stored(tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A weight as it stays in memory; fp8 comes with a scale a row."""
+    if dtype != FP8:
+        return (tensor if scale is None else from_fp8(tensor, scale)).to(dtype), None
+    if scale is not None and tensor.dtype == FP8:
+        return tensor, scale.float().flatten().expand(len(tensor)).contiguous()
+    return to_fp8(tensor if scale is None else from_fp8(tensor, scale))
+
+
+def stored_small(transformer: CausalWan) -> set[str]:
+    """The matrices that make up nearly all of a model: the layers' linears."""
+    modules = transformer.layers.named_modules(prefix="layers")
+    return {f"{name}.weight" for name, module in modules if isinstance(module, Linear)}
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """In what the arithmetic runs: bf16 beside fp8; fp32 on CPUs that only emulate shorter numbers."""
+    if precision == "fp32":
+        return torch.float32
+    if device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return torch.float32
+    return torch.float16 if precision == "fp16" else torch.bfloat16
+
+
+def fill(transformer: CausalWan, tensors: Iterator[tuple[str, Tensor, Tensor | None]]) -> None:
+    """Give a model on meta its weights, without copying them."""
+    state = {}
+    for name, tensor, scale in tensors:
+        state[name] = tensor
+        if scale is not None:
+            transformer.get_submodule(name.removesuffix(".weight")).scale = scale
+    transformer.load_state_dict(state, strict=True, assign=True)
+
+
+def _num_bytes(checkpoint: Checkpoint, name: str) -> int:
+    theirs = checkpoint.names[name]
+    dtype = checkpoint.file.dtypes[theirs] or torch.uint8
+    return torch.Size(checkpoint.file.shapes[theirs]).numel() * dtype.itemsize
+
+
+def _as_matrix(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if name == "patch_embedding.weight" and len(shape) == 5:
+        return (shape[0], torch.Size(shape[1:]).numel())
+    return shape

@@ -1,0 +1,426 @@
+"""Every layout of a checkpoint loads to the same tensors; every bad file ends in one clear error."""
+
+import json
+import os
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longlive_core.config import RELATIVES, ModelConfig
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.weights.checkpoints import NO_LORA, compute_dtype, load_transformer
+from longlive_core.weights.lora import LoraChoice
+from longlive_core.weights.quantize import to_fp8
+from longlive_core.weights.wan_names import foreign_name, our_name
+
+CONFIG = ModelConfig(
+    dim=128, ffn_dim=64, num_heads=1, num_layers=2, latent_channels=16, text_dim=32, freq_dim=32
+)
+RANK = 4
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """Random weights under our names."""
+    torch.manual_seed(0)
+    return {name: torch.randn_like(tensor) for name, tensor in CausalWan(CONFIG).state_dict().items()}
+
+
+def spelled(state: dict[str, Tensor], spelling: str = "wan", prefix: str = "") -> dict[str, Tensor]:
+    """The weights as a foreign file has them."""
+    theirs = {prefix + foreign_name(name, spelling): tensor.clone() for name, tensor in state.items()}
+    patch = prefix + "patch_embedding.weight"
+    theirs[patch] = theirs[patch].view(CONFIG.dim, CONFIG.latent_channels, 1, 2, 2)
+    return theirs
+
+
+def linears(theirs: dict[str, Tensor]) -> list[str]:
+    """The matrices of the layers: what ComfyUI's repacks store in fp8."""
+    return [name for name, t in theirs.items() if "blocks." in name and t.ndim == 2]
+
+
+def write_reference(folder: Path, state: dict[str, Tensor]) -> Path:
+    theirs = spelled(state, prefix="model.")
+    torch.save(
+        {"generator": theirs, "critic": {"junk": torch.zeros(3)}, "step": 7}, folder / "longlive_base.pt"
+    )
+    return folder / "longlive_base.pt"
+
+
+def write_ema(folder: Path, state: dict[str, Tensor]) -> Path:
+    theirs = spelled(state, prefix="model._fsdp_wrapped_module.")
+    theirs = {
+        name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): t for name, t in theirs.items()
+    }
+    torch.save({"generator_ema": theirs}, folder / "self_forcing_dmd.pt")
+    return folder / "self_forcing_dmd.pt"
+
+
+def write_legacy(folder: Path, state: dict[str, Tensor]) -> Path:
+    torch.save(spelled(state), folder / "old.pth", _use_new_zipfile_serialization=False)
+    return folder / "old.pth"
+
+
+def write_compiled(folder: Path, state: dict[str, Tensor]) -> Path:
+    torch.save({"model": spelled(state, prefix="_orig_mod.")}, folder / "compiled.pt")
+    return folder / "compiled.pt"
+
+
+def write_plain(folder: Path, state: dict[str, Tensor]) -> Path:
+    save_file(spelled(state), folder / "wan.safetensors")
+    return folder / "wan.safetensors"
+
+
+def write_comfy(folder: Path, state: dict[str, Tensor]) -> Path:
+    save_file(spelled(state, prefix="model.diffusion_model."), folder / "comfy.safetensors")
+    return folder / "comfy.safetensors"
+
+
+def write_diffusers(folder: Path, state: dict[str, Tensor]) -> Path:
+    save_file(spelled(state, "diffusers"), folder / "diffusion_pytorch_model.safetensors")
+    return folder / "diffusion_pytorch_model.safetensors"
+
+
+def write_sharded(folder: Path, state: dict[str, Tensor]) -> Path:
+    theirs = spelled(state, "diffusers")
+    names, weight_map = sorted(theirs), {}
+    for shard in range(3):
+        file = f"model-{shard + 1:05}-of-00003.safetensors"
+        save_file({name: theirs[name] for name in names[shard::3]}, folder / file)
+        weight_map |= dict.fromkeys(names[shard::3], file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+WRITERS = [f for name, f in sorted(globals().items()) if name.startswith("write_")]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda f: f.__name__)
+def test_every_layout_loads_to_the_same_tensors_bit_for_bit(write, tmp_path: Path, state) -> None:
+    loaded = load_transformer(write(tmp_path, state), precision="fp32").transformer
+    assert loaded.config == CONFIG
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_smaller_repacks_are_the_same_numbers_in_fewer_bits(dtype, tmp_path: Path, state) -> None:
+    theirs = spelled(state, prefix="model.diffusion_model.")
+    stored = set(linears(theirs)) if dtype == torch.float8_e4m3fn else set(theirs)
+    save_file(
+        {n: t.to(dtype) if n in stored else t for n, t in theirs.items()}, tmp_path / "small.safetensors"
+    )
+    loaded = load_transformer(tmp_path / "small.safetensors", precision="fp32").transformer.state_dict()
+    for name in stored:
+        assert torch.equal(loaded[our_name(name)], state[our_name(name)].to(dtype).float())
+
+
+def scaled_fp8(theirs: dict[str, Tensor], is_new: bool) -> dict[str, Tensor]:
+    """ComfyUI's scaled fp8, one scale a matrix: `scale_weight`, later `weight_scale` and `comfy_quant`."""
+    packed = dict(theirs)
+    for name in linears(theirs):
+        module = name.removesuffix(".weight")
+        scale = theirs[name].abs().max() / 448
+        packed[name] = (theirs[name] / scale).to(torch.float8_e4m3fn)
+        packed[f"{module}.{'weight_scale' if is_new else 'scale_weight'}"] = scale.clone()
+        if is_new:
+            note = json.dumps({"format": "float8_e4m3fn"}).encode()
+            packed[f"{module}.comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
+    if not is_new:
+        packed["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    return packed
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_scaled_fp8_keeps_its_scales(is_new: bool, precision: str, tmp_path: Path, state) -> None:
+    theirs = spelled(state, prefix="model.diffusion_model.")
+    packed = scaled_fp8(theirs, is_new)
+    save_file(packed, tmp_path / "fp8.safetensors")
+    loaded = load_transformer(tmp_path / "fp8.safetensors", precision=precision).transformer
+    for name in linears(theirs):
+        module = loaded.get_submodule(our_name(name).removesuffix(".weight"))
+        scale = theirs[name].abs().max() / 448
+        if precision == "fp8":
+            assert torch.equal(module.weight.view(torch.uint8), packed[name].view(torch.uint8))
+            assert torch.allclose(module.scale, scale.expand(len(packed[name])))
+        else:
+            assert torch.equal(module.weight, packed[name].float() * scale)
+
+
+def test_fp8_storage_computes_nearly_the_same(tmp_path: Path, state) -> None:
+    """A row's own scale: the error of a linear stays near e4m3's 3 bits of mantissa."""
+    file = write_plain(tmp_path, state)
+    exact = load_transformer(file, precision="fp32").transformer.layers[0].ffn[0]
+    small = load_transformer(file, precision="fp8").transformer.layers[0].ffn[0]
+    x = torch.randn(64, CONFIG.dim)
+    ours = small(x.to(compute_dtype("fp8", torch.device("cpu")))).float()
+    assert small.weight.element_size() == 1
+    assert (ours - exact(x)).norm() / exact(x).norm() < 0.04
+
+
+def test_fp8_of_zeros_is_zero() -> None:
+    weight, scale = to_fp8(torch.zeros(2, 3))
+    assert not weight.float().any() and torch.isfinite(scale).all()
+
+
+def lora_state(state: dict[str, Tensor], naming: str) -> dict[str, Tensor]:
+    """One LoRA on all linears of the layers, alpha = 2, in one of the namings in use."""
+    torch.manual_seed(1)
+    found = {}
+    for name, weight in state.items():
+        if not (name.startswith("layers.") and weight.ndim == 2 and name.endswith(".weight")):
+            continue
+        module = name.removesuffix(".weight")
+        down, up = torch.randn(RANK, weight.shape[1]), torch.randn(weight.shape[0], RANK)
+        wan, diffusers = (foreign_name(name, s).removesuffix(".weight") for s in ("wan", "diffusers"))
+        stem, a, b = {
+            "peft": (f"base_model.model.{wan}", "lora_A", "lora_B"),
+            "peft-default": (f"base_model.model.{wan}", "lora_A.default", "lora_B.default"),
+            "comfy": (f"diffusion_model.{wan}", "lora_down", "lora_up"),
+            "kohya": (f"lora_unet_{wan.replace('.', '_')}", "lora_down", "lora_up"),
+            "diffusers": (f"transformer.{diffusers}", "lora_A", "lora_B"),
+            "diffusers-old": (f"transformer.{diffusers}", "lora.down", "lora.up"),
+            "kohya-diffusers": (f"lora_transformer_{diffusers.replace('.', '_')}", "lora_down", "lora_up"),
+        }[naming]
+        found |= {f"{stem}.{a}.weight": down, f"{stem}.{b}.weight": up}
+        if naming in ("comfy", "kohya", "kohya-diffusers"):
+            found[f"{stem}.alpha"] = torch.tensor(2.0)
+        assert module
+    return found
+
+
+NAMINGS = ["peft", "peft-default", "comfy", "kohya", "diffusers", "diffusers-old", "kohya-diffusers"]
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_one_lora_in_every_naming_merges_to_the_same_weights(naming: str, tmp_path: Path, state) -> None:
+    base = write_plain(tmp_path, state)
+    save_file(lora_state(state, naming), tmp_path / "lora.safetensors")
+    choice = LoraChoice(tmp_path / "lora.safetensors", strength=0.5, alpha=2.0)
+    loaded = load_transformer(base, [choice], precision="fp32")
+    reference = lora_state(state, "peft")
+    for name, tensor in loaded.transformer.state_dict().items():
+        expected = state[name]
+        stem = f"base_model.model.{foreign_name(name, 'wan').removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" in reference:
+            up, down = reference[f"{stem}.lora_B.weight"], reference[f"{stem}.lora_A.weight"]
+            expected = expected + 0.5 * (2.0 / RANK) * (up @ down)
+        assert torch.allclose(tensor, expected, atol=1e-6), name
+    assert "change 20 weights" in loaded.notes[0]
+
+
+def test_loras_add_up_and_differences_count(tmp_path: Path, state) -> None:
+    base = write_plain(tmp_path, state)
+    save_file(
+        {
+            "diffusion_model.blocks.0.norm3.diff": torch.ones(CONFIG.dim),
+            "diffusion_model.blocks.0.ffn.0.diff_b": torch.ones(CONFIG.ffn_dim),
+            "diffusion_model.blocks.7.ffn.0.diff_b": torch.ones(CONFIG.ffn_dim),
+            "diffusion_model.blocks.0.ffn.0.dora_scale": torch.ones(1),
+        },
+        tmp_path / "diff.safetensors",
+    )
+    once, twice = (
+        [LoraChoice(tmp_path / "diff.safetensors", strength) for strength in strengths]
+        for strengths in ([3.0], [1.0, 2.0])
+    )
+    for loras in (once, twice):
+        loaded = load_transformer(base, loras, precision="fp32")
+        assert torch.allclose(loaded.transformer.layers[0].norm3.weight, state["layers.0.norm3.weight"] + 3)
+        assert torch.allclose(loaded.transformer.layers[0].ffn[0].bias, state["layers.0.ffn.0.bias"] + 3)
+    assert "1 are for another model" in loaded.notes[0] and "1 are not understood" in loaded.notes[0]
+
+
+def test_the_references_own_files_load_through_the_public_loader(golden_dir: Path) -> None:
+    base = golden_dir / "tiny_longlive_base.pt"
+    if not base.exists():
+        pytest.skip(f"{golden_dir} has no {base.name}")
+    plain = load_transformer(base, precision="fp32", num_heads=3)
+    assert NO_LORA in plain.notes
+    for name in ("tiny_lora", "tiny_lora_alpha"):
+        both = [
+            load_transformer(base, [LoraChoice(golden_dir / f"{name}{s}", 1.0, alpha)], "fp32", num_heads=3)
+            for s, alpha in ((".pt", None), (".safetensors", None))
+        ]
+        first, second = (loaded.transformer.state_dict() for loaded in both)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert not torch.equal(first["layers.0.ffn.0.weight"], plain.transformer.layers[0].ffn[0].weight)
+
+
+def test_a_relative_is_known_by_its_name_or_metadata(tmp_path: Path, state) -> None:
+    cases = {
+        "longlive_base.safetensors": ({}, "longlive-1.3b"),
+        "Self_Forcing_DMD.safetensors": ({}, "self-forcing"),
+        "reward-forcing.safetensors": ({}, "reward-forcing"),
+        "ar_model.safetensors": (
+            {"config": '{"transformer": {"causal_ar": true}}'},
+            "causal-forcing-framewise",
+        ),
+        "mine.safetensors": ({"preset": "memflow"}, "memflow"),
+        "odd.safetensors": ({"config": "no json"}, "longlive-1.3b"),
+    }
+    for file, (metadata, preset) in cases.items():
+        save_file(spelled(state), tmp_path / file, metadata)
+        loaded = load_transformer(tmp_path / file, precision="fp32")
+        assert loaded.preset.name == preset
+        assert loaded.preset.window == RELATIVES[preset].window and loaded.preset.model == CONFIG
+    chosen = load_transformer(tmp_path / "longlive_base.safetensors", precision="fp32", preset="memflow")
+    assert chosen.preset.name == "memflow" and not chosen.notes
+
+
+def test_progress_ends_at_the_whole(tmp_path: Path, state, monkeypatch) -> None:
+    monkeypatch.setattr("longlive_core.weights.checkpoints.PORTION_BYTES", 10_000)
+    seen: list[tuple[int, int]] = []
+    load_transformer(write_plain(tmp_path, state), on_progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) > 5 and seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+
+
+class RunsCode:
+    """A pickle that would leave a file behind if it were ever trusted."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def refusal(path: Path, **options) -> str:
+    """The one sentence with which a file is refused."""
+    with pytest.raises(ValueError) as caught:
+        load_transformer(path, **options)
+    text = str(caught.value)
+    assert "\n" not in text and path.name in text
+    return text
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    torch.save({"generator": RunsCode(trap)}, tmp_path / "evil.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(RunsCode(trap)))
+    assert "could run code" in refusal(tmp_path / "evil.pt")
+    refusal(tmp_path / "raw.pt")
+    assert not trap.exists()
+
+
+def test_files_that_are_something_else_are_named(tmp_path: Path, state) -> None:
+    def sized(dim: int, channels: int = 16) -> dict[str, Tensor]:
+        return {"patch_embedding.weight": torch.zeros(dim, channels, 1, 2, 2)}
+
+    cases = {
+        "a LoRA": lora_state(state, "kohya"),
+        "a VAE": {"decoder.conv1.weight": torch.zeros(1), "encoder.conv1.weight": torch.zeros(1)},
+        "a text encoder": {"token_embedding.weight": torch.zeros(2, 2)},
+        "a Wan 14B": sized(5120),
+        "a Wan 2.2 5B": sized(3072, 48),
+        "a Wan image-to-video model": sized(1536, 36),
+        "no Wan transformer": {"anything": torch.zeros(1)},
+    }
+    for phrase, content in cases.items():
+        save_file(content, tmp_path / "other.safetensors")
+        assert phrase in refusal(tmp_path / "other.safetensors")
+
+
+def test_everything_missing_unexpected_and_misshapen_is_listed_at_once(tmp_path: Path, state) -> None:
+    theirs = spelled(state)
+    del theirs["blocks.1.ffn.2.bias"]
+    theirs["blocks.0.surprise.weight"] = torch.zeros(3)
+    theirs["head.head.bias"] = torch.zeros(5)
+    save_file(theirs, tmp_path / "odd.safetensors")
+    text = refusal(tmp_path / "odd.safetensors")
+    assert "1 missing: layers.1.ffn.2.bias" in text
+    assert "1 unexpected: layers.0.surprise.weight" in text
+    assert "1 misshapen: head.proj.bias [5] instead of [64]" in text
+
+
+def test_paths_that_are_no_files(tmp_path: Path, state) -> None:
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "is empty" in refusal(tmp_path / "empty.safetensors")
+    assert "is a folder" in refusal(tmp_path / "folder.pt")
+    assert "no tensor file" in refusal(tmp_path / "notes.txt")
+    assert "does not exist" in refusal(tmp_path / "absent.pt")
+    locked = write_plain(tmp_path, state)
+    locked.chmod(0)
+    if not os.access(locked, os.R_OK):
+        assert "may not be read" in refusal(locked)
+
+
+def test_shards_must_be_complete_and_at_home(tmp_path: Path, state) -> None:
+    write_sharded(tmp_path, state)
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    name = next(iter(content["weight_map"]))
+    for file, phrase in (
+        ("../../etc/passwd", "outside its folder"),
+        ("gone.safetensors", "gone.safetensors"),
+    ):
+        content["weight_map"][name] = file
+        index.write_text(json.dumps(content))
+        assert phrase in refusal(index)
+    index.write_text("{")
+    refusal(index)
+
+
+def test_a_weight_that_is_not_finite_is_refused(tmp_path: Path, state) -> None:
+    broken = {name: tensor.clone() for name, tensor in state.items()}
+    broken["layers.1.ffn.0.weight"][0, 0] = float("nan")
+    assert "layers.1.ffn.0.weight is not finite" in refusal(write_plain(tmp_path, broken))
+
+
+@pytest.mark.parametrize("write", [write_reference, write_plain, write_legacy], ids=lambda f: f.__name__)
+def test_truncated_anywhere_a_file_is_refused_and_the_next_one_loads(write, tmp_path: Path, state) -> None:
+    whole = write(tmp_path, state)
+    content, rng = whole.read_bytes(), random.Random(0)
+    for _ in range(20):
+        cut = whole.with_name(f"cut{whole.suffix}")
+        cut.write_bytes(content[: rng.randrange(len(content))])
+        refusal(cut)
+    load_transformer(whole)
+
+
+@pytest.mark.parametrize("write", [write_reference, write_plain, write_legacy], ids=lambda f: f.__name__)
+def test_flipped_bits_are_refused_or_harmless(write, tmp_path: Path, state) -> None:
+    """Zip records carry check sums; a number that changes inside plain tensors no format can notice."""
+    whole = write(tmp_path, state)
+    content, rng = whole.read_bytes(), random.Random(1)
+    head = 8 + int.from_bytes(content[:8], "little") if whole.suffix == ".safetensors" else len(content)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        damaged[rng.randrange(min(head, len(content)))] ^= 1 << rng.randrange(8)
+        bad = whole.with_name(f"bad{whole.suffix}")
+        bad.write_bytes(damaged)
+        try:
+            loaded = load_transformer(bad, precision="fp32").transformer
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert loaded.config == CONFIG
+    assert refused or write is write_legacy
+    load_transformer(whole)
+
+
+def test_a_lora_of_another_model_or_no_lora_at_all(tmp_path: Path, state) -> None:
+    base = write_plain(tmp_path, state)
+    alien = {name: torch.zeros(2, 2) for name in lora_state(state, "peft")}
+    for content, phrase in ((alien, "another model"), (spelled(state), "looks like a Wan")):
+        save_file(content, tmp_path / "lora.safetensors")
+        with pytest.raises(ValueError, match=phrase):
+            load_transformer(base, [LoraChoice(tmp_path / "lora.safetensors")])
+
+
+def test_choices_that_do_not_exist(tmp_path: Path, state) -> None:
+    file = write_plain(tmp_path, state)
+    with pytest.raises(ValueError, match="fp32, bf16, fp16, fp8"):
+        load_transformer(file, precision="int3")
+    with pytest.raises(ValueError, match="unknown model family 'wan9'"):
+        load_transformer(file, preset="wan9")
