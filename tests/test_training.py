@@ -8,6 +8,7 @@ from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
 from longlive_core.training.episodes import BLOCK, Episodes
+from longlive_core.training.evaluate import with_figures
 from longlive_core.training.forcing import plan
 from longlive_core.training.muon import orthogonalised
 from longlive_core.training.runs import MuonAndAdam, Run, exponential_average
@@ -142,3 +143,17 @@ def test_a_run_resumes_where_it_stopped(tmp_path) -> None:
     whole = steps(6, 10)
     for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_model_card_keeps_the_figures_that_were_not_measured_again() -> None:
+    empty = "before\n<!-- figures -->\n<!-- /figures -->\nafter\n"
+    card = with_figures(empty, {"one": {"a": 1.0}, "two": {"b": 0.5}})
+    card = with_figures(card, {"two": {"b": 0.25, "c": 3}})
+    table = [
+        "| videos | figure | value |",
+        "|---|---|---|",
+        "| one | a | 1 |",
+        "| two | b | 0.25 |",
+        "| two | c | 3 |",
+    ]
+    assert card == "\n".join(["before", "<!-- figures -->", *table, "<!-- /figures -->", "after", ""])

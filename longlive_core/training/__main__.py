@@ -42,6 +42,7 @@ def main() -> None:
     measuring.add_argument("--weights", type=Path, default=WEIGHTS)
     measuring.add_argument("--videos", type=int, default=64)
     measuring.add_argument("--ablation", type=int, default=0, metavar="VIDEOS")
+    measuring.add_argument("--untuned", type=Path, help="a package of the transformer before tuning")
     measuring.add_argument("--out", type=Path, help="write the figures as JSON")
     measuring.add_argument("--card", action="store_true", help="write the figures into the model card")
     options = vars(parser.parse_args())

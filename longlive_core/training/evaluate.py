@@ -23,7 +23,7 @@ from ..rollout.rollout import Switch, rollout
 from ..rollout.sigmas import shifted_sigmas
 from ..vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
 from .autoencoder import make_clips, object_mask
-from .judge import motion_windows, position_steps, read, read_motion
+from .judge import Reading, motion_windows, position_steps, read, read_motion
 from .world import MOTIONS, SHAPES, VALUES, Attributes, change_prompt, changed, combinations, is_held_out
 from .world import random_change as change_at_random
 
@@ -35,6 +35,7 @@ SWITCH_TOTAL = 11.0
 WINDOW_FRAMES = 48
 SETTLE_FRAMES = 24  # 1.5 s
 COLOUR_FRAME = 8
+ADHERENCE_FRAMES = (8, 16, 24, 48, 88)  # 0.5 s to 5.5 s after a switch
 
 
 @dataclass
@@ -195,6 +196,7 @@ def switch_figures(mini: Mini, count: int, policy: Policy, window: WindowConfig 
 def score_switch(score: Score, frames: Tensor, before: Attributes, after: Attributes, seam: int) -> Tensor:
     """Count what changed and what stayed; returns the position steps of the video."""
     reading, later = read(frames), seam + SETTLE_FRAMES
+    score_adherence(score, reading, after, seam)
     for name in changed(before, after):
         if name == "motion":
             motion = read_motion(reading.place[later : later + WINDOW_FRAMES])
@@ -214,6 +216,14 @@ def score_switch(score: Score, frames: Tensor, before: Attributes, after: Attrib
     return position_steps(reading.place)
 
 
+def score_adherence(score: Score, reading: Reading, after: Attributes, seam: int) -> None:
+    """Whether colour, shape and background are those of the new prompt, some times after the switch."""
+    for frame in ADHERENCE_FRAMES:
+        for name in ("colour", "shape", "background"):
+            right = getattr(reading, name)[seam + frame - 1] == VALUES[name].index(getattr(after, name))
+            score.add(f"look_right_after_{frame / FRAME_RATE:g}s", right)
+
+
 CARD = WEIGHTS.with_name("README.md")
 OPENING, CLOSING = "<!-- figures -->", "<!-- /figures -->"
 WINDOWS = {
@@ -226,9 +236,17 @@ WINDOWS = {
 
 
 def evaluate(
-    weights: Path = WEIGHTS, videos: int = 64, ablation: int = 0, out: Path | None = None, card: bool = False
+    weights: Path = WEIGHTS,
+    videos: int = 64,
+    ablation: int = 0,
+    untuned: Path | None = None,
+    out: Path | None = None,
+    card: bool = False,
 ) -> None:
-    """Print every figure; `ablation` videos for each row of the paper's tables (0: leave them out)."""
+    """Print every figure; `ablation` videos for each row of the paper's tables (0: leave them out).
+
+    `untuned` is a packaged Mini as teacher forcing left it: what its long videos show is measured beside.
+    """
     mini = load_mini(weights)
     figures = {
         "autoencoder": autoencoder_figures(mini),
@@ -236,6 +254,11 @@ def evaluate(
         "switch at 5 s": switch_figures(mini, videos, Policy.RECACHE),
         "one prompt, last 10 s of 240 s": single_prompt_figures(mini, videos, LONG_SECONDS),
     }
+    if untuned:
+        before = load_mini(untuned)
+        for seconds in (SHORT_SECONDS, LONG_SECONDS):
+            group = f"teacher forcing alone, one prompt, last 10 s of {seconds} s"
+            figures[group] = single_prompt_figures(before, videos, seconds)
     if ablation:
         figures |= ablations(mini, ablation)
     print(json.dumps(figures, indent=2))
@@ -252,16 +275,18 @@ def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
         f"last 10 s of {seconds} s, window {name}": single_prompt_figures(mini, count, seconds, window)
         for name, window in WINDOWS.items()
         for seconds in (60, LONG_SECONDS)
-        if not (name == "full" and seconds == LONG_SECONDS)
     }
     return policies | windows
 
 
 def with_figures(card: str, figures: dict[str, dict[str, float]]) -> str:
-    """The model card with its table of figures replaced."""
-    before, after = card.split(OPENING)[0], card.split(CLOSING)[1]
-    lines = ["| videos | figure | value |", "|---|---|---|"]
+    """The model card with these groups of figures written anew; groups not measured this time stay."""
+    before, rest = card.split(OPENING)
+    table, after = rest.split(CLOSING)
+    kept = [
+        row for row in table.splitlines() if row.startswith("|") and row.split(" | ")[0][2:] not in figures
+    ]
+    lines = kept or ["| videos | figure | value |", "|---|---|---|"]
     for group, named in figures.items():
         lines += [f"| {group} | {name} | {value:.4g} |" for name, value in named.items()]
-    table = "\n".join(lines)
-    return f"{before}{OPENING}\n{table}\n{CLOSING}{after}"
+    return f"{before}{OPENING}\n" + "\n".join(lines) + f"\n{CLOSING}{after}"
