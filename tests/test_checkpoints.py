@@ -1,5 +1,6 @@
 """Every layout of a checkpoint loads to the same tensors; every bad file ends in one clear error."""
 
+import gc
 import json
 import os
 import pickle
@@ -424,3 +425,19 @@ def test_choices_that_do_not_exist(tmp_path: Path, state) -> None:
         load_transformer(file, precision="int3")
     with pytest.raises(ValueError, match="unknown model family 'wan9'"):
         load_transformer(file, preset="wan9")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+@pytest.mark.parametrize("write", [write_reference, write_plain], ids=lambda f: f.__name__)
+def test_a_cast_model_lets_the_file_go_and_an_uncast_one_is_the_file(write, tmp_path: Path, state) -> None:
+    """One tensor left on the map would keep every page of the checkpoint that loading touched."""
+    file = write(tmp_path, state)
+
+    def is_mapped() -> bool:
+        gc.collect()
+        return str(file) in Path("/proc/self/maps").read_text()
+
+    cast = load_transformer(file, precision="bf16")
+    assert cast.transformer.layers[0].ffn[0].weight.dtype == torch.bfloat16 and not is_mapped()
+    uncast = load_transformer(file, precision="fp32")
+    assert uncast.transformer.layers[0].ffn[0].weight.dtype == torch.float32 and is_mapped()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import LONGLIVE_1_3B, RELATIVES, ModelConfig, Preset
+from ..geometry import PATCH
 from ..model.attention import attention_backend
 from ..model.causal_wan import CausalWan
 from ..model.layers import Linear
@@ -115,35 +116,37 @@ def open_checkpoint(
             scales[our_name(theirs.removesuffix(suffix) + ".weight")] = theirs
         else:
             names[our_name(theirs)] = theirs
-    return Checkpoint(file, _config_of(file, names, num_heads), names, scales)
+    heads = num_heads or file.metadata.get("num_heads")
+    shapes = {ours: _as_matrix(ours, file.shapes[theirs]) for ours, theirs in names.items()}
+    return Checkpoint(file, config_of(shapes, path, heads), names, scales)
 
 
-def _config_of(file: TensorFile, names: dict[str, str], num_heads: int | None) -> ModelConfig:
-    """Sizes read from shapes; the width of a head is 128 unless the file's metadata say otherwise."""
+def config_of(shapes: Shapes, source: object, num_heads: int | str | None = None) -> ModelConfig:
+    """Sizes of a transformer, read from the shapes of its weights under our names, the patches a matrix.
+
+    `num_heads`: None for heads of 128. Raises ValueError, which names the `source`, for shapes of no model.
+    """
 
     def size(name: str, axis: int) -> int:
-        shape = file.shapes.get(names.get(name, ""), ())
+        shape = shapes.get(name, ())
         if len(shape) <= axis:
-            raise ValueError(f"{file.path} lacks {name}, so its sizes cannot be told; it is incomplete")
+            raise ValueError(f"{source} lacks {name}, so its sizes cannot be told; it is incomplete")
         return shape[axis]
 
     dim = size("patch_embedding.weight", 0)
-    patch = size("patch_embedding.weight", 1)
-    is_matrix = len(file.shapes[names["patch_embedding.weight"]]) == 2
-    layers = {name.split(".")[1] for name in names if name.startswith("layers.")}
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
     try:
-        heads = num_heads or int(file.metadata.get("num_heads", max(1, dim // HEAD_DIM)))
         return ModelConfig(
             dim=dim,
             ffn_dim=size("layers.0.ffn.0.weight", 0),
-            num_heads=heads,
+            num_heads=int(num_heads or max(1, dim // HEAD_DIM)),
             num_layers=len(layers),
-            latent_channels=patch // 4 if is_matrix else patch,
+            latent_channels=size("patch_embedding.weight", 1) // PATCH**2,
             text_dim=size("text_embedding.0.weight", 1),
             freq_dim=size("time_embedding.0.weight", 1),
         )
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{file.path} is no transformer that can be run: {error}") from error
+        raise ValueError(f"{source} is no transformer that can be run: {error}") from error
 
 
 def _chosen_preset(name: str | None, path: Path) -> Preset:
@@ -200,9 +203,14 @@ def values(
     device: torch.device,
     on_progress: Progress | None,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """(our name, tensor, its scale if it is fp8) of every weight, ready to use."""
-    small = stored_small(transformer)
-    compute = compute_dtype(precision, device)
+    """(our name, tensor, its scale if it is fp8) of every weight, ready to use.
+
+    Weights that stay as they are in the file stay mapped; but one mapped tensor keeps the whole file's pages,
+    so where most are made anew the others are copied.
+    """
+    small, compute = stored_small(transformer), compute_dtype(precision, device)
+    file_dtypes = {checkpoint.file.dtypes[checkpoint.names[name]] for name in small}
+    is_mapped = not loras and file_dtypes == {PRECISIONS[precision]}
     done, total = 0, sum(_num_bytes(checkpoint, name) for name in checkpoint.names)
     for names in portions(checkpoint):
         theirs = [found[n] for n in names for found in (checkpoint.names, checkpoint.scales) if n in found]
@@ -217,6 +225,8 @@ def values(
                 )
             dtype = PRECISIONS[precision] if name in small else compute
             tensor, scale = stored(tensor, scale, dtype)
+            if not is_mapped and tensor.data_ptr() == tensors[checkpoint.names[name]].data_ptr():
+                tensor = tensor.clone()
             yield name, tensor.to(device), None if scale is None else scale.to(device)
             done += _num_bytes(checkpoint, name)
         if on_progress:

@@ -1,0 +1,207 @@
+"""How much memory a run needs, without running it: the very code on the meta device, its tensors counted."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .config import TINY_WAN, ModelConfig, Preset, WanAutoencoderConfig, WindowConfig
+from .geometry import latent_size
+from .model.cache import TextCache
+from .model.causal_wan import CausalWan
+from .rollout.scene import Scene
+from .vae.autoencoder import WanAutoencoder
+from .vae.streaming import StreamingDecoder
+from .vae.tiled import TILE_PIXELS
+from .vae.tiny import TinyAutoencoder
+from .weights.checkpoints import FP8, PRECISIONS, compute_dtype, stored_small
+
+META = torch.device("meta")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of one run, part by part. The text encoder is gone before the rollout begins.
+
+    `decoder` is its weights and its past; `working` what the largest single step takes beside all of these.
+    """
+
+    weights: int
+    kv_cache: int
+    text: int
+    decoder: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, part.name) for part in fields(self))
+
+    def lines(self) -> list[str]:
+        """A table, in GiB."""
+        rows = {part.name.replace("_", " "): getattr(self, part.name) for part in fields(self)}
+        return [f"{name:<12}{size / GIB:8.2f} GiB" for name, size in (rows | {"total": self.total}).items()]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a user may choose to make a run fit."""
+
+    width: int
+    height: int
+    precision: str = "bf16"
+    decoder: str = "wan"
+    window: WindowConfig = field(default_factory=WindowConfig)
+
+    def __str__(self) -> str:
+        window = self.window.window_latent_frames
+        return f"{self.width}x{self.height}, {self.precision}, {self.decoder} decoder, window {window}"
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made while it is on: those alive now, and the most there ever were."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[StorageWeakRef, int] = {}
+
+    @property
+    def now(self) -> int:
+        self._alive = {ref: size for ref, size in self._alive.items() if not ref.expired()}
+        return sum(self._alive.values())
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in storages((args, kwargs)):  # whoever comes from outside does not count
+            self._alive.setdefault(StorageWeakRef(storage), 0)
+        out = function(*args, **(kwargs or {}))
+        for storage in storages(out):
+            self._alive.setdefault(StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+
+def storages(tree: Any) -> list[torch.UntypedStorage]:
+    """What holds the numbers of every tensor in a tree of arguments."""
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
+    """What a rollout holds once its window is full, and the most that any pass over it takes beside that.
+
+    `device` decides in what the arithmetic runs. A tiled decoder keeps the pasts of its tiles on the CPU.
+    """
+    compute = compute_dtype(setting.precision, device)
+    size = (setting.width, setting.height)
+    weights = weight_bytes(preset.model, setting.precision, compute)
+    cache, text, passing = transformer_bytes(preset.model, setting.window, size, compute)
+    block = setting.window.block_latent_frames
+    decoder, decoding = decoder_bytes(preset, setting.decoder, block, size, compute)
+    return Needs(weights, cache, text, decoder, max(passing, decoding))
+
+
+@lru_cache
+def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> int:
+    """Bytes of the weights as they are stored: the layers' matrices small, the others to compute with."""
+    with META:
+        model = CausalWan(config)
+    small, total = stored_small(model), 0
+    for name, tensor in model.state_dict().items():
+        total += tensor.numel() * (PRECISIONS[precision] if name in small else compute).itemsize
+        if name in small and PRECISIONS[precision] is FP8:
+            total += tensor.shape[0] * torch.float32.itemsize
+    return total
+
+
+@lru_cache
+@torch.inference_mode()
+def transformer_bytes(
+    config: ModelConfig, window: WindowConfig, size: tuple[int, int], compute: torch.dtype
+) -> tuple[int, int, int]:
+    """KV cache with a full window, text cache, and the most that a pass over them takes."""
+    with META:
+        model = CausalWan(config).to(compute).requires_grad_(False)
+        with LiveBytes() as held:
+            text = model.read_text(torch.empty(1, config.text_tokens, config.text_dim, dtype=compute))
+            text_bytes = held.now
+            scene = full_window(model, window, size)
+        with LiveBytes() as passes:
+            run_passes(scene, text, window)
+    return held.now - text_bytes, text_bytes, passes.peak
+
+
+def full_window(model: CausalWan, window: WindowConfig, size: tuple[int, int]) -> Scene:
+    """A scene whose ring is full."""
+    channels, cells = model.config.latent_channels, latent_size(*size)
+    like = torch.empty(1, channels, window.block_latent_frames, *cells)
+    scene = Scene(model, like, window, window.block_latent_frames)
+    scene.append(torch.empty(1, channels, scene.cache.frames, *cells))
+    return scene
+
+
+def run_passes(scene: Scene, text: TextCache, window: WindowConfig) -> None:
+    """One denoising step of a block, and a recache of all that is not the sink."""
+    block, count = window.block_latent_frames, scene.cache.frames - scene.cache.sink
+    if window.window_latent_frames:
+        scene.open(scene.end, block)
+        scene.flow(scene.newest(block).float(), 1.0, text)
+    scene.open(scene.end - count, count)
+    scene.remember(scene.newest(count), text)
+
+
+def build_decoder(preset: Preset, name: str) -> nn.Module:
+    """The decoder of that name, with no numbers in it; a preset's own comes first."""
+    if preset.autoencoder:
+        return TinyAutoencoder(preset.autoencoder)
+    return TinyAutoencoder(TINY_WAN) if name == "tiny" else WanAutoencoder(WanAutoencoderConfig())
+
+
+@lru_cache
+@torch.inference_mode()
+def decoder_bytes(
+    preset: Preset, name: str, block: int, size: tuple[int, int], compute: torch.dtype
+) -> tuple[int, int]:
+    """What the decoder holds, weights and past, and what it takes beside that for a block in mid-video."""
+    if name == "tiled":
+        size = (min(size[0], TILE_PIXELS), min(size[1], TILE_PIXELS))
+    with META:
+        decoder = build_decoder(preset, name).to(compute)
+        weights = sum(tensor.nbytes for tensor in decoder.state_dict().values())
+        stream = StreamingDecoder(decoder)
+        with LiveBytes() as live:
+            for _ in range(2):
+                stream.push(torch.empty(1, preset.model.latent_channels, block, *latent_size(*size)))
+        past = live.now
+    return weights + past, live.peak - past
+
+
+def fitting(
+    preset: Preset, wanted: Setting, budget: int, device: torch.device
+) -> Iterator[tuple[Setting, Needs]]:
+    """Settings that need at most `budget` bytes, those nearest to what was wanted first."""
+    for setting in smaller(wanted):
+        needs = estimate(preset, setting, device)
+        if needs.total <= budget:
+            yield setting, needs
+
+
+def smaller(wanted: Setting) -> Iterator[Setting]:
+    """The wanted setting, then ever smaller ones: decoder, precision, window, size."""
+    sizes = [(wanted.width, wanted.height)]
+    sizes += [(w, h) for w, h in ((640, 368), (480, 272), (320, 192)) if w * h < wanted.width * wanted.height]
+    frames = wanted.window.window_latent_frames
+    windows = [frames] + [n for n in (9, 6) if frames is None or n < frames]
+    precisions = [wanted.precision] + (["fp8"] if wanted.precision != "fp8" else [])
+    decoders = {"wan": ("wan", "tiled", "tiny"), "tiled": ("tiled", "tiny"), "tiny": ("tiny",)}[
+        wanted.decoder
+    ]
+    for size, window, precision, decoder in product(sizes, windows, precisions, decoders):
+        shorter = replace(wanted.window, window_latent_frames=window)
+        yield Setting(*size, precision, decoder, shorter)

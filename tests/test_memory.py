@@ -1,0 +1,88 @@
+"""The memory plan against what runs really allocate."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from longlive_core.config import LONGLIVE_1_3B, ModelConfig, Preset, TinyAutoencoderConfig, WindowConfig
+from longlive_core.geometry import latent_size, tokens_per_frame
+from longlive_core.memory import LiveBytes, Needs, Setting, estimate, fitting, run_passes, smaller
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.rollout.scene import Scene
+from longlive_core.vae.streaming import StreamingDecoder
+from longlive_core.vae.tiny import TinyAutoencoder
+
+SMALL = Preset(
+    "small",
+    ModelConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=3, text_dim=64, text_tokens=32),
+    autoencoder=None,
+)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SIZE = (128, 96)
+TINY = TinyAutoencoderConfig(widths=(32, 16, 16, 16), memory_blocks=(1, 1, 1))
+
+
+@pytest.mark.parametrize("window", [WindowConfig(), WindowConfig(endless=True), WindowConfig(3, 1, 7)])
+def test_the_plan_of_a_transformer_is_what_a_run_allocates(window: WindowConfig) -> None:
+    needs = estimate(SMALL, Setting(*SIZE, "fp32", "tiny", window), CPU)
+    model, cells = CausalWan(SMALL.model).requires_grad_(False), latent_size(*SIZE)
+    with torch.inference_mode(), LiveBytes() as held:
+        text = model.read_text(torch.zeros(1, SMALL.model.text_tokens, SMALL.model.text_dim))
+        scene = Scene(model, torch.zeros(1, 16, window.block_latent_frames, *cells), window, 0)
+        scene.append(torch.zeros(1, 16, scene.cache.frames, *cells))
+    with torch.inference_mode(), LiveBytes() as passes:
+        run_passes(scene, text, window)
+    assert needs.weights == sum(tensor.nbytes for tensor in model.state_dict().values())
+    assert needs.kv_cache + needs.text == pytest.approx(held.now, rel=0.02)
+    assert needs.working >= 0.9 * passes.peak
+
+
+def test_the_plan_of_a_decoder_is_what_decoding_allocates() -> None:
+    mini = replace(SMALL, autoencoder=TINY)
+    needs = estimate(mini, Setting(*SIZE, "fp32"), CPU)
+    decoder = TinyAutoencoder(mini.autoencoder)
+    stream, latents = StreamingDecoder(decoder), torch.zeros(1, 16, 3, *latent_size(*SIZE))
+    with LiveBytes() as live:
+        for _ in range(2):
+            stream.push(latents)
+    held = sum(tensor.nbytes for tensor in decoder.state_dict().values()) + live.now
+    assert needs.decoder == pytest.approx(held, rel=0.02)
+    assert needs.working == pytest.approx(live.peak - live.now, rel=0.1)
+
+
+def test_the_cache_of_the_real_model_is_its_arithmetic() -> None:
+    """2 buffers x 30 layers x 12 latent frames x 1,560 tokens x 1,536 values x 2 bytes."""
+    needs = estimate(LONGLIVE_1_3B, Setting(832, 480, decoder="tiny"), CUDA)
+    frames = 12 * tokens_per_frame(*latent_size(832, 480)) * 1536 * 2
+    assert needs.kv_cache == pytest.approx(2 * 30 * frames, rel=0.01)
+    assert needs.weights == pytest.approx(1_418_996_800 * 2, rel=0.001)
+    assert needs.total == sum((needs.weights, needs.kv_cache, needs.text, needs.decoder, needs.working))
+
+
+def test_smaller_settings_need_less() -> None:
+    needs = [
+        estimate(SMALL, Setting(*SIZE, precision, decoder, window), CUDA).total
+        for precision, decoder, window in (
+            ("bf16", "wan", WindowConfig()),
+            ("fp8", "wan", WindowConfig()),
+            ("fp8", "tiny", WindowConfig()),
+            ("fp8", "tiny", WindowConfig(window_latent_frames=6)),
+        )
+    ]
+    assert needs == sorted(needs, reverse=True) and len(set(needs)) == len(needs)
+
+
+def test_only_settings_within_the_budget_are_offered_and_the_wanted_one_comes_first() -> None:
+    wanted = Setting(*SIZE)
+    assert next(smaller(wanted)) == wanted
+    everything = list(fitting(SMALL, wanted, 2**40, CUDA))
+    assert everything[0][0] == wanted
+    budget = sorted(needs.total for _, needs in everything)[1]
+    assert [needs.total <= budget for _, needs in fitting(SMALL, wanted, budget, CUDA)] == [True, True]
+    assert not list(fitting(SMALL, wanted, 0, CUDA))
+
+
+def test_the_table_adds_up() -> None:
+    lines = Needs(2**30, 2**29, 0, 0, 0).lines()
+    assert lines[0].split() == ["weights", "1.00", "GiB"] and lines[-1].split() == ["total", "1.50", "GiB"]
