@@ -11,6 +11,7 @@ TIME_STRIDE = 4
 SPACE_STRIDE = 8
 PATCH = 2
 PIXEL_MULTIPLE = SPACE_STRIDE * PATCH
+MAX_SIDE = 8192  # pixels; H.264 ends at 16,384
 _TIME_EPS = 1e-6
 
 
@@ -53,8 +54,10 @@ def block_at(seconds: float, block_latent_frames: int) -> int:
 def latent_size(width: int, height: int) -> tuple[int, int]:
     """(height, width) of the latents of a video of that many pixels.
 
-    Raises ValueError unless both are positive multiples of 16 (8 for the VAE, 2 for the patches).
+    Raises ValueError unless both are multiples of 16 (8 for the VAE, 2 for the patches) up to 8,192.
     """
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"size {width}x{height} is not possible: a side has at most {MAX_SIDE} pixels")
     if width < PIXEL_MULTIPLE or height < PIXEL_MULTIPLE or width % PIXEL_MULTIPLE or height % PIXEL_MULTIPLE:
         nearest = "x".join(str(max(1, round(n / PIXEL_MULTIPLE)) * PIXEL_MULTIPLE) for n in (width, height))
         raise ValueError(

@@ -1,7 +1,7 @@
 """Headless use: load the parts once, then prompts -> frames as one generator."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -56,12 +56,17 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Pipeline:
-    """A transformer, a decoder and a text encoder that belong together."""
+    """A transformer, a decoder and a text encoder that belong together.
+
+    `encode_ahead`, where given, encodes all prompts of a video before its rollout begins, so that a large
+    encoder can leave memory.
+    """
 
     preset: Preset
     model: CausalWan
     decoder: Decoder
     encode_text: EncodeText = field(repr=False)
+    encode_ahead: Callable[[Iterable[str]], EncodeText] | None = field(default=None, repr=False)
 
     def plan(self, request: Request) -> "Plan":
         """Check a request and settle everything that follows from it; ValueError says what is wrong."""
@@ -81,7 +86,10 @@ class Pipeline:
 
     def blocks(self, plan: "Plan", hook: Hook | None = None) -> Iterator[Block]:
         """Only the latents of a plan."""
-        script = script_of(plan.timeline, self.encode_text, plan.first_block)
+        encode = self.encode_text
+        if self.encode_ahead:
+            encode = self.encode_ahead([segment.cue.prompt for segment in plan.timeline.segments])
+        script = script_of(plan.timeline, encode, plan.first_block)
         noise = SeededNoise(plan.request.seed, plan.block_shape)
         sigmas = shifted_sigmas(self.preset.sigmas)
         return rollout(self.model, script, noise, sigmas, plan.window, plan.blocks, plan.request.past, hook)

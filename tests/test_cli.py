@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from longlive_core import PromptSchedule, load_pipeline
-from longlive_core.cli import build_parser, main, request_from
+from longlive_core.cli import build_parser, main
+from longlive_core.cli.generate import request_from
 from longlive_core.mini.loader import WEIGHTS, load_mini
 from longlive_core.pipeline import Request
 from longlive_core.video import VideoWriter
@@ -88,7 +89,7 @@ def test_a_growing_file_is_already_playable(tmp_path) -> None:
 @pytest.mark.parametrize("seconds", ["0.5", "20"])
 def test_a_full_disk_is_one_sentence(seconds, capsys, monkeypatch) -> None:
     """Also where the disk fills only when the encoder lets go of its last frames."""
-    monkeypatch.setattr("longlive_core.cli.check_writable", lambda path: None)
+    monkeypatch.setattr("longlive_core.cli.generate.check_outputs", lambda path: None)
     assert main(["generate", "--prompt", PROMPT, "--seconds", seconds, "--out", "/dev/full"]) == 2
     assert "No space left on device; what was written before stays playable" in capsys.readouterr().err
 
@@ -113,7 +114,8 @@ def test_a_cue_of_a_continued_video_counts_from_where_it_goes_on() -> None:
 @pytest.mark.parametrize(("seconds", "endless"), [("10", False), ("300", True)])
 def test_automatic_positions_also_with_a_window_of_ones_own(seconds, endless) -> None:
     options = build_parser().parse_args(["generate", "--prompt", "a", "--seconds", seconds, "--window", "9"])
-    assert load_pipeline("mini").plan(request_from(options)).window.endless is endless
+    pipeline = load_pipeline("mini")
+    assert pipeline.plan(request_from(options, pipeline.preset)).window.endless is endless
 
 
 BAD = {
@@ -122,11 +124,14 @@ BAD = {
     "--seconds nan": "more than 0",
     "--seconds 1e9": "at most",
     "--size 64x60": "multiples of 16",
+    "--size 160000x160000": "at most 8192",
     "--window 4": "at least 6",
     "--sink 5": "at most 3",
     "--model nothing": "mini",
     "--out /nowhere/at/all.mp4": "cannot be written",
     "--attention flash2": "flash-attn",
+    "--window 0 --sink 2": "leave one of them out",
+    "--contact-sheet sheet.xyz": "no picture",
 }
 
 
@@ -229,3 +234,21 @@ def test_a_continued_video_goes_on_with_the_frames_asked_for() -> None:
     assert [c.block.index for c in chunks] == [5, 6, 7] and not chunks[0].block.opens_scene
     with pytest.raises(ValueError, match="cannot be continued"):
         pipeline.plan(Request(schedule, 2.0, past=first[:, :, :-1]))
+
+
+def test_the_schedule_is_never_overwritten(tmp_path, capsys) -> None:
+    schedule = tmp_path / "prompts.txt"
+    schedule.write_text(PROMPT)
+    for option in ("--out", "--contact-sheet"):
+        arguments = ["generate", "--schedule", str(schedule), "--seconds", "1", option, str(schedule)]
+        assert main(arguments) == 2
+        assert "the schedule itself" in capsys.readouterr().err
+    assert schedule.read_text() == PROMPT
+
+
+def test_what_cannot_fit_any_memory_is_one_sentence_too(tmp_path, capsys) -> None:
+    out = str(tmp_path / "v.mp4")
+    day = ["--window", "0", "--seconds", "86400", "--size", "1024x1024"]
+    assert main(["generate", "--prompt", PROMPT, "--out", out, *day]) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert "does not fit the memory" in last and "choose a smaller --size" in last

@@ -1,80 +1,48 @@
-"""`longlive generate` and `longlive info`: arguments -> pipeline -> video file."""
+"""`longlive generate`: prompts -> video file."""
 
 import argparse
-import json
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
-from .config import PRESETS, WindowConfig
-from .contact_sheet import ContactSheet
-from .model.attention import BACKENDS
-from .pipeline import Request, load_pipeline
-from .rollout.prompts import Policy, PromptSchedule
-from .rollout.rollout import RolloutError
-from .video import VideoWriter, read_settings
+from ..config import MINI, Preset
+from ..contact_sheet import ContactSheet
+from ..parts import ModelFiles, best_device, load_files
+from ..pipeline import Pipeline, Plan, Request, load_pipeline
+from ..rollout.prompts import Policy, PromptSchedule
+from ..video import VideoWriter
+from .options import add_model, add_size_and_window, window_from
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 and one sentence on bad input, 130 on Ctrl-C (what was made is kept)."""
-    options = build_parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except (ValueError, OSError, RolloutError) as error:
-        print(f"longlive: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("longlive: stopped; what was made is kept", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="longlive", description="Timed prompts become one long video.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    make = commands.add_parser("generate", help="make a video from a prompt or a schedule of timed prompts")
-    make.set_defaults(command=generate)
-    prompts = make.add_mutually_exclusive_group(required=True)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--schedule", type=Path, metavar="FILE", help="timed prompts: text, JSON or JSONL")
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for the whole video")
-    make.add_argument(
+    parser.add_argument(
         "--switch-frames", type=frame_list, default=(), metavar="N,N", help="with a JSONL schedule"
     )
-    make.add_argument("--seconds", type=float, required=True, help="length of the video")
-    make.add_argument("--seed", type=int, default=0)
-    make.add_argument("--model", default="mini", help="mini (packaged)")
-    make.add_argument("--size", type=size, metavar="WxH", help="default: the model's own")
-    make.add_argument("--window", type=int, help="latent frames a block sees, 0 for all")
-    make.add_argument("--sink", type=int, help="first latent frames that are never forgotten")
-    make.add_argument("--positions", choices=("auto", "absolute", "endless"), default="auto")
-    make.add_argument(
+    parser.add_argument("--seconds", type=float, required=True, help="length of the video")
+    parser.add_argument("--seed", type=int, default=0)
+    add_model(parser)
+    add_size_and_window(parser)
+    parser.add_argument("--positions", choices=("auto", "absolute", "endless"), default="auto")
+    parser.add_argument(
         "--on-switch", choices=[p.value for p in Policy], help="what every recache cue does instead"
     )
-    make.add_argument("--attention", choices=BACKENDS, default="sdpa")
-    make.add_argument("--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video")
-    make.add_argument("--out", type=Path, default=Path("longlive.mp4"), help="the mp4 to write")
-    info = commands.add_parser("info", help="print the schedule, seed and settings a video was made with")
-    info.set_defaults(command=show_info)
-    info.add_argument("video", type=Path)
-    return parser
-
-
-def size(text: str) -> tuple[int, int]:
-    """`832x480` -> (832, 480)."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 832x480")
-    return int(width), int(height)
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video"
+    )
+    parser.add_argument("--out", type=Path, default=Path("longlive.mp4"), help="the mp4 to write")
 
 
 def frame_list(text: str) -> tuple[int, ...]:
@@ -85,33 +53,109 @@ def frame_list(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def generate(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Make the video, writing it while it is made."""
-    pipeline = load_pipeline(options.model, options.attention)
-    request = request_from(options)
+    check_outputs(options)
+    pipeline = pipeline_from(options)
+    request = request_from(options, pipeline.preset)
     plan = pipeline.plan(request)
-    for path in filter(None, (options.out, options.contact_sheet)):
-        check_writable(path)
     announce(plan.timeline.report())
     announce(plan.timeline.warnings)
+    with enough_memory(plan):
+        record(pipeline, plan, options)
+
+
+def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
+    """Frames into the file, the contact sheet and the progress bar."""
     sheet = ContactSheet(plan.frames)
+    settings = plan.settings() | files_named(options)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(
-            VideoWriter(
-                options.out, plan.width, plan.height, plan.settings() | {"attention": options.attention}
-            )
-        )
+        writer = stack.enter_context(VideoWriter(options.out, plan.width, plan.height, settings))
         if options.contact_sheet:
             stack.callback(sheet.save, options.contact_sheet)
         bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0"))
-        for chunk in pipeline.run(request):
+        for chunk in pipeline.run(plan.request):
             frames = chunk.pictures()
             writer.append(frames)
             sheet.append(frames)
             bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
             bar.update(len(frames))
     print(f"{options.out}: {writer.num_frames} frames")
+
+
+def files_named(options: argparse.Namespace) -> dict[str, object]:
+    """What the video was made from, for its metadata: names, not places."""
+    named: dict[str, object] = {"attention": options.attention}
+    if options.model != MINI.name:
+        named |= {
+            "checkpoint": Path(options.model).name,
+            "loras": {choice.path.name: choice.strength for choice in options.lora},
+            "vae": options.vae.name,
+            "text_encoder": options.text_encoder.name,
+            "precision": options.precision,
+        }
+    return named
+
+
+@contextmanager
+def enough_memory(plan: Plan) -> Iterator[None]:
+    """torch's many words for too little memory, in one sentence; what was made is kept."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        is_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
+        if not (is_memory or "Storage size calculation overflowed" in text):
+            raise
+        window = plan.window.window_latent_frames or f"all {plan.blocks.stop} blocks"
+        raise ValueError(
+            f"a video of {plan.width}x{plan.height} with a window of {window} does not fit the memory "
+            f"({text.splitlines()[0][:120]}); choose a smaller --size or --window, --precision fp8, or --tile"
+        ) from error
+
+
+def pipeline_from(options: argparse.Namespace) -> Pipeline:
+    """Mini by its name, or the files of a real model."""
+    if options.model == MINI.name:
+        return load_pipeline(MINI.name, options.attention)
+    if not Path(options.model).exists():
+        raise ValueError(f"{options.model!r} is neither {MINI.name}, the packaged model, nor a file")
+    files = ModelFiles(
+        checkpoint=Path(options.model),
+        text_encoder=options.text_encoder,
+        vae=options.vae,
+        loras=tuple(options.lora),
+        tokenizer=options.tokenizer,
+        keep_text_encoder=options.keep_text_encoder,
+        family=options.family,
+        precision=options.precision,
+        attention=options.attention,
+        device=best_device() if options.device == "auto" else options.device,
+        tile_pixels=options.tile,
+    )
+    with tqdm(unit="B", unit_scale=True, desc="loading", mininterval=0.5) as bar:
+        pipeline, notes = load_files(files, lambda done, total: progress(bar, done, total))
+    announce(notes)
+    return pipeline
+
+
+def progress(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be written, before anything is made."""
+    outputs = [path for path in (options.out, options.contact_sheet) if path]
+    for path in outputs:
+        check_writable(path)
+        if options.schedule and path.resolve() == options.schedule.resolve():
+            raise ValueError(f"{path} is the schedule itself; choose another file to write")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError(f"--out and --contact-sheet are both {options.out}; choose two files")
+    if options.contact_sheet and options.contact_sheet.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{options.contact_sheet} is no picture; choose a name that ends in .png or .jpg")
 
 
 def announce(lines: tuple[str, ...]) -> None:
@@ -123,7 +167,7 @@ def announce(lines: tuple[str, ...]) -> None:
         print(line, file=sys.stderr)
 
 
-def request_from(options: argparse.Namespace) -> Request:
+def request_from(options: argparse.Namespace, preset: Preset) -> Request:
     """The options as a Request."""
     if options.schedule:
         schedule = PromptSchedule.parse(read_text(options.schedule), options.switch_frames)
@@ -136,18 +180,8 @@ def request_from(options: argparse.Namespace) -> Request:
         cues = (replace(c, policy=default) if c.policy is Policy.RECACHE else c for c in schedule.cues)
         schedule = replace(schedule, cues=tuple(cues))
     width, height = options.size or (None, None)
-    window = window_from(options)
+    window = window_from(options, preset)
     return Request(schedule, options.seconds, options.seed, width, height, window, options.positions)
-
-
-def window_from(options: argparse.Namespace) -> WindowConfig | None:
-    """The window that the options ask for; None when they leave everything to the preset."""
-    changes = {}
-    if options.window is not None:
-        changes["window_latent_frames"] = options.window or None
-    if options.sink is not None:
-        changes["sink_latent_frames"] = options.sink
-    return replace(PRESETS[options.model].window, **changes) if changes else None
 
 
 def read_text(path: Path) -> str:
@@ -163,10 +197,3 @@ def check_writable(path: Path) -> None:
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise ValueError(f"{path} cannot be written: choose a file in a folder that exists and is writable")
-
-
-def show_info(options: argparse.Namespace) -> None:
-    """Print a video's settings as JSON."""
-    if not options.video.is_file():
-        raise ValueError(f"{options.video} is not a file")
-    print(json.dumps(read_settings(options.video), indent=2, ensure_ascii=False))

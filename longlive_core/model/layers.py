@@ -27,7 +27,7 @@ class Linear(nn.Linear):
         weight = self.weight.to(x.dtype)
         if self.scale is None:
             return F.linear(x, weight, self.bias)
-        return torch.addcmul(self.bias, F.linear(x, weight), self.scale)
+        return torch.addcmul(self.bias, F.linear(x, weight), self.scale.to(x.dtype))
 
 
 class RMSNorm(nn.Module):

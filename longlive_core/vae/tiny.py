@@ -37,7 +37,7 @@ class MemoryBlock(nn.Module):
         past = torch.zeros_like(x[:, :1]) if past is None else past
         delayed = torch.cat((past, x[:, :-1]), dim=1)
         both = torch.cat((x, delayed), dim=2).flatten(0, 1)
-        return F.relu(x + self.conv(both).unflatten(0, x.shape[:2])), x[:, -1:]
+        return F.relu(x + self.conv(both).unflatten(0, x.shape[:2])), x[:, -1:].clone()
 
 
 class Grow(nn.Module):
@@ -133,12 +133,15 @@ class TinyEncoder(nn.Module):
 
 
 class TinyAutoencoder(nn.Module):
-    """Encoder, decoder, and the mean and std [C] that make latents unit-variance for the transformer."""
+    """Encoder, decoder, and the mean and std [C] that make latents unit-variance for the transformer.
+
+    Where the config has no `encoder_widths` there is no encoder: it decodes the latents of another model.
+    """
 
     def __init__(self, config: TinyAutoencoderConfig):
         super().__init__()
         self.config = config
-        self.encoder = TinyEncoder(config)
+        self.encoder = TinyEncoder(config) if config.encoder_widths else None
         self.decoder = TinyDecoder(config)
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
@@ -148,9 +151,10 @@ class TinyAutoencoder(nn.Module):
         return (self.encoder(frames) - self._wide(self.mean)) / self._wide(self.std)
 
     def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1], new past)."""
-        frames, past = self.decoder(latents * self._wide(self.std) + self._wide(self.mean), past)
-        return frames.clamp(0, 1), past
+        """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past)."""
+        raw = latents * self._wide(self.std) + self._wide(self.mean)
+        frames, past = self.decoder(raw.to(self.decoder.stem.weight), past)
+        return frames.float().clamp(0, 1), past
 
     @staticmethod
     def _wide(per_channel: Tensor) -> Tensor:

@@ -284,6 +284,14 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float16 if precision == "fp16" else torch.bfloat16
 
 
+def settle(transformer: CausalWan, precision: str, device: torch.device) -> None:
+    """Ready a transformer loaded elsewhere to run on `device`; its layers' matrices stay as stored."""
+    dtype, small = compute_dtype(precision, device), stored_small(transformer)
+    for name, weight in transformer.named_parameters():
+        if name not in small:
+            weight.data = weight.data.to(dtype)
+
+
 def fill(transformer: CausalWan, tensors: Iterator[tuple[str, Tensor, Tensor | None]]) -> None:
     """Give a model on meta its weights, without copying them."""
     state = {}

@@ -1,7 +1,4 @@
-"""Prompts -> text embeddings [B, text tokens, text dim], padding rows zero. Knows words, not models.
-
-Mini's encoder is a table of words: small, trained with its transformer, shipped with it.
-"""
+"""Mini's encoder: a table of words, small, trained with its transformer and shipped with it."""
 
 import logging
 import re

@@ -1,0 +1,37 @@
+"""The `longlive` command: arguments -> pipeline -> video file. One file a command."""
+
+import argparse
+import sys
+from types import ModuleType
+
+from ..rollout.rollout import RolloutError
+from . import download, generate, info, plan
+
+COMMANDS: dict[str, ModuleType] = {"generate": generate, "info": info, "plan": plan, "download": download}
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 and one sentence on bad input, 130 on Ctrl-C (what was made is kept)."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, OSError, RolloutError, MemoryError) as error:
+        print(f"longlive: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("longlive: stopped; what was made is kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="longlive", description="Timed prompts become one long video.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP)
+        module.add_options(command)
+        command.set_defaults(command=module.run)
+    return parser

@@ -1,0 +1,50 @@
+"""`longlive info`: what a video was made with, or what a file of weights holds."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..video import read_settings
+from ..weights.families import family
+from ..weights.files import INDEX_SUFFIX, PICKLES, open_tensors
+
+HELP = "print what a video was made with, or what a checkpoint, LoRA or VAE file holds"
+WEIGHTS = (".safetensors", INDEX_SUFFIX, *PICKLES)
+SECTIONS = ("generator", "generator_ema", "generator_lora", "model")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print it as JSON."""
+    if options.file.name.endswith(WEIGHTS):
+        facts = weights_facts(options.file)
+    elif options.file.is_file():
+        facts = read_settings(options.file)
+    else:
+        raise ValueError(f"{options.file} is not a file")
+    print(json.dumps(facts, indent=2, ensure_ascii=False))
+
+
+def weights_facts(path: Path) -> dict[str, Any]:
+    """What a file of tensors is, told from names and shapes."""
+    file = open_tensors(path, SECTIONS)
+    values = sum(_product(shape) for shape in file.shapes.values())
+    return {
+        "file": path.name,
+        "is": family(file.shapes),
+        "tensors": len(file.shapes),
+        "parameters": values,
+        "dtypes": sorted({str(dtype).removeprefix("torch.") for dtype in file.dtypes.values()}),
+        "metadata": file.metadata,
+    }
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total

@@ -1,0 +1,71 @@
+"""Options that more than one command has, and how their texts are read."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from ..config import PRESETS, Preset, WindowConfig
+from ..model.attention import BACKENDS
+from ..weights.checkpoints import PRECISIONS
+from ..weights.lora import LoraChoice
+
+
+def size(text: str) -> tuple[int, int]:
+    """`832x480` -> (832, 480)."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 832x480")
+    return int(width), int(height)
+
+
+def lora(text: str) -> LoraChoice:
+    """`lora.pt` or `lora.pt:0.8` -> a file and its strength."""
+    path, colon, strength = text.rpartition(":")
+    try:
+        return LoraChoice(Path(path), float(strength)) if colon else LoraChoice(Path(text))
+    except ValueError:  # a colon that belongs to the path
+        return LoraChoice(Path(text))
+
+
+def add_size_and_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=size, metavar="WxH", help="default: the model's own")
+    parser.add_argument("--window", type=int, help="latent frames a block sees, 0 for all")
+    parser.add_argument("--sink", type=int, help="first latent frames that are never forgotten")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini", metavar="FILE", help="mini (packaged), or a checkpoint")
+    parser.add_argument(
+        "--lora", type=lora, action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated"
+    )
+    parser.add_argument("--vae", type=Path, metavar="FILE", help="the Wan 2.1 VAE, or a tiny decoder for it")
+    parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="UMT5-XXL: a file or a folder")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the text encoder has none")
+    parser.add_argument("--keep-text-encoder", action="store_true", help="do not free it after reading")
+    parser.add_argument("--family", help="longlive-1.3b, self-forcing, ...; default: told from the file")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the stored weights")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--tile", type=int, default=0, metavar="PIXELS", help="decode in tiles to save memory"
+    )
+    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+
+
+def window_from(options: argparse.Namespace, preset: Preset) -> WindowConfig | None:
+    """The window that the options ask for; None when they leave everything to the preset."""
+    changes = {}
+    if options.window is not None:
+        changes["window_latent_frames"] = options.window or None
+    if options.sink is not None:
+        if options.window == 0 and options.sink:
+            raise ValueError(
+                "--window 0 sees everything, so there is no --sink to keep; leave one of them out"
+            )
+        changes["sink_latent_frames"] = options.sink
+    return replace(preset.window, **changes) if changes else None
+
+
+def preset_named(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,40 @@
+"""`longlive plan`: the memory that a run will need, and the settings that fit."""
+
+import argparse
+from itertools import islice
+
+import torch
+
+from ..config import LONGLIVE_1_3B
+from ..memory import GIB, Setting, estimate, fitting
+from ..weights.checkpoints import PRECISIONS
+from .options import add_size_and_window, preset_named, window_from
+
+HELP = "tell the memory that a run needs, and what would fit a smaller card"
+NUM_SHOWN = 4
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=LONGLIVE_1_3B.name, help="a model by name")
+    add_size_and_window(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--decoder", choices=("wan", "tiled", "tiny"), default="wan")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu: in what the arithmetic runs")
+    parser.add_argument("--vram", type=float, metavar="GIB", help="also list settings that fit")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table, and on request what fits."""
+    preset, device = preset_named(options.model), torch.device(options.device)
+    width, height = options.size or (preset.width, preset.height)
+    window = window_from(options, preset) or preset.window
+    wanted = Setting(width, height, options.precision, options.decoder, window)
+    print(wanted)
+    print("\n".join(estimate(preset, wanted, device).lines()))
+    if options.vram is not None:
+        print(f"\nwithin {options.vram:g} GiB:")
+        found = list(islice(fitting(preset, wanted, int(options.vram * GIB), device), NUM_SHOWN))
+        for setting, needs in found:
+            print(f"  {needs.total / GIB:5.2f} GiB  {setting}")
+        if not found:
+            print("  nothing: the smallest setting tried needs more")

@@ -1,0 +1,120 @@
+"""The Wan 2.1 VAE: frames [B, F, 3, 8H, 8W] in [0, 1] <-> normalised latents [B, C, T, H, W].
+
+Both ways go piece by piece, with bounded memory and the past handed on, so decoding in pieces is decoding
+the whole, bit for bit. Knows neither prompts nor files.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import WanAutoencoderConfig
+from ..geometry import SPACE_STRIDE, TIME_STRIDE
+from .layers import CausalConv, ChannelNorm, Downsample, Middle, Stage, Upsample, through, used_up
+
+RGB = 3
+
+
+class WanEncoder(nn.Module):
+    """Video in [-1, 1] -> mean and log variance of raw latents."""
+
+    def __init__(self, config: WanAutoencoderConfig):
+        super().__init__()
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        downs = [Downsample(*step) for step in zip(widths[:-1], config.has_time, strict=True)]
+        self.stem = CausalConv(RGB, widths[0])
+        self.stages = nn.ModuleList(
+            Stage(narrow, wide, config.num_residuals, down)
+            for narrow, wide, down in zip((widths[0], *widths[:-1]), widths, (*downs, None), strict=True)
+        )
+        self.middle = Middle(widths[-1])
+        self.norm = ChannelNorm(widths[-1])
+        self.head = CausalConv(widths[-1], 2 * config.latent_channels)
+        self.moments = nn.Conv3d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+
+    def forward(self, video: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Video [B, 3, F, 8H, 8W] -> (moments [B, 2C, T, H, W], new past): F is 1 at the start, then 4."""
+        olds = used_up(past)
+        x, first = self.stem(video, next(olds))
+        x, news = through((*self.stages, self.middle), x, olds)
+        x, last = self.head(F.silu(self.norm(x), inplace=True), next(olds))
+        return self.moments(x), [first, *news, last]
+
+
+class WanDecoder(nn.Module):
+    """One raw latent frame -> the video frames it adds."""
+
+    def __init__(self, config: WanAutoencoderConfig):
+        super().__init__()
+        widths = [config.width * multiplier for multiplier in reversed(config.multipliers)]
+        ups = [Upsample(*step) for step in zip(widths[:-1], reversed(config.has_time), strict=True)]
+        entries = [widths[0], *(width // 2 for width in widths[:-1])]
+        self.unpack = nn.Conv3d(config.latent_channels, config.latent_channels, 1)
+        self.stem = CausalConv(config.latent_channels, widths[0])
+        self.middle = Middle(widths[0])
+        self.stages = nn.ModuleList(
+            Stage(entry, width, config.num_residuals + 1, up)
+            for entry, width, up in zip(entries, widths, (*ups, None), strict=True)
+        )
+        self.norm = ChannelNorm(widths[-1])
+        self.head = CausalConv(widths[-1], RGB)
+
+    def forward(self, latent: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Latent [B, C, 1, H, W] -> (video [B, 3, F, 8H, 8W], new past): F is 1 without a past, else 4."""
+        olds = used_up(past)
+        x, first = self.stem(self.unpack(latent), next(olds))
+        x, news = through((self.middle, *self.stages), x, olds)
+        x, last = self.head(F.silu(self.norm(x), inplace=True), next(olds))
+        return x, [first, *news, last]
+
+
+class WanAutoencoder(nn.Module):
+    """Encoder and decoder; they compute in the type of their weights, on the device of these."""
+
+    def __init__(self, config: WanAutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = WanEncoder(config)
+        self.decoder = WanDecoder(config)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [B, F, 3, 8H, 8W] in [0, 1] -> normalised latents [B, C, 1 + (F - 1) // 4, H, W] in fp32.
+
+        The mean of the distribution, nothing drawn. Up to three frames beyond the last full group of four
+        are left out. Raises ValueError for no frames or sizes that are no multiples of 8.
+        """
+        count, _, height, width = frames.shape[1:]
+        if not count or height % SPACE_STRIDE or width % SPACE_STRIDE:
+            raise ValueError(
+                f"{count} frames of {width}x{height} cannot be encoded; "
+                f"give at least one, with sides that are multiples of {SPACE_STRIDE}"
+            )
+        firsts = range(1, count - TIME_STRIDE + 1, TIME_STRIDE)  # of the full groups of four
+        pieces, past = [], None
+        for piece in (frames[:, :1], *(frames[:, first : first + TIME_STRIDE] for first in firsts)):
+            video = (piece * 2 - 1).transpose(1, 2).to(self.decoder.stem.weight)
+            moments, past = self.encoder(video, past)
+            pieces.append(moments)
+        means, _ = torch.cat(pieces, dim=2).float().chunk(2, dim=1)
+        mean, std = self._mean_and_std(means)
+        return (means - mean) / std
+
+    def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past).
+
+        Without a past this is the start of a video: F = 4T - 3, else 4T. One latent frame at a time, as in
+        Wan 2.1 `wan/modules/vae.py`; the past has the same size whatever T is, and is emptied by its use.
+        """
+        mean, std = self._mean_and_std(latents)
+        raw = (latents.float() * std + mean).to(self.decoder.stem.weight)
+        pieces = []
+        for latent in raw.split(1, dim=2):
+            video, past = self.decoder(latent, past)
+            pieces.append(video)
+        frames = torch.cat(pieces, dim=2).transpose(1, 2).float()
+        return (frames / 2 + 0.5).clamp(0, 1), past
+
+    def _mean_and_std(self, like: Tensor) -> Tensor:
+        """The two constants [2, 1, C, 1, 1, 1] in fp32; no weights, so that a cast cannot round them."""
+        pair = (self.config.latent_mean, self.config.latent_std)
+        return torch.tensor(pair, device=like.device).view(2, 1, -1, 1, 1, 1)

@@ -1,0 +1,179 @@
+"""Layers of the Wan 2.1 VAE: causal in time, so that a video can go through in pieces.
+
+Tensors are [B, C, F, H, W]. A layer that looks back takes the end of its earlier input, its past, and returns
+the new one; layers made of others take their pasts in order from an iterator (None at the start of a video)
+and return the new ones in the same order. Knows neither latents nor files.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise, repeat
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Olds = Iterator[Tensor | None]
+
+
+def used_up(past: list[Tensor] | None) -> Olds:
+    """The tensors of a past in order; each leaves the list as it is taken, so old and new never pile up."""
+    if past is None:
+        yield from repeat(None)
+    past.reverse()
+    while past:
+        yield past.pop()
+
+
+class CausalConv(nn.Conv3d):
+    """A convolution that sees the past, not the future; zeros stand before the start of a video."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: tuple[int, int, int] = (3, 3, 3), stride=1
+    ):
+        """`kernel` and the padding are (time, height, width); `stride` is of time alone."""
+        padding = (0, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(channels_in, channels_out, kernel, stride=(stride, 1, 1), padding=padding)
+        self.num_past = kernel[0] - stride
+
+    def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x and the last frames of the x before it -> (convolved, new past)."""
+        past = self.no_past(x) if past is None else past
+        x = torch.cat((past, x), dim=2)
+        return super().forward(x), self.end_of(x)
+
+    def no_past(self, x: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:2], self.num_past, *x.shape[3:])
+
+    def end_of(self, x: Tensor) -> Tensor:
+        """The past that x leaves; a copy, because a view would keep all of x in memory."""
+        return x[:, :, -self.num_past :].clone()
+
+
+class ChannelNorm(nn.Module):
+    """Every position's channels scaled to a root mean square of 1, times gamma [C, 1, ...]."""
+
+    def __init__(self, channels: int, num_axes: int = 3):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * num_axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) * len(self.gamma) ** 0.5 * self.gamma
+
+
+class Residual(nn.Module):
+    """Two causal convolutions beside a shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.norm1 = ChannelNorm(channels_in)
+        self.conv1 = CausalConv(channels_in, channels_out)
+        self.norm2 = ChannelNorm(channels_out)
+        self.conv2 = CausalConv(channels_out, channels_out)
+        is_same = channels_in == channels_out
+        self.shortcut = nn.Identity() if is_same else nn.Conv3d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        y, new1 = self.conv1(F.silu(self.norm1(x), inplace=True), next(olds))
+        y, new2 = self.conv2(F.silu(self.norm2(y), inplace=True), next(olds))
+        return y + self.shortcut(x), [new1, new2]
+
+
+def frame_by_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A layer for pictures [B, C, H, W], applied to every frame."""
+    y = layer(x.transpose(1, 2).flatten(0, 1))
+    return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+class FrameAttention(nn.Module):
+    """One head of self-attention among the positions of a frame [B, C, H, W]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = ChannelNorm(channels, num_axes=2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)  # -> [B, H W, 3C]
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(q, k, v).squeeze(1)  # -> [B, H W, C]
+        return x + self.proj(y.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Middle(nn.Module):
+    """What stands at 1/8 size: residual, attention, residual."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = Residual(channels, channels)
+        self.attention = FrameAttention(channels)
+        self.last = Residual(channels, channels)
+
+    def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        x, first = self.first(x, olds)
+        x, last = self.last(frame_by_frame(self.attention, x), olds)
+        return x, first + last
+
+
+class Downsample(nn.Module):
+    """Half the size; with `has_time` half the frames too, but the first of the video stays as it is."""
+
+    def __init__(self, channels: int, has_time: bool):
+        super().__init__()
+        self.space = nn.Conv2d(channels, channels, 3, stride=2)
+        self.time = CausalConv(channels, channels, (3, 1, 1), stride=2) if has_time else None
+
+    def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        """A video starts with one frame alone; later x hold a multiple of two."""
+        x = frame_by_frame(lambda frames: self.space(F.pad(frames, (0, 1, 0, 1))), x)
+        if self.time is None:
+            return x, []
+        past = next(olds)
+        if past is None:
+            return x, [self.time.end_of(x)]
+        x, new = self.time(x, past)
+        return x, [new]
+
+
+class Upsample(nn.Module):
+    """Twice the size, half the channels; with `has_time` twice the frames too, but for the first."""
+
+    def __init__(self, channels: int, has_time: bool):
+        super().__init__()
+        self.time = CausalConv(channels, 2 * channels, (3, 1, 1)) if has_time else None
+        self.space = nn.Conv2d(channels, channels // 2, 3, padding=1)
+
+    def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        """A video starts with one frame alone, which stays one and which the later ones do not see."""
+        news = []
+        if self.time is not None:
+            past = next(olds)
+            if past is None:
+                new = self.time.no_past(x)
+            else:
+                x, new = self.time(x, past)
+                x = x.unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)  # -> [B, C, 2F, H, W]
+            news.append(new)
+        return frame_by_frame(lambda frames: self.space(F.interpolate(frames, scale_factor=2)), x), news
+
+
+def through(layers: Iterable[nn.Module], x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+    """x through one layer after the other -> (x, their new pasts)."""
+    news = []
+    for layer in layers:
+        x, more = layer(x, olds)
+        news += more
+    return x, news
+
+
+class Stage(nn.Module):
+    """Residuals of one size, then the way to the next size if there is one."""
+
+    def __init__(self, channels_in: int, channels_out: int, num_residuals: int, resample: nn.Module | None):
+        super().__init__()
+        channels = [channels_in] + [channels_out] * num_residuals
+        self.residuals = nn.ModuleList(Residual(*pair) for pair in pairwise(channels))
+        self.resample = resample
+
+    def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        return through((*self.residuals, *([self.resample] if self.resample else [])), x, olds)

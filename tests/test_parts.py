@@ -1,0 +1,127 @@
+"""A real model's files, headless: checkpoint, LoRA, text encoder, VAE, all tiny -> a video by one command."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import av
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from longlive_core.cli import EXIT_BAD_INPUT, main
+from longlive_core.config import LONGLIVE_1_3B, ModelConfig
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.parts import ModelFiles, load_files
+from longlive_core.pipeline import Request
+from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.weights.lora import LoraChoice
+from longlive_core.weights.wan_names import foreign_name
+
+HERE = Path(__file__).parent
+SCHEDULE = "0 a red fox runs\n1s => recache: a blue fox over the snow"
+
+
+def neighbour(name: str) -> ModuleType:
+    """Another test file, for the tiny files that it knows how to write."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    folder, text, vae = tmp_path_factory.mktemp("model"), neighbour("test_text"), neighbour("test_vae")
+    pieces = text.train_pieces(pad_id=0, eos_id=1, bos_id=2, unk_id=3)
+    encoder = text.Layouts(folder, pieces).comfyui()
+    text_dim = text.settings(text.GOLDEN)["dim"]
+    torch.manual_seed(0)
+    config = ModelConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=2, text_dim=text_dim, freq_dim=32)
+    state = {foreign_name(n, "wan"): t.clone() for n, t in CausalWan(config).state_dict().items()}
+    state["patch_embedding.weight"] = state["patch_embedding.weight"].view(128, 16, 1, 2, 2)
+    torch.save({"generator": {f"model.{n}": t for n, t in state.items()}}, folder / "longlive_base.pt")
+    stem = "base_model.model.blocks.0.ffn.0.lora"
+    save_file(
+        {f"{stem}_A.weight": torch.randn(4, 128), f"{stem}_B.weight": torch.randn(64, 4)},
+        folder / "lora.safetensors",
+    )
+    save_file(vae.wan_state(), folder / "Wan2.1_VAE.safetensors")
+    save_file(vae.taehv_state(), folder / "taew2_1.safetensors")
+    return ModelFiles(
+        checkpoint=folder / "longlive_base.pt",
+        text_encoder=encoder,
+        vae=folder / "Wan2.1_VAE.safetensors",
+        loras=(LoraChoice(folder / "lora.safetensors"),),
+        embeddings=folder / "embeddings",
+    )
+
+
+def arguments(files: ModelFiles, out: Path, **changes: str) -> list[str]:
+    """The command line that means these files."""
+    schedule = out.with_suffix(".txt")
+    schedule.write_text(SCHEDULE)
+    options = {
+        "schedule": schedule,
+        "seconds": "2",
+        "size": "64x48",
+        "model": files.checkpoint,
+        "lora": f"{files.loras[0].path}:0.5",
+        "vae": files.vae,
+        "text-encoder": files.text_encoder,
+        "device": "cpu",
+        "out": out,
+    }
+    return ["generate", *(f"--{name}={value}" for name, value in (options | changes).items() if value)]
+
+
+@pytest.mark.parametrize("decoder", ["Wan2.1_VAE", "taew2_1"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_files_become_a_video_by_one_command(
+    decoder, precision, files, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    vae = str(files.vae.with_name(f"{decoder}.safetensors"))
+    out = tmp_path / "video.mp4"
+    assert main(arguments(files, out, vae=vae, precision=precision, tile="32")) == 0
+    assert "2 tensors change 1 weights" in capsys.readouterr().err
+    with av.open(str(out)) as video:
+        frames = list(video.decode(video=0))
+    assert len(frames) == 32 and (frames[0].width, frames[0].height) == (64, 48)
+    assert main(["info", str(out)]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["model"] == LONGLIVE_1_3B.name and settings["precision"] == precision
+    assert settings["checkpoint"] == "longlive_base.pt" and settings["loras"] == {"lora.safetensors": 0.5}
+
+
+def test_the_text_encoder_is_read_once_and_kept_on_disk(files, monkeypatch) -> None:
+    request = Request(PromptSchedule.parse(SCHEDULE), 2.0, width=64, height=48)
+    first = [chunk.block.latents for chunk in load_files(files)[0].run(request)]
+    monkeypatch.setattr("longlive_core.parts.load_umt5", None)  # whoever calls it now fails
+    second = [chunk.block.latents for chunk in load_files(files)[0].run(request)]
+    assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_checkpoint_alone_says_what_else_is_needed(files, tmp_path, capsys) -> None:
+    for option in ("vae", "text-encoder"):
+        assert main(arguments(files, tmp_path / "v.mp4", **{option: ""})) == EXIT_BAD_INPUT
+        assert f"needs --{option}" in capsys.readouterr().err
+
+
+def test_info_tells_what_a_file_of_weights_is(files, capsys) -> None:
+    for path, what in (
+        (files.checkpoint, "a Wan text-to-video transformer"),
+        (files.loras[0].path, "a LoRA"),
+        (files.vae, "a VAE"),
+        (files.text_encoder, "a text encoder"),
+    ):
+        assert main(["info", str(path)]) == 0
+        assert json.loads(capsys.readouterr().out)["is"] == what
+
+
+def test_the_plan_lists_what_fits(capsys) -> None:
+    assert main(["plan", "--size=832x480", "--precision=bf16", "--vram=8"]) == 0
+    text = capsys.readouterr().out
+    assert "kv cache" in text and "tiny decoder" in text
+    assert main(["plan", "--model=nobody"]) == EXIT_BAD_INPUT

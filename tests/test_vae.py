@@ -1,0 +1,509 @@
+"""The Wan 2.1 VAE and the tiny Wan decoder: goldens, streaming, tiles, and files in every layout.
+
+Golden weights are a pure function of their names and shapes, so only these are carried.
+`pytest tests/test_vae.py --golden-dir DIR` runs the goldens of another folder.
+"""
+
+import importlib.util
+import json
+import math
+import pickle
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from longlive_core.config import TINY_WAN, WanAutoencoderConfig
+from longlive_core.geometry import num_frames
+from longlive_core.mini.loader import load_mini
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.vae.layers import Downsample, Upsample, frame_by_frame
+from longlive_core.vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
+from longlive_core.vae.tiled import TiledDecoder, spans
+from longlive_core.vae.tiny import TinyAutoencoder
+from longlive_core.weights.vae_files import (
+    build_tiny_decoder,
+    build_wan_autoencoder,
+    from_reference,
+    load_vae,
+)
+
+ATOL = 1e-4
+PUBLISHED_PARAMETERS = 126_892_531  # of Wan2.1_VAE.pth
+CARRIED = Path(__file__).parent / "golden"
+_spec = importlib.util.spec_from_file_location("seeded", CARRIED / "seeded.py")
+seeded = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(seeded)
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
+
+@pytest.fixture(scope="module")
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as golden:
+        return golden.metadata() or {}
+
+
+CARRIED_META = metadata(CARRIED / "vae_golden.safetensors")
+SEED = int(CARRIED_META["seed"])
+SHAPES = {name: tuple(shape) for name, shape in json.loads(CARRIED_META["weights"]).items()}
+DIFFUSERS = dict(zip(SHAPES, CARRIED_META["diffusers"].split(), strict=True))
+
+
+def wan_state(seed: int = SEED) -> dict[str, Tensor]:
+    """A small Wan VAE under the reference's names."""
+    return {name: seeded.vae_param(seed, name, shape) for name, shape in SHAPES.items()}
+
+
+def taehv_shapes(latent_channels: int = 16) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of taew2_1, as madebyollin/taehv builds it."""
+    shapes = {"decoder.1.weight": (256, latent_channels, 3, 3), "decoder.1.bias": (256,)}
+
+    def memory_block(name: str, width: int) -> None:
+        for i, channels_in in ((0, 2 * width), (2, width), (4, width)):
+            shapes[f"{name}.conv.{i}.weight"] = (width, channels_in, 3, 3)
+            shapes[f"{name}.conv.{i}.bias"] = (width,)
+
+    for first, width, after, times in ((3, 256, 128, 1), (9, 128, 64, 2), (15, 64, 64, 2)):
+        for i in range(3):
+            memory_block(f"decoder.{first + i}", width)
+        shapes[f"decoder.{first + 4}.conv.weight"] = (width * times, width, 1, 1)
+        shapes[f"decoder.{first + 5}.weight"] = (after, width, 3, 3)
+    shapes |= {"decoder.22.weight": (3, 64, 3, 3), "decoder.22.bias": (3,)}
+    shapes |= {"encoder.0.weight": (64, 3, 3, 3), "encoder.0.bias": (64,)}
+    return shapes
+
+
+def taehv_state(latent_channels: int = 16) -> dict[str, Tensor]:
+    return {n: seeded.vae_param(SEED, n, shape) for n, shape in taehv_shapes(latent_channels).items()}
+
+
+@pytest.fixture(scope="module")
+def wan() -> WanAutoencoder:
+    return build_wan_autoencoder(wan_state())
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TinyAutoencoder:
+    return build_tiny_decoder(taehv_state())
+
+
+@pytest.fixture(scope="module")
+def latents() -> Tensor:
+    return seeded.normal(SEED, "latents", (2, 16, 7, 3, 4))
+
+
+def decode_in(decoder, latents: Tensor, sizes: list[int]) -> Tensor:
+    stream = StreamingDecoder(decoder)
+    return torch.cat([stream.push(part) for part in latents.split(sizes, dim=2)], dim=1)
+
+
+def psnr(ours: Tensor, other: Tensor) -> float:
+    return -10 * math.log10((ours - other).square().mean())
+
+
+# Goldens
+
+
+class Golden:
+    """A golden file of the VAE, its weights, and what of its frames it holds."""
+
+    def __init__(self, folder: Path):
+        file = folder / "vae_golden.safetensors"
+        if not file.exists():
+            pytest.skip("no goldens of the VAE in this folder")
+        self.tensors, self.step = load_file(file), int(metadata(file).get("pixel_stride", 1))
+        weights = folder / "vae_weights.safetensors"
+        state = load_file(weights) if weights.exists() else wan_state(int(metadata(file)["seed"]))
+        self.vae = build_wan_autoencoder(state)
+        self.latents = self.tensors["latent"].transpose(1, 2)
+
+    def compare(self, frames: Tensor, name: str) -> None:
+        """The reference's video is in [-1, 1]."""
+        ours = frames[..., :: self.step, :: self.step] * 2 - 1
+        torch.testing.assert_close(ours, self.tensors[name], atol=ATOL, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def golden(request) -> Golden:
+    return Golden(request.config.getoption("--golden-dir"))
+
+
+def test_golden_encode(golden) -> None:
+    frames = golden.tensors["video"].transpose(1, 2) / 2 + 0.5
+    expected = golden.tensors["encode.latent"].transpose(1, 2)
+    torch.testing.assert_close(golden.vae.encode(frames), expected, atol=ATOL, rtol=0)
+
+
+def test_golden_decode(golden) -> None:
+    golden.compare(golden.vae.decode(golden.latents)[0], "decode.whole")
+    golden.compare(golden.vae.decode(golden.latents[:, :, 3:6])[0], "decode.restart_from_latent3")
+
+
+@pytest.mark.parametrize("sizes", [[1] * 9, [2, 2, 2, 2, 1], [3, 3, 3], [1, 3, 2, 2, 1], [4, 5]], ids=str)
+def test_golden_streamed_decode_is_the_whole_decode_bit_for_bit(golden, sizes) -> None:
+    frames = decode_in(golden.vae, golden.latents, sizes)
+    golden.compare(frames, "decode.whole")
+    assert torch.equal(frames, golden.vae.decode(golden.latents)[0])
+
+
+def test_golden_mean_and_std(golden) -> None:
+    assert torch.equal(golden.tensors["mean"], torch.tensor(WanAutoencoderConfig().latent_mean))
+    assert torch.equal(golden.tensors["std"], torch.tensor(WanAutoencoderConfig().latent_std))
+
+
+def test_golden_tiny_decoder(golden, tiny) -> None:
+    """madebyollin/taehv itself, with the same seeded weights and normalised latents."""
+    if "taehv.frames" not in golden.tensors:
+        pytest.skip("no golden of the tiny decoder in this folder")
+    latents = seeded.normal(SEED, "taehv.latent", (1, 3, 16, 2, 3)).transpose(1, 2)
+    ours = tiny.decode(latents)[0][..., :: golden.step, :: golden.step]
+    torch.testing.assert_close(ours, golden.tensors["taehv.frames"], atol=1e-5, rtol=0)
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("sizes", [[1] * 7, [2, 2, 2, 1], [3, 3, 1], [1, 2, 4]], ids=str)
+@pytest.mark.parametrize("name", ["wan", "tiny"])
+def test_streamed_decode_is_the_whole_decode(name, sizes, latents, request) -> None:
+    decoder = request.getfixturevalue(name)
+    frames = decode_in(decoder, latents, sizes)
+    assert frames.shape == (2, num_frames(7), 3, 24, 32)
+    assert frames.dtype == torch.float32 and frames.min() >= 0 and frames.max() <= 1
+    whole = decoder.decode(latents)[0]
+    assert torch.equal(frames, whole) if name == "wan" else (frames - whole).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["wan", "tiny"])
+def test_first_block_gives_nine_frames_then_twelve(name, latents, request) -> None:
+    stream = StreamingDecoder(request.getfixturevalue(name))
+    assert [stream.push(latents[:, :, :3]).shape[1] for _ in range(3)] == [9, 12, 12]
+    assert request.getfixturevalue(name).decode(latents[:, :, :1])[0].shape[1] == 1
+
+
+def test_a_batch_is_its_videos_one_by_one(wan, latents) -> None:
+    together = wan.decode(latents)[0]
+    alone = torch.cat([wan.decode(one)[0] for one in latents.split(1)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["wan", "tiny"])
+def test_the_past_never_grows(name, latents, request) -> None:
+    decoder, past, sizes = request.getfixturevalue(name), None, set()
+    for count in (1, 1, 3, 2):
+        _, past = decoder.decode(latents[:, :, :count], past)
+        sizes.add((len(past), sum(tensor.untyped_storage().nbytes() for tensor in past)))
+    assert len(sizes) == 1
+
+
+def test_old_and_new_past_do_not_pile_up(wan, latents) -> None:
+    _, past = wan.decode(latents[:, :, :1])
+    wan.decode(latents[:, :, :1], past)
+    assert past == []
+
+
+def test_warm_decoders_go_on_as_if_they_had_seen_everything(wan, tiny) -> None:
+    latents = seeded.normal(SEED, "long", (1, 16, WARM_LATENT_FRAMES + 5, 1, 1))
+    for decoder in (wan, tiny):
+        stream = StreamingDecoder(decoder)
+        stream.warm(latents[:, :, :-1])
+        frames, whole = stream.push(latents[:, :, -1:]), decoder.decode(latents)[0][:, -4:]
+        assert (frames - whole).abs().max() < 1 / 255
+
+
+class AllAtOnce:
+    """A slow twin: every layer sees the whole video, zeros before it, and nothing is carried along."""
+
+    def __init__(self, vae: WanAutoencoder):
+        self.vae = vae
+
+    def through(self, layers, x: Tensor) -> Tensor:
+        for layer in layers:
+            if isinstance(layer, Downsample):
+                x = frame_by_frame(lambda f, d=layer: d.space(nn.functional.pad(f, (0, 1, 0, 1))), x)
+                x = x if layer.time is None else torch.cat((x[:, :, :1], nn.Conv3d.forward(layer.time, x)), 2)
+            elif isinstance(layer, Upsample):
+                x = self.up(layer, x)
+            else:
+                x, _ = layer(x, iter([None] * 2 * len(list(layer.modules()))))
+        return x
+
+    def up(self, layer: Upsample, x: Tensor) -> Tensor:
+        if layer.time is not None:
+            first, rest = x[:, :, :1], x[:, :, 1:]
+            even, odd = layer.time(rest, None)[0].chunk(2, dim=1)
+            x = torch.cat((first, torch.stack((even, odd), dim=3).flatten(2, 3)), dim=2)
+        return frame_by_frame(lambda f: layer.space(f.repeat_interleave(2, 2).repeat_interleave(2, 3)), x)
+
+    def run(self, net: nn.Module, x: Tensor, is_encoder: bool) -> Tensor:
+        x, _ = net.stem(x, None)
+        stages = [part for s in net.stages for part in (*s.residuals, s.resample) if part is not None]
+        x = self.through([*stages, net.middle] if is_encoder else [net.middle, *stages], x)
+        return net.head(nn.functional.silu(net.norm(x)), None)[0]
+
+    def scale(self, values: tuple[float, ...]) -> Tensor:
+        return torch.tensor(values).view(1, -1, 1, 1, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raw = latents * self.scale(self.vae.config.latent_std) + self.scale(self.vae.config.latent_mean)
+        video = self.run(self.vae.decoder, self.vae.decoder.unpack(raw), False)
+        return (video.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        moments = self.run(self.vae.encoder, frames.transpose(1, 2) * 2 - 1, True)
+        mean = self.vae.encoder.moments(moments)[:, :16]
+        return (mean - self.scale(self.vae.config.latent_mean)) / self.scale(self.vae.config.latent_std)
+
+
+def test_latent_by_latent_is_all_at_once(wan, latents) -> None:
+    torch.testing.assert_close(wan.decode(latents)[0], AllAtOnce(wan).decode(latents), atol=1e-5, rtol=0)
+
+
+def test_chunked_encode_is_all_at_once(wan) -> None:
+    frames = seeded.uniform(SEED, "frames", (2, 13, 3, 16, 24), 0, 1)
+    torch.testing.assert_close(wan.encode(frames), AllAtOnce(wan).encode(frames), atol=1e-5, rtol=0)
+
+
+def test_encode_leaves_out_frames_beyond_the_last_four(wan) -> None:
+    frames = seeded.uniform(SEED, "frames", (1, 12, 3, 16, 16), 0, 1)
+    latents = wan.encode(frames)
+    assert latents.shape == (1, 16, 3, 2, 2)
+    assert torch.equal(latents, wan.encode(frames[:, :9]))
+    assert torch.equal(latents[:, :, :1], wan.encode(frames[:, :1]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 20, 16), (1, 0, 3, 16, 16)])
+def test_encode_refuses_what_has_no_latents(wan, shape) -> None:
+    with pytest.raises(ValueError, match="multiples of 8"):
+        wan.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 0.01), (torch.bfloat16, 0.06)], ids=str)
+def test_half_precision_stays_near(wan, latents, dtype, error) -> None:
+    half = build_wan_autoencoder({name: tensor.to(dtype) for name, tensor in wan_state().items()})
+    frames, past = half.decode(latents[:, :, :3])
+    assert frames.dtype == torch.float32 and {tensor.dtype for tensor in past} == {dtype}
+    assert (frames - wan.decode(latents[:, :, :3])[0]).abs().max() < error
+
+
+# Tiles
+
+
+def test_weights_of_tiles_sum_to_one() -> None:
+    for size in range(1, 90, 7):
+        for tile, overlap in ((8, 2), (32, 8), (8, 0), (8, 7), (13, 5)):
+            total = torch.zeros(8 * size)
+            for span in spans(size, tile, overlap):
+                assert span.latents.start >= 0 and span.latents.stop <= size
+                total[span.pixels] += span.weights
+            torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_one_tile_is_no_tile(wan, latents) -> None:
+    assert torch.equal(decode_in(TiledDecoder(wan), latents, [3, 4]), wan.decode(latents)[0])
+
+
+@pytest.mark.parametrize("past_device", [None, "cpu"])
+def test_streamed_tiles_are_whole_tiles(wan, past_device) -> None:
+    latents = seeded.normal(SEED, "tiles", (1, 16, 3, 4, 7))
+    tiled = TiledDecoder(wan, 32, 8, past_device)
+    frames = decode_in(tiled, latents, [1, 2])
+    assert frames.shape == (1, num_frames(3), 3, 32, 56)
+    assert torch.equal(frames, tiled.decode(latents)[0])
+
+
+def test_tiles_of_trained_weights_have_no_seams() -> None:
+    """LongLive Mini's decoder, 440x312 pixels: the stated tolerance of 256 and 64."""
+    autoencoder = load_mini().autoencoder
+    coarse = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    picture = nn.functional.interpolate(coarse, size=(312, 440), mode="bicubic").clamp(0, 1)
+    latents = autoencoder.encode(picture[:, None])
+    whole = autoencoder.decode(latents)[0]
+    tiled = TiledDecoder(autoencoder).decode(latents)[0]
+    assert tiled.shape == whole.shape == (1, 1, 3, 312, 440)
+    assert psnr(tiled, whole) > 65 and (tiled - whole).abs().max() < 0.02
+
+
+def test_tiles_of_random_weights_stay_near(wan) -> None:
+    """The attention at 1/8 size sees only its tile, so tiles of the Wan VAE differ whatever the overlap."""
+    latents = seeded.normal(SEED, "wide", (1, 16, 1, 16, 36))
+    assert psnr(TiledDecoder(wan).decode(latents)[0], wan.decode(latents)[0]) > 40
+
+
+@pytest.mark.parametrize("sizes", [(256, 256), (250, 64), (256, 60), (64, -8), (0, 0)])
+def test_impossible_tiles_are_refused(wan, sizes) -> None:
+    with pytest.raises(ValueError, match="try 256 and 64"):
+        TiledDecoder(wan, *sizes)
+
+
+# Files
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {DIFFUSERS[name]: tensor for name, tensor in state.items()}
+
+
+def test_the_published_vae_has_these_parameters() -> None:
+    with torch.device("meta"):
+        vae = WanAutoencoder(WanAutoencoderConfig())
+    assert sum(p.numel() for p in vae.parameters()) == PUBLISHED_PARAMETERS
+    assert sum(p.numel() for p in vae.decoder.parameters()) == 73_295_603
+    assert len(vae.state_dict()) == len(SHAPES)
+
+
+@pytest.mark.parametrize("spelling", [dict, renamed], ids=["reference", "diffusers"])
+def test_weights_are_shared_not_copied(spelling) -> None:
+    state = spelling(wan_state())
+    vae = build_wan_autoencoder(state)
+    assert vae.config == WanAutoencoderConfig(width=8)
+    ours = from_reference(state)
+    assert ours.keys() == vae.state_dict().keys()
+    assert all(p.data_ptr() == ours[name].data_ptr() for name, p in vae.named_parameters())
+    tiny_state = taehv_state()
+    shared = {tensor.data_ptr() for tensor in tiny_state.values()}
+    assert all(p.data_ptr() in shared for p in build_tiny_decoder(tiny_state).parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("spelling", [dict, renamed], ids=["reference", "diffusers"])
+def test_every_layout_loads_the_same_tensors(tmp_path, spelling, suffix, dtype) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in wan_state().items()}
+    vae = load_vae(save(spelling(state), tmp_path / f"vae{suffix}"), dtype)
+    expected = from_reference(state)
+    assert all(torch.equal(expected[n], t) and t.dtype == dtype for n, t in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_tiny_decoders_load(tmp_path, tiny, latents, suffix) -> None:
+    vae = load_vae(save(taehv_state(), tmp_path / f"taew2_1{suffix}"))
+    assert isinstance(vae, TinyAutoencoder) and vae.config == TINY_WAN
+    assert torch.equal(vae.decode(latents)[0], tiny.decode(latents)[0])
+
+
+def test_lighttae_hears_raw_latents(tmp_path, tiny, latents) -> None:
+    """Same names, same shapes, another convention: only the file's name tells."""
+    vae = load_vae(save(taehv_state(), tmp_path / "lighttaew2_1.safetensors"))
+    wan = WanAutoencoderConfig()
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (wan.latent_mean, wan.latent_std))
+    assert torch.equal(vae.decode(latents)[0], tiny.decode(latents * std + mean)[0])
+
+
+def one_sentence(error: pytest.ExceptionInfo, path: Path) -> str:
+    text = str(error.value)
+    assert str(path) in text and "\n" not in text
+    return text
+
+
+def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if key != name}
+
+
+LAST = "decoder.head.2.weight"
+NAMED = torch.zeros(4, 4)
+PICTURE = torch.zeros(4, 4, 3, 3)
+STRANGERS = {
+    "missing": (lambda: without(wan_state(), LAST), r"1 missing \(decoder.head.weight\)"),
+    "misshapen": (
+        lambda: wan_state() | {LAST: torch.zeros(4, 8, 3, 3, 3)},
+        r"1 misshapen .* \[3, 8, 3, 3, 3\]",
+    ),
+    "unexpected": (lambda: wan_state() | {"decoder.x": NAMED}, r"1 unexpected \(decoder.x\)"),
+    "integers": (lambda: wan_state() | {LAST: torch.zeros(3, 8, 3, 3, 3, dtype=torch.int8)}, "floating"),
+    "not finite": (lambda: wan_state() | {LAST: torch.full((3, 8, 3, 3, 3), math.nan)}, "not finite"),
+    "fp8 of a LoRA": (lambda: {"a.lora_down.weight": NAMED.to(torch.float8_e4m3fn)}, "it is a LoRA"),
+    "scalar": (lambda: wan_state() | {"encoder.conv1.weight": torch.zeros(())}, "misshapen"),
+    "tiny missing": (lambda: without(taehv_state(), "decoder.22.bias"), r"1 missing \(decoder.head.bias\)"),
+    "tiny of Wan 2.2": (lambda: taehv_state(48), "tiny decoder of 48 latent channels"),
+    "tiny super": (
+        lambda: {"decoder.0.weight": PICTURE, "decoder.1.conv.0.weight": PICTURE.clone()},
+        "larger layout",
+    ),
+    "Wan 2.2": (
+        lambda: {"decoder.upsamples.0.upsamples.0.residual.2.weight": NAMED},
+        "Wan 2.2 VAE, of 48 latent channels",
+    ),
+    "48 channels": (lambda: {"decoder.conv1.weight": torch.zeros(8, 48, 3, 3, 3)}, "of 48 latent channels"),
+    "pictures": (lambda: {"decoder.conv_in.weight": PICTURE}, "a VAE of pictures"),
+    "Hunyuan": (lambda: {"decoder.conv_in.conv.weight": NAMED}, "another video model"),
+    "LoRA": (lambda: {"blocks.0.self_attn.q.lora_A.weight": NAMED}, "it is a LoRA"),
+    "text": (lambda: {"shared.weight": NAMED}, "a text encoder"),
+    "transformer": (
+        lambda: {"patch_embedding.weight": torch.zeros(1536, 16, 1, 2, 2)},
+        "a Wan .*transformer",
+    ),
+    "nothing": (lambda: {"some.weight": NAMED}, "no model that is known here.*some.weight"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_wrong_file_says_what_it_is(tmp_path, case, suffix) -> None:
+    build, expected = STRANGERS[case]
+    path = save(build(), tmp_path / f"file{suffix}")
+    with pytest.raises(ValueError) as error:
+        load_vae(path)
+    assert re.search(expected, one_sentence(error, path))
+
+
+def test_another_familys_tiny_decoder_is_told_by_its_name(tmp_path) -> None:
+    path = save(taehv_state(), tmp_path / "taehv.pth")
+    with pytest.raises(ValueError, match="HunyuanVideo or CogVideoX"):
+        load_vae(path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("a pickle ran code",))
+
+
+def broken(path: Path, kind: str) -> Path:
+    """A file that nothing can be read from."""
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "code":
+        path.write_bytes(pickle.dumps({"decoder.conv1.weight": Bomb()}))
+    elif kind == "noise":
+        path.write_bytes(random.Random(0).randbytes(5000))
+    elif kind == "empty":
+        path.touch()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "code", "noise", "empty", "absent"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_broken_file_is_one_sentence(tmp_path, capsys, kind, suffix) -> None:
+    path = broken(tmp_path / f"vae{suffix}", kind)
+    with pytest.raises(ValueError) as error:
+        load_vae(path)
+    one_sentence(error, path)
+    assert "ran code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_truncated_file_is_one_sentence_and_the_next_one_loads(tmp_path, suffix) -> None:
+    whole = save(wan_state(), tmp_path / f"whole{suffix}")
+    content, path = whole.read_bytes(), tmp_path / f"cut{suffix}"
+    for cut in random.Random(0).sample(range(1, len(content)), 10):
+        path.write_bytes(content[:cut])
+        with pytest.raises(ValueError) as error:
+            load_vae(path)
+        one_sentence(error, path)
+    path.write_bytes(content)
+    assert isinstance(load_vae(path), WanAutoencoder)
