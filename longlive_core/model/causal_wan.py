@@ -4,6 +4,8 @@ It sees the past only through the cache that the caller passes in, and the promp
 cache. It knows neither blocks, nor sigmas, nor seeds.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +13,17 @@ from ..config import ModelConfig
 from ..geometry import PATCH
 from .attention import Attend, sdpa
 from .cache import KVCache, LayerText, TextCache
-from .layers import Head, Layer, Linear
+from .layers import Head, Layer, LayerTime, Linear
 from .rope import rotation
 
 TIMESTEP_BASE = 10000.0
+
+
+class TimeCache(NamedTuple):
+    """What one noise level asks of every layer and of the head; computed once, it serves all blocks."""
+
+    layers: list[LayerTime]
+    head: tuple[Tensor, Tensor]
 
 
 class CausalWan(nn.Module):
@@ -52,39 +61,43 @@ class CausalWan(nn.Module):
         rows, columns = latent_height // PATCH, latent_width // PATCH
         return rotation(positions.to(self.device), rows, columns, self.config.head_dim)
 
+    def read_time(self, timesteps: Tensor, tokens: int = 1) -> TimeCache:
+        """What timesteps (0..1000) ask of all layers: [1], or one per latent frame [B, T] of `tokens` tokens."""
+        time = self.time_embedding(sinusoid(timesteps.to(self.device), self.config.freq_dim).to(self.dtype))
+        time = time.view(-1, timesteps.shape[-1], self.config.dim)
+        if time.shape[1] > 1:
+            time = time.repeat_interleave(tokens, dim=1)
+        modulation = self.time_projection(time).unflatten(-1, (6, -1))
+        return TimeCache([layer.read_time(modulation) for layer in self.layers], self.head.read_time(time))
+
     def forward(
-        self, latents: Tensor, timesteps: Tensor, rotations: Tensor, cache: KVCache, text: TextCache
+        self, latents: Tensor, time: TimeCache, rotations: Tensor, cache: KVCache, text: TextCache
     ) -> Tensor:
-        """Noisy latents [B, C, T, H, W] at `timesteps` (0..1000; [1] or one per latent frame [B, T]) -> flow.
+        """Noisy latents [B, C, T, H, W] at the noise level of `time` -> flow.
 
         Writes the K and V of these latents into the frames that `cache` has open.
         """
-        x, time, modulation = self._embed(latents, timesteps)
-        for layer, layer_cache, layer_text in zip(self.layers, cache.layers, text.layers, strict=True):
-            x = layer(x, modulation, rotations, layer_cache, layer_text)
-        return self._unpatchify(self.head(x, time), latents.shape)
+        x = self._embed(latents)
+        for layer, *seen in zip(self.layers, time.layers, cache.layers, text.layers, strict=True):
+            layer_time, layer_cache, layer_text = seen
+            x = layer(x, layer_time, rotations, layer_cache, layer_text)
+        return self._unpatchify(self.head(x, time.head), latents.shape)
 
     def remember(
-        self, latents: Tensor, timesteps: Tensor, rotations: Tensor, cache: KVCache, text: TextCache
+        self, latents: Tensor, time: TimeCache, rotations: Tensor, cache: KVCache, text: TextCache
     ) -> None:
         """As forward, but only for what it leaves in the cache: stops at the last layer's K and V."""
-        x, _, modulation = self._embed(latents, timesteps)
-        *body, last = zip(self.layers, cache.layers, text.layers, strict=True)
-        for layer, layer_cache, layer_text in body:
-            x = layer(x, modulation, rotations, layer_cache, layer_text)
-        last[0].remember(x, modulation, rotations, last[1])
+        x = self._embed(latents)
+        *body, last = zip(self.layers, time.layers, cache.layers, text.layers, strict=True)
+        for layer, layer_time, layer_cache, layer_text in body:
+            x = layer(x, layer_time, rotations, layer_cache, layer_text)
+        last[0].remember(x, last[1], rotations, last[2])
 
-    def _embed(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> tokens [B, L, E], time embedding [B', L', E] and modulation [B', L', 6, E]; L' is L or 1."""
-        batch, _, frames = latents.shape[:3]
+    def _embed(self, latents: Tensor) -> Tensor:
+        """Latents -> tokens [B, L, E]."""
         x = latents.to(self.dtype).unflatten(3, (-1, PATCH)).unflatten(5, (-1, PATCH))
-        x = x.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, self.patch_embedding.in_features)
-        time = self.time_embedding(sinusoid(timesteps, self.config.freq_dim).to(self.dtype))
-        time = time.view(-1, timesteps.shape[-1], self.config.dim)
-        if time.shape[1] > 1:
-            time = time.repeat_interleave(x.shape[1] // frames, dim=1)
-        modulation = self.time_projection(time).unflatten(-1, (6, -1))
-        return self.patch_embedding(x), time, modulation
+        x = x.permute(0, 2, 3, 5, 1, 4, 6).reshape(len(latents), -1, self.patch_embedding.in_features)
+        return self.patch_embedding(x)
 
     @staticmethod
     def _unpatchify(x: Tensor, shape: torch.Size) -> Tensor:

@@ -3,6 +3,8 @@
 Tokens [B, L, E] in and out. Layers keep weights only; caches come as arguments, owned by the rollout.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +85,17 @@ class CrossAttention(Attention):
         return self.o(self.attend(self.query(x), text.keys, text.values, text.mask).flatten(2))
 
 
+class LayerTime(NamedTuple):
+    """What a noise level asks of one layer, each [B or 1, L or 1, E]."""
+
+    shift1: Tensor
+    scale1: Tensor
+    gate1: Tensor
+    shift2: Tensor
+    scale2: Tensor
+    gate2: Tensor
+
+
 class Layer(nn.Module):
     """One transformer layer; modulation [1, 6, E] is added to the time embedding's."""
 
@@ -99,19 +112,23 @@ class Layer(nn.Module):
             Linear(config.ffn_dim, config.dim),
         )
 
-    def forward(
-        self, x: Tensor, modulation: Tensor, rotations: Tensor, cache: LayerCache, text: LayerText
-    ) -> Tensor:
-        """x [B, L, E], modulation [B or 1, L or 1, 6, E] -> [B, L, E]."""
+    def read_time(self, modulation: Tensor) -> LayerTime:
+        """The time embedding's modulation [B or 1, L or 1, 6, E] -> this layer's, 1 added to the scales."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation).unbind(2)
+        return LayerTime(shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2)
+
+    def forward(
+        self, x: Tensor, time: LayerTime, rotations: Tensor, cache: LayerCache, text: LayerText
+    ) -> Tensor:
+        """x [B, L, E] -> [B, L, E]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = time
         x = x + gate1 * self.self_attn(modulate(x, shift1, scale1, self.eps), rotations, cache)
         x = x + self.cross_attn(self.norm3(x), text)
         return x + gate2 * self.ffn(modulate(x, shift2, scale2, self.eps))
 
-    def remember(self, x: Tensor, modulation: Tensor, rotations: Tensor, cache: LayerCache) -> None:
+    def remember(self, x: Tensor, time: LayerTime, rotations: Tensor, cache: LayerCache) -> None:
         """Only what the cache needs of this layer: its K and V."""
-        shift1, scale1 = (modulation + self.modulation).unbind(2)[:2]
-        self.self_attn.remember(modulate(x, shift1, scale1, self.eps), rotations, cache)
+        self.self_attn.remember(modulate(x, time.shift1, time.scale1, self.eps), rotations, cache)
 
 
 class Head(nn.Module):
@@ -123,12 +140,16 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
         self.proj = Linear(config.dim, patch_values)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, L, E], time [B or 1, L or 1, E] -> [B, L, patch values]."""
+    def read_time(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Time embedding [B or 1, L or 1, E] -> shift, and scale with its 1 added."""
         shift, scale = (time.unsqueeze(2) + self.modulation).unbind(2)
-        return self.proj(modulate(x, shift, scale, self.eps))
+        return shift, 1 + scale
+
+    def forward(self, x: Tensor, time: tuple[Tensor, Tensor]) -> Tensor:
+        """x [B, L, E] -> [B, L, patch values]."""
+        return self.proj(modulate(x, *time, self.eps))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm without weights, then scale and shift."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
+    """LayerNorm without weights, then scale (1 and more) and shift."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), scale)

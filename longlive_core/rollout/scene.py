@@ -8,7 +8,7 @@ from torch import Tensor
 from ..config import WindowConfig
 from ..geometry import tokens_per_frame
 from ..model.cache import Grid, KVCache, TextCache
-from ..model.causal_wan import CausalWan
+from ..model.causal_wan import CausalWan, TimeCache
 from .sigmas import TIMESTEP_SCALE
 
 
@@ -22,6 +22,7 @@ class Scene:
         buffer = torch.empty(0, device=model.device, dtype=model.dtype)
         grid = Grid(batch, tokens_per_frame(self.height, self.width), buffer)
         self.cache = KVCache(model.config, window, grid, capacity)
+        self._times: dict[float, TimeCache] = {}
         self.recent: deque[Tensor] = deque(maxlen=self.cache.frames)  # clean latent frames [B, C, H, W]
         self.end = 0
 
@@ -39,11 +40,11 @@ class Scene:
 
     def flow(self, latents: Tensor, sigma: float, text: TextCache) -> Tensor:
         """The model's flow for the open frames at noise level `sigma`."""
-        return self.model(latents, self._timestep(sigma), self.rotations, self.cache, text)
+        return self.model(latents, self._time(sigma), self.rotations, self.cache, text)
 
     def remember(self, latents: Tensor, text: TextCache) -> None:
         """Leave the K and V of clean latents in the open frames' slots."""
-        self.model.remember(latents, self._timestep(0.0), self.rotations, self.cache, text)
+        self.model.remember(latents, self._time(0.0), self.rotations, self.cache, text)
 
     def append(self, latents: Tensor) -> None:
         """The open frames are finished: these are their clean latents [B, C, T, H, W]."""
@@ -54,5 +55,8 @@ class Scene:
         """The newest `count` clean latent frames [B, C, count, H, W]."""
         return torch.stack(list(self.recent)[-count:], dim=2)
 
-    def _timestep(self, sigma: float) -> Tensor:
-        return torch.tensor([TIMESTEP_SCALE * sigma], device=self.model.device)
+    def _time(self, sigma: float) -> TimeCache:
+        """What a noise level asks of the model, computed when it first comes."""
+        if sigma not in self._times:
+            self._times[sigma] = self.model.read_time(torch.tensor([TIMESTEP_SCALE * sigma]))
+        return self._times[sigma]

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import MINI
+from ..geometry import tokens_per_frame
 from ..model.causal_wan import CausalWan
 from ..rollout.sigmas import TIMESTEP_SCALE, shifted_sigmas
 from ..text import WordEncoder
@@ -141,7 +142,8 @@ def predict(
     text = text_by_pass(transformer.read_text(model.words(prompts)), layout, len(episodes.prompts))
     rotations = transformer.rotations(positions_of(layout, gap), *latents.shape[-2:])
     caches = SideBySide(layout, len(transformer.layers))
-    return transformer(latents, TIMESTEP_SCALE * sigmas * is_noisy, rotations, caches, text)
+    time = transformer.read_time(TIMESTEP_SCALE * sigmas * is_noisy, tokens_per_frame(*latents.shape[-2:]))
+    return transformer(latents, time, rotations, caches, text)
 
 
 def _gap(episodes: Episodes, rng: torch.Generator) -> int:

@@ -220,8 +220,8 @@ class Stage:
         for step in torch.randperm(len(self.sigmas), generator=self.rng)[:STEPS_TRAINED].tolist():
             sigma = self.sigmas[step]
             x = renoise(cleans[step - 1], noises[step], sigma) if step else noises[0]
-            timestep = torch.tensor([TIMESTEP_SCALE * sigma])
-            flow = model(x, timestep, self.scene.rotations, past, text)
+            time = model.read_time(torch.tensor([TIMESTEP_SCALE * sigma]))
+            flow = model(x, time, self.scene.rotations, past, text)
             losses.append((((x - target) / sigma - flow).square() * weight).mean())
         return torch.stack(losses).mean()
 
