@@ -427,7 +427,6 @@ STRANGERS = {
     "unexpected": (lambda: wan_state() | {"decoder.x": NAMED}, r"1 unexpected \(decoder.x\)"),
     "integers": (lambda: wan_state() | {LAST: torch.zeros(3, 8, 3, 3, 3, dtype=torch.int8)}, "floating"),
     "not finite": (lambda: wan_state() | {LAST: torch.full((3, 8, 3, 3, 3), math.nan)}, "not finite"),
-    "fp8 of a LoRA": (lambda: {"a.lora_down.weight": NAMED.to(torch.float8_e4m3fn)}, "it is a LoRA"),
     "scalar": (lambda: wan_state() | {"encoder.conv1.weight": torch.zeros(())}, "misshapen"),
     "tiny missing": (lambda: without(taehv_state(), "decoder.22.bias"), r"1 missing \(decoder.head.bias\)"),
     "tiny of Wan 2.2": (lambda: taehv_state(48), "tiny decoder of 48 latent channels"),

@@ -32,11 +32,20 @@ STOCK = {
         ),
         (),
     ),
+    "CLIPLoader": schemas.NodeSchema(
+        tuple(Socket(name, "COMBO") for name in ("clip_name", "type", "device")), (Socket("CLIP", "CLIP"),)
+    ),
+    "VAELoader": schemas.NodeSchema((Socket("vae_name", "COMBO"),), (Socket("VAE", "VAE"),)),
 }
 KNOWN = schemas.declared() | STOCK
 NOTE = "MarkdownNote"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-EXPECTED = {"mini_prompt_switch", "mini_frame_sink_compare", "mini_endless"}
+EXPECTED = {
+    *("mini_prompt_switch", "mini_frame_sink_compare", "mini_endless"),
+    *("longlive_t2v", "longlive_interactive_60s", "longlive_240s", "longlive_low_vram"),
+}
+LOADERS = {"LongLiveLoadModel", "LongLiveLoadVAE", "CLIPLoader", "VAELoader"}
+FOLDERS = {"diffusion_models", "loras", "text_encoders", "vae", "vae_approx"}
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda file: file.stem)
@@ -108,7 +117,35 @@ def test_widget_values_are_possible(workflow):
             schedule = PromptSchedule.parse(named["prompts"])
             assert not schedule.resolve(3, min(seconds)).warnings
             words = {word for cue in schedule.cues for word in cue.prompt.split()}
-            assert words <= set(vocabulary()), "LongLive Mini does not know these words"
+            is_mini = "LongLiveLoadMini" in dict(values)
+            assert not is_mini or words <= set(vocabulary()), "LongLive Mini does not know these words"
+
+
+def test_every_file_is_offered_and_explained(workflow):
+    """The page's missing-model dialog reads `properties.models`; a name must be one of the node's values."""
+    notes = "".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == NOTE)
+    for node in working(workflow):
+        models = node["properties"].get("models", [])
+        assert (node["type"] in LOADERS) == bool(models), node["type"]
+        chosen = [v for v in values_of(node).values() if str(v).endswith((".safetensors", ".pt"))]
+        assert [model["name"] for model in models] == chosen
+        for model in models:
+            assert model["directory"] in FOLDERS and f"models/{model['directory']}" in notes
+            assert model["url"].startswith("https://huggingface.co/") and "/resolve/" in model["url"]
+            assert model["name"] in notes and model["url"] in notes
+
+
+def test_the_promised_settings_are_in_the_workflows():
+    named = {file.stem: json.loads(file.read_text()) for file in WORKFLOWS}
+
+    def values(workflow: str, kind: str) -> dict:
+        return values_of(next(node for node in named[workflow]["nodes"] if node["type"] == kind))
+
+    minute = PromptSchedule.parse(values("longlive_interactive_60s", "LongLivePromptSchedule")["prompts"])
+    assert len(minute.cues) == 6 and values("longlive_interactive_60s", "LongLiveStream")["seconds"] == 60
+    assert values("longlive_240s", "LongLiveStream")["seconds"] == 240
+    assert values("longlive_low_vram", "LongLiveLoadModel")["precision"] == "fp8"
+    assert values("longlive_low_vram", "LongLiveLoadVAE")["vae_name"].startswith("taew2_1")
 
 
 def test_nodes_do_not_overlap(workflow):

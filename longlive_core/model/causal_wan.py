@@ -62,7 +62,7 @@ class CausalWan(nn.Module):
         return rotation(positions.to(self.device), rows, columns, self.config.head_dim)
 
     def read_time(self, timesteps: Tensor, tokens: int = 1) -> TimeCache:
-        """What timesteps (0..1000) ask of all layers: [1], or one per latent frame [B, T] of `tokens` tokens."""
+        """What timesteps 0..1000 ask of all layers: [1], or one a latent frame [B, T] of `tokens` tokens."""
         time = self.time_embedding(sinusoid(timesteps.to(self.device), self.config.freq_dim).to(self.dtype))
         time = time.view(-1, timesteps.shape[-1], self.config.dim)
         if time.shape[1] > 1:
