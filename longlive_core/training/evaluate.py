@@ -243,22 +243,16 @@ def evaluate(
     out: Path | None = None,
     card: bool = False,
 ) -> None:
-    """Print every figure; `ablation` videos for each row of the paper's tables (0: leave them out).
+    """Print every figure: `videos` for each bar, `ablation` for each row of the paper's tables (0: none).
 
-    `untuned` is a packaged Mini as teacher forcing left it: what its long videos show is measured beside.
+    `untuned` is a packaged Mini as teacher forcing left it: what its videos show is measured beside.
     """
-    mini = load_mini(weights)
-    figures = {
-        "autoencoder": autoencoder_figures(mini),
-        "one prompt, 10 s": single_prompt_figures(mini, videos, SHORT_SECONDS),
-        "switch at 5 s": switch_figures(mini, videos, Policy.RECACHE),
-        "one prompt, last 10 s of 240 s": single_prompt_figures(mini, videos, LONG_SECONDS),
-    }
-    if untuned:
-        before = load_mini(untuned)
-        for seconds in (SHORT_SECONDS, LONG_SECONDS):
-            group = f"teacher forcing alone, one prompt, last 10 s of {seconds} s"
-            figures[group] = single_prompt_figures(before, videos, seconds)
+    mini, figures = load_mini(weights), {}
+    if videos:
+        figures |= {"autoencoder": autoencoder_figures(mini), **bars(mini, videos)}
+        if untuned:
+            before = bars(load_mini(untuned), videos)
+            figures |= {f"teacher forcing alone: {group}": named for group, named in before.items()}
     if ablation:
         figures |= ablations(mini, ablation)
     print(json.dumps(figures, indent=2))
@@ -266,6 +260,15 @@ def evaluate(
         out.write_text(json.dumps(figures, indent=2) + "\n")
     if card:
         CARD.write_text(with_figures(CARD.read_text("utf-8"), figures), "utf-8")
+
+
+def bars(mini: Mini, count: int) -> dict[str, dict[str, float]]:
+    """What Mini must show: one prompt, a switch, and the end of four minutes."""
+    return {
+        "one prompt, 10 s": single_prompt_figures(mini, count, SHORT_SECONDS),
+        "switch at 5 s": switch_figures(mini, count, Policy.RECACHE),
+        "one prompt, last 10 s of 240 s": single_prompt_figures(mini, count, LONG_SECONDS),
+    }
 
 
 def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
