@@ -4,11 +4,23 @@ from comfy_api.latest import ComfyExtension, io
 
 from .decode import LongLiveDecode
 from .frame_sink import LongLiveFrameSink
+from .load_model import LongLiveLoadModel
+from .load_vae import LongLiveLoadVAE
 from .loaders import LongLiveLoadMini
 from .schedule import LongLivePromptSchedule
 from .stream import LongLiveStream
+from .use_model import LongLiveUseModel
 
-NODES = [LongLiveLoadMini, LongLivePromptSchedule, LongLiveFrameSink, LongLiveStream, LongLiveDecode]
+NODES = [
+    LongLiveLoadMini,
+    LongLiveLoadModel,
+    LongLiveUseModel,
+    LongLiveLoadVAE,
+    LongLivePromptSchedule,
+    LongLiveFrameSink,
+    LongLiveStream,
+    LongLiveDecode,
+]
 
 
 class LongLiveExtension(ComfyExtension):

@@ -6,8 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .adapters import BLOCK, decoded, decoder_of, gathered
 from .io_types import CATEGORY, SCENES_KEY
+from .vaes import BLOCK, decoded, gathered, stream_vae
 
 
 class LongLiveDecode(io.ComfyNode):
@@ -25,7 +25,7 @@ class LongLiveDecode(io.ComfyNode):
             ),
             inputs=[
                 io.Latent.Input("latent", tooltip="The LATENT of LongLive: Stream."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model: a Wan 2.1 VAE, or Mini's."),
             ],
             outputs=[
                 io.Image.Output(
@@ -38,9 +38,9 @@ class LongLiveDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict, vae) -> io.NodeOutput:
-        decoder, samples = decoder_of(vae), latent["samples"]
+        samples = latent["samples"]
         progress = host.Progress(cls.hidden.unique_id, -(-samples.shape[2] // BLOCK))
-        parts = watched(decoded(decoder, samples.to(vae.device), latent.get(SCENES_KEY, ())), progress)
+        parts = watched(decoded(stream_vae(vae), samples, latent.get(SCENES_KEY, ())), progress)
         return io.NodeOutput(gathered(samples, parts).flatten(0, 1))
 
 

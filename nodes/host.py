@@ -1,12 +1,18 @@
-"""The only file that knows ComfyUI's insides: devices, interrupts, progress, files, what a node shows."""
+"""The only file that knows ComfyUI's insides: devices, memory, models, files, interrupts, what nodes show."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+import comfy.ldm.wan.vae
+import comfy.model_base
 import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
 import comfy.utils
 import folder_paths
 import numpy as np
@@ -14,15 +20,212 @@ import torch
 from comfy_api.latest import InputImpl, io, ui
 from PIL import Image
 from server import PromptServer
+from torch import Tensor, nn
+
+try:
+    from comfy.taesd.taehv import TAEHV
+except ImportError:  # 0.3.64 knows no tiny video decoders
+    TAEHV = ()
 
 PREVIEW_PIXELS = 512  # longest side of a live preview; smaller pictures are enlarged to it
 SHOWN_LINES = 12
 LISTING_KEY = "longlive_video"
+EVERYTHING = 1e32  # how the host spells "as much memory as it takes"
+OFFLOADABLE = {"offloadable": True} if hasattr(comfy.ops, "uncast_bias_weight") else {}  # newer than 0.3.64
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+T = TypeVar("T")
 
 
 def device() -> torch.device:
     """Where models run."""
     return comfy.model_management.get_torch_device()
+
+
+def vae_device() -> torch.device:
+    """Where VAEs run; the host may be told to keep them on the CPU."""
+    return comfy.model_management.vae_device()
+
+
+def offload_device() -> torch.device:
+    """Where a transformer waits for its turn."""
+    return comfy.model_management.unet_offload_device()
+
+
+def vae_offload_device() -> torch.device:
+    """Where a VAE waits for its turn."""
+    return comfy.model_management.vae_offload_device()
+
+
+def model_dtype() -> torch.dtype:
+    """In what the host would store a transformer here; bfloat16 before float16."""
+    return comfy.model_management.unet_dtype(supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+
+
+def vae_dtype() -> torch.dtype:
+    """In what the host would run a Wan VAE here."""
+    return comfy.model_management.vae_dtype(vae_device(), [torch.bfloat16, torch.float16, torch.float32])
+
+
+def check_attention(name: str) -> None:
+    """ValueError unless an attention backend of that name can run here; sdpa can everywhere."""
+    if name != "sdpa" and device().type != "cuda":
+        raise ValueError(f"attention {name!r} needs an NVIDIA card; choose sdpa here")
+
+
+@dataclass(frozen=True)
+class Managed(Generic[T]):
+    """Weights in the host's care. `bind` gives what runs on them; it is valid until the host moves them."""
+
+    patcher: Any
+    bind: Callable[[], T]
+
+
+class LongLiveWeights(nn.Module):
+    """What a patcher is given in place of our module: it leaves marks of its own on it."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Loads all or nothing: our layers expect their weights where the computing is done."""
+
+    def partially_load(
+        self, device_to: torch.device, extra_memory: float = 0, *args: Any, **kwargs: Any
+    ) -> Any:
+        return super().partially_load(device_to, EVERYTHING, *args, **kwargs)
+
+
+def managed(module: nn.Module) -> Managed:
+    """A transformer of ours, counted, offloaded and freed like the host's own."""
+    return Managed(WholePatcher(LongLiveWeights(module), device(), offload_device()), lambda: module)
+
+
+def managed_vae(module: nn.Module) -> Managed:
+    """The same for a VAE of ours."""
+    patcher = WholePatcher(LongLiveWeights(module), vae_device(), vae_offload_device())
+    return Managed(patcher, lambda: module)
+
+
+def load(parts: Sequence[Managed], num_bytes: int = 0) -> list:
+    """What runs on these weights, loaded all together; the host first makes room for `num_bytes` more."""
+    comfy.model_management.load_models_gpu([part.patcher for part in parts], memory_required=num_bytes)
+    return [part.bind() for part in parts]
+
+
+def usable_bytes() -> int:
+    """Memory where models run, less what the host leaves to others."""
+    management = comfy.model_management
+    return int(management.get_total_memory(device()) - management.extra_reserved_memory())
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """As torch's, so that the host also frees its models, with a sentence that helps."""
+
+
+def within_memory(run: Callable[[], T], explain: Callable[[], str]) -> T:
+    """What `run` returns; when memory does not suffice, OutOfMemory with the explanation.
+
+    It is raised only after the first error is gone, whose traceback would keep all tensors of the run.
+    """
+    try:
+        return run()
+    except RuntimeError as error:
+        if not any(words in str(error).lower() for words in NO_MEMORY):
+            raise
+    comfy.model_management.soft_empty_cache()
+    raise OutOfMemory(explain())
+
+
+def is_wan(model: Any) -> bool:
+    """Whether a MODEL is one of the Wan 2.1 kin."""
+    return isinstance(model.model, comfy.model_base.WAN21)
+
+
+def is_frame_wise(model: Any) -> bool:
+    """Whether the host took the file for one that makes frame after frame (`causal_ar` in its metadata)."""
+    return isinstance(model.model, getattr(comfy.model_base, "WAN21_CausalAR", ()))  # 0.3.64 has none
+
+
+def network_of(model: Any) -> nn.Module:
+    """The transformer inside a MODEL, weights wherever they are."""
+    return model.model.diffusion_model
+
+
+def other_changes(model: Any) -> list[str]:
+    """What nodes did to a MODEL beside changing its weights."""
+    return sorted(key for key, value in model.model_options["transformer_options"].items() if value)
+
+
+def is_changed(model: Any) -> bool:
+    """Whether a LoRA or another node changes the weights of a MODEL."""
+    return bool(model.patches)
+
+
+def with_lora(model: Any, tensors: dict[str, Tensor], strength: float) -> Any:
+    """A MODEL with a LoRA, whose tensors have the host's names, as a stock LoRA node gives it."""
+    return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """In what the host runs a MODEL."""
+    return model.model.manual_cast_dtype or model.model.get_dtype()
+
+
+def precision_of(model: Any) -> str:
+    """How the host stores a MODEL, by our names of precisions."""
+    weights = network_of(model).parameters()
+    size = model.model_size() / sum(weight.numel() for weight in weights)
+    return "fp8" if size < 1.5 else "bf16" if size < 3 else "fp32"
+
+
+def live_weight(module: nn.Module, leaf: str, dtype: torch.dtype, where: torch.device) -> Tensor:
+    """A copy of a layer's `weight` or `bias` as the host would compute with it now, LoRAs included."""
+    cast = comfy.ops.cast_bias_weight(module, dtype=dtype, device=where, bias_dtype=dtype, **OFFLOADABLE)
+    value = dict(zip(("weight", "bias"), cast, strict=False))[leaf].clone()
+    if OFFLOADABLE:
+        comfy.ops.uncast_bias_weight(module, *cast)
+    return value
+
+
+def is_wan_vae(vae: Any) -> bool:
+    """Whether a VAE is the host's own of Wan 2.1."""
+    return isinstance(getattr(vae, "first_stage_model", None), comfy.ldm.wan.vae.WanVAE)
+
+
+def is_tiny_vae(vae: Any) -> bool:
+    """Whether a VAE is the host's tiny decoder for raw latents, as lighttaew2_1 is."""
+    network = getattr(vae, "first_stage_model", None)
+    return isinstance(network, TAEHV) and network.latent_format is None
+
+
+def weights_of(vae: Any) -> dict[str, Tensor]:
+    """The weights of a loaded VAE of the host's: the very tensors, unless they lie elsewhere than it runs."""
+    state = vae.first_stage_model.state_dict()
+    return {name: tensor.to(vae.device, vae.vae_dtype) for name, tensor in state.items()}
+
+
+def file_names(*folders: str) -> list[str]:
+    """Every model file in these folders of the host, subfolders included."""
+    return list(dict.fromkeys(name for folder in folders for name in folder_paths.get_filename_list(folder)))
+
+
+def file_path(name: str, *folders: str) -> Path:
+    """Where a model file lies; ValueError if it is in none of the folders."""
+    for folder in folders:
+        if path := folder_paths.get_full_path(folder, name):
+            return Path(path)
+    raise ValueError(
+        f"there is no {name} in models/{' or models/'.join(folders)}; refresh the page and choose again"
+    )
+
+
+def file_stamp(name: str, *folders: str) -> str:
+    """Path, time and size of a model file: what changes when the file does."""
+    path = file_path(name, *folders)
+    status = path.stat()
+    return f"{path}:{status.st_mtime_ns}:{status.st_size}"
 
 
 def throw_if_interrupted() -> None:
@@ -43,6 +246,13 @@ def show_text(node_id: str, text: str) -> None:
         server.send_progress_text(text, node_id, server.client_id)
 
 
+def shown(node_id: str, lines: Sequence[str]) -> ui.PreviewText:
+    """Lines written on a node at once, and as its output, so that a cached run shows them too."""
+    text = some_lines(lines)
+    show_text(node_id, text)
+    return ui.PreviewText(text)
+
+
 class Progress:
     """Progress bar, live preview and status text of one running node."""
 
@@ -57,6 +267,11 @@ class Progress:
         throw_if_interrupted()
         self._done += 1
         self._bar.update_absolute(self._done, self._num_steps)
+
+    def at(self, done: int, total: int) -> None:
+        """So much of it is done; raises as `step` does."""
+        throw_if_interrupted()
+        self._bar.update_absolute(done, total)
 
     def preview(self, picture: np.ndarray) -> None:
         """Show a picture uint8 [H, W, 3] on the node."""

@@ -2,41 +2,113 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ..longlive_core.config import Preset, WindowConfig
+from ..longlive_core.config import MINI, RELATIVES, Preset, WanAutoencoderConfig, WindowConfig
+from ..longlive_core.model.attention import BACKENDS
 from ..longlive_core.model.causal_wan import CausalWan
+from ..longlive_core.pipeline import Request
 from ..longlive_core.rollout.prompts import Policy, PromptSchedule
+from . import host
 
 CATEGORY = "LongLive"
 SCENES_KEY = "longlive_scenes"  # in a LATENT: the latent frames at which a new scene begins
-POSITIONS = ("auto", "absolute", "endless")
+AUTO = "auto"
+POSITIONS = (AUTO, "absolute", "endless")
 
 ModelType = io.Custom("LONGLIVE_MODEL")
 ScheduleType = io.Custom("LONGLIVE_SCHEDULE")
 WindowType = io.Custom("LONGLIVE_WINDOW")
 
+AttentionInput = io.Combo.Input(
+    "attention",
+    options=list(BACKENDS),
+    default=BACKENDS[0],
+    tooltip="sdpa always works. The others need their package and an NVIDIA card.",
+)
+FamilyInput = io.Combo.Input(
+    "family",
+    options=[AUTO, *RELATIVES],
+    default=AUTO,
+    tooltip=(
+        "Which published model it is: block, window and sink follow. auto: told from the file's metadata or, "
+        "by LongLive: Load Model, its name; else LongLive."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """How the samples of a LATENT relate to the normalised latents that the transformer makes.
+
+    samples = normalised * std + mean, channel by channel. The host's LATENTs of Wan are raw, as its VAE makes
+    and decodes them (comfy/latent_formats.py, Wan21); those of LongLive Mini are normalised.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def samples(self, normalised: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] of the transformer, as a LATENT holds them."""
+        mean, std = self._wide(normalised)
+        return normalised * std + mean
+
+    def normalised(self, samples: Tensor) -> Tensor:
+        """Samples of a LATENT, as the transformer makes them; ValueError unless they are video latents."""
+        if samples.ndim != 5 or samples.shape[1] != len(self.mean):
+            raise ValueError(
+                f"latents of shape {list(samples.shape)} are no video of this model: "
+                f"expected [batch, {len(self.mean)}, latent frames, height, width], as LongLive: Stream gives"
+            )
+        mean, std = self._wide(samples)
+        return (samples - mean) / std
+
+    def _wide(self, like: Tensor) -> Tensor:
+        return torch.tensor((self.mean, self.std), device=like.device).view(2, 1, -1, 1, 1, 1)
+
+
+WAN_LATENTS = LatentSpace(WanAutoencoderConfig().latent_mean, WanAutoencoderConfig().latent_std)
+MINI_LATENTS = LatentSpace((0.0,) * MINI.model.latent_channels, (1.0,) * MINI.model.latent_channels)
+
+
+def latent_space(preset: Preset) -> LatentSpace:
+    """How LATENTs of a model look."""
+    return MINI_LATENTS if preset.name == MINI.name else WAN_LATENTS
+
 
 @dataclass(frozen=True)
 class StreamModel:
-    """A generator on its device, the preset it was built from, and the name of its attention backend."""
+    """A generator in the host's care, the preset it is run with, and the name of its attention backend.
+
+    `precision` is of its stored weights; `source` what a video must carry to be made with it again.
+    """
 
     preset: Preset
-    transformer: CausalWan = field(repr=False)
+    transformer: host.Managed[CausalWan] = field(repr=False)
     attention: str
+    precision: str
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        return {"attention": self.attention, "precision": self.precision, **self.source}
 
 
 @dataclass(frozen=True)
 class EncodedSchedule:
-    """Timed prompts, and the embedding [1, text tokens, text dim] of every prompt."""
+    """Timed prompts, and the embedding [1, rows, text dim] of every prompt, without its padding of zeros."""
 
     schedule: PromptSchedule
     embeds: Mapping[str, Tensor] = field(repr=False)
 
-    def encode(self, prompt: str) -> Tensor:
-        return self.embeds[prompt]
+    def encode(self, prompt: str, text_tokens: int) -> Tensor:
+        """The embedding [1, text tokens, text dim], padded again or cut: encoders of the host never cut."""
+        rows = self.embeds[prompt][:, :text_tokens]
+        return pad(rows, (0, 0, 0, text_tokens - rows.shape[1]))
 
     @property
     def text_dim(self) -> int:
@@ -49,9 +121,12 @@ class WindowChoice:
 
     window: WindowConfig
     on_switch: Policy = Policy.RECACHE
-    positions: str = "auto"
+    positions: str = AUTO
 
-    def apply_to(self, schedule: PromptSchedule) -> PromptSchedule:
-        """The schedule with this policy wherever its cues leave it at the usual one."""
-        cues = (replace(c, policy=self.on_switch) if c.policy is Policy.RECACHE else c for c in schedule.cues)
-        return replace(schedule, cues=tuple(cues))
+    def apply_to(self, request: Request, preset: Preset) -> Request:
+        """The request with this window, in blocks of the preset, and this policy where cues name none."""
+        cues = request.schedule.cues
+        cues = (replace(c, policy=self.on_switch) if c.policy is Policy.RECACHE else c for c in cues)
+        window = replace(self.window, block_latent_frames=preset.window.block_latent_frames)
+        schedule = replace(request.schedule, cues=tuple(cues))
+        return replace(request, schedule=schedule, window=window, positions=self.positions)

@@ -5,10 +5,12 @@ from comfy_api.latest import io
 from ..longlive_core.config import MINI
 from ..longlive_core.mini.loader import load_mini
 from . import host
-from .adapters import MiniClip, MiniVae
+from .adapters import MiniClip
 from .io_types import CATEGORY, ModelType, StreamModel
+from .vaes import OwnVae
 
 ATTENTION = "sdpa"
+PRECISION = "fp32"
 
 
 class LongLiveLoadMini(io.ComfyNode):
@@ -41,5 +43,5 @@ class LongLiveLoadMini(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         mini = load_mini(attention=ATTENTION)
-        model = StreamModel(MINI, mini.transformer.to(host.device()), ATTENTION)
-        return io.NodeOutput(model, MiniClip(mini.words), MiniVae(mini.autoencoder.to(host.device())))
+        model = StreamModel(MINI, host.managed(mini.transformer), ATTENTION, PRECISION)
+        return io.NodeOutput(model, MiniClip(mini.words), OwnVae(mini.autoencoder, MINI))

@@ -1,6 +1,6 @@
 """LongLivePromptSchedule: timed prompts, read and encoded."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..longlive_core.config import WindowConfig
@@ -25,7 +25,10 @@ class LongLivePromptSchedule(io.ComfyNode):
             category=CATEGORY,
             description="Timed prompts, one a line. Shows on the node when each of them takes effect.",
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that belongs to the model: UMT5-XXL (type wan), or Mini's.",
+                ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
@@ -50,9 +53,8 @@ class LongLivePromptSchedule(io.ComfyNode):
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
         timeline = schedule.resolve(WindowConfig().block_latent_frames)
-        text = host.some_lines([*timeline.warnings, *timeline.report()])
-        host.show_text(cls.hidden.unique_id, text)
-        return io.NodeOutput(EncodedSchedule(schedule, encoded(clip, schedule)), ui=ui.PreviewText(text))
+        shown = host.shown(cls.hidden.unique_id, [*timeline.warnings, *timeline.report()])
+        return io.NodeOutput(EncodedSchedule(schedule, encoded(clip, schedule)), ui=shown)
 
 
 def encoded(clip, schedule: PromptSchedule) -> dict[str, Tensor]:
@@ -61,5 +63,11 @@ def encoded(clip, schedule: PromptSchedule) -> dict[str, Tensor]:
     for cue in schedule.cues:
         if cue.prompt not in embeds:
             host.throw_if_interrupted()
-            embeds[cue.prompt] = clip.encode_from_tokens(clip.tokenize(cue.prompt)).cpu()
+            embeds[cue.prompt] = unpadded(clip.encode_from_tokens(clip.tokenize(cue.prompt)))
     return embeds
+
+
+def unpadded(embeds: Tensor) -> Tensor:
+    """An embedding [1, text tokens, text dim] on the CPU, without the rows of zeros at its end."""
+    used = embeds[0].any(dim=-1).nonzero()
+    return embeds[:, : int(used.max()) + 1 if len(used) else 0].cpu().clone()

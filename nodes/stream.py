@@ -2,29 +2,30 @@
 
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longlive_core.config import MINI
 from ..longlive_core.geometry import FRAME_RATE, PIXEL_MULTIPLE
 from ..longlive_core.pipeline import MAX_SECONDS, Chunk, Pipeline, Plan, Request
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.video import VideoWriter
 from . import host
-from .adapters import decoder_of
+from .budget import run_bytes, shortage
 from .io_types import (
     CATEGORY,
     SCENES_KEY,
     EncodedSchedule,
+    LatentSpace,
     ModelType,
     ScheduleType,
     StreamModel,
-    WindowChoice,
     WindowType,
+    latent_space,
 )
+from .vaes import StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
 MAX_PIXELS = 8192
@@ -52,40 +53,41 @@ class LongLiveStream(io.ComfyNode):
     def execute(
         cls, model, schedule, vae, seconds, seed, window=None, continue_from=None, **size
     ) -> io.NodeOutput:
-        pipeline = pipeline_of(model, schedule, vae)
-        past = Past(continue_from, host.device())
+        parts = Parts(model, schedule, stream_vae(vae))
+        past = Past(continue_from, parts.space)
         request = Request(schedule.schedule, seconds, seed, past=past.scene, **size)
-        request = request if window is None else windowed(request, window)
-        plan = pipeline.plan(request)
-        settings = plan.settings() | {
-            "attention": model.attention,
-            "past_latent_frames": past.num_frames,
-        }
-        run = Run(plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)))
+        plan = Plan(model.preset, window.apply_to(request, model.preset) if window else request)
+        run = Run(plan, past, parts.space, host.Progress(cls.hidden.unique_id, num_steps(plan)))
+        settings = plan.settings() | model.settings() | {"past_latent_frames": past.num_frames}
         with host.video_file(PREFIX, secrets.token_hex(3)) as video:
-            run.record(pipeline, VideoWriter(video.path, plan.width, plan.height, settings))
+            writer = VideoWriter(video.path, plan.width, plan.height, settings)
+            host.within_memory(
+                lambda: run.record(parts, writer), lambda: f"{parts.shortage(plan)}{run.kept(writer)}"
+            )
         return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing())
 
 
 INPUTS = [
-    ModelType.Input("model", tooltip="The generator, from LongLive: Load Mini."),
+    ModelType.Input("model", tooltip="The generator, from LongLive: Load Model, Use Model or Load Mini."),
     ScheduleType.Input("schedule", tooltip="The timed prompts, from LongLive: Prompt Schedule."),
-    io.Vae.Input("vae", tooltip="The VAE that belongs to the model; it decodes while the video is made."),
+    io.Vae.Input(
+        "vae", tooltip="The VAE that belongs to the model: a Wan 2.1 VAE, or Mini's. It decodes meanwhile."
+    ),
     io.Int.Input(
         "width",
-        default=MINI.width,
-        min=PIXEL_MULTIPLE,
+        default=0,
+        min=0,
         max=MAX_PIXELS,
         step=PIXEL_MULTIPLE,
-        tooltip="Width of the video in pixels, a multiple of 16. LongLive Mini was trained at 64.",
+        tooltip="Width of the video in pixels, a multiple of 16. 0: what the model was trained at.",
     ),
     io.Int.Input(
         "height",
-        default=MINI.height,
-        min=PIXEL_MULTIPLE,
+        default=0,
+        min=0,
         max=MAX_PIXELS,
         step=PIXEL_MULTIPLE,
-        tooltip="Height of the video in pixels, a multiple of 16. LongLive Mini was trained at 64.",
+        tooltip="Height of the video in pixels, a multiple of 16. 0: what the model was trained at.",
     ),
     io.Float.Input(
         "seconds",
@@ -126,21 +128,43 @@ OUTPUTS = [
 ]
 
 
-def pipeline_of(model: StreamModel, schedule: EncodedSchedule, vae) -> Pipeline:
-    """The connected parts as one; ValueError unless they belong together."""
-    expected = model.preset.model.text_dim
-    if schedule.text_dim != expected:
-        raise ValueError(
-            f"the prompts were encoded {schedule.text_dim} wide and this model reads {expected}; "
-            "connect the CLIP that belongs to the model"
-        )
-    return Pipeline(model.preset, model.transformer, decoder_of(vae), schedule.encode)
+@dataclass(frozen=True)
+class Parts:
+    """The connected parts; ValueError unless they belong together."""
 
+    model: StreamModel
+    schedule: EncodedSchedule
+    vae: StreamVae
 
-def windowed(request: Request, choice: WindowChoice) -> Request:
-    """The request with the window, the positions and the switch policy of a Frame Sink."""
-    schedule = choice.apply_to(request.schedule)
-    return replace(request, schedule=schedule, window=choice.window, positions=choice.positions)
+    def __post_init__(self):
+        expected = self.model.preset.model.text_dim
+        if self.schedule.text_dim != expected:
+            raise ValueError(
+                f"the prompts were encoded {self.schedule.text_dim} wide and this model reads {expected}; "
+                "connect the CLIP that belongs to the model"
+            )
+        if latent_space(self.vae.preset) != self.space:
+            raise ValueError(
+                f"the model is {self.model.preset.name} and this VAE decodes {self.vae.preset.name}; "
+                "connect the VAE that belongs to the model"
+            )
+
+    @property
+    def space(self) -> LatentSpace:
+        return latent_space(self.model.preset)
+
+    def pipeline(self, plan: Plan) -> Pipeline:
+        """All of it in memory, with room for the run."""
+        parts = [self.model.transformer, self.vae.decoder]
+        transformer, decoder = host.load(parts, run_bytes(self.model, self.vae, plan))
+        return Pipeline(self.model.preset, transformer, decoder, self.encode)
+
+    def encode(self, prompt: str) -> Tensor:
+        """The embedding of a prompt, as long as the model was trained to read."""
+        return self.schedule.encode(prompt, self.model.preset.model.text_tokens)
+
+    def shortage(self, plan: Plan) -> str:
+        return shortage(self.model, self.vae, plan)
 
 
 def num_steps(plan: Plan) -> int:
@@ -149,23 +173,24 @@ def num_steps(plan: Plan) -> int:
 
 
 class Past:
-    """The latents [1, C, T, H, W] to continue from, if any; `scene` is all since the last cut."""
+    """The samples [1, C, T, H, W] to continue from, if any; `scene`, since the last cut, is normalised."""
 
-    def __init__(self, latent: dict | None, device: torch.device):
-        self.whole: Tensor | None = latent["samples"].to(device) if latent else None
-        self.num_frames = 0 if self.whole is None else self.whole.shape[2]
+    def __init__(self, latent: dict | None, space: LatentSpace):
+        self.samples: Tensor | None = latent["samples"].cpu() if latent else None
+        normalised = space.normalised(self.samples) if latent else None
+        self.num_frames = 0 if normalised is None else normalised.shape[2]
         scenes = latent.get(SCENES_KEY, ()) if latent else ()
         self.scenes = tuple(first for first in scenes if first < self.num_frames)
         since = self.scenes[-1] if self.scenes else 0
-        self.scene = None if self.whole is None else self.whole[:, :, since:]
+        self.scene = None if normalised is None else normalised[:, :, since:]
 
 
 class Run(Hook):
     """One video in the making: what is recorded, and what the node shows meanwhile."""
 
-    def __init__(self, plan: Plan, past: Past, progress: host.Progress):
-        self._plan, self._progress = plan, progress
-        self._parts = [] if past.whole is None else [past.whole.cpu()]
+    def __init__(self, plan: Plan, past: Past, space: LatentSpace, progress: host.Progress):
+        self._plan, self._space, self._progress = plan, space, progress
+        self._parts = [] if past.samples is None else [past.samples]
         self._scenes = list(past.scenes)
         self._frames = 0
         self._start = time.monotonic()
@@ -173,11 +198,11 @@ class Run(Hook):
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
         self._progress.step()
 
-    def record(self, pipeline: Pipeline, writer: VideoWriter) -> None:
+    def record(self, parts: Parts, writer: VideoWriter) -> None:
         """Make the video; whatever happens, the file is closed and playable."""
         try:
             with writer:
-                for chunk in pipeline.run(self._plan.request, self):
+                for chunk in parts.pipeline(self._plan).run(self._plan.request, self):
                     self._keep(chunk, writer)
         except BaseException:
             self._give_up(writer)
@@ -188,10 +213,16 @@ class Run(Hook):
         """All clean latents as a LATENT."""
         return {"samples": torch.cat(self._parts, dim=2), SCENES_KEY: tuple(self._scenes)}
 
+    def kept(self, writer: VideoWriter) -> str:
+        """What an error adds about the part that was made."""
+        return (
+            f"; the first {self._frames / FRAME_RATE:.1f} s are kept as {writer.path}" if self._frames else ""
+        )
+
     def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
         if chunk.block.opens_scene:
             self._scenes.append(sum(part.shape[2] for part in self._parts))
-        self._parts.append(chunk.block.latents.cpu())
+        self._parts.append(self._space.samples(chunk.block.latents.cpu()))
         pictures = chunk.pictures()
         writer.append(pictures)
         self._frames += len(pictures)

@@ -10,12 +10,15 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from longlive_core import PromptSchedule
+
 ROOT = Path(__file__).parents[2]
 PACK = "ComfyUI-LongLive"
+STAND_INS = Path(__file__).with_name("stand_ins")
 START_SECONDS = 180
 RUN_SECONDS = 180
 PREVIEW, TEXT = 1, 3  # kinds of binary messages
@@ -75,6 +78,7 @@ class Server:
                 command(checkout, base, self.address), cwd=checkout, stdout=log, stderr=subprocess.STDOUT
             )
         self._wait_until_ready()
+        self.start_log = self.log
 
     @property
     def log(self) -> str:
@@ -83,6 +87,10 @@ class Server:
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as response:
             return json.load(response)
+
+    @property
+    def version(self) -> str:
+        return self.get("/system_stats")["system"]["comfyui_version"]
 
     def status_of(self, path: str) -> int:
         try:
@@ -166,9 +174,10 @@ class Server:
 
 
 def prepare_base(base: Path) -> None:
-    """A base folder with the pack in it and the tutorial out of the way."""
+    """A base folder with the pack and the stand-ins in it, and the tutorial out of the way."""
     (base / "custom_nodes").mkdir(parents=True)
     (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / STAND_INS.name).symlink_to(STAND_INS, target_is_directory=True)
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"Comfy.TutorialCompleted": true}')
@@ -198,6 +207,20 @@ def as_prompt(workflow: dict, object_info: dict) -> dict:
         values = widget_values(node, object_info[node["type"]])
         links = {i["name"]: origins[i["link"]] for i in node["inputs"] if i.get("link") is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values | links}
+    return prompt
+
+
+def shortened(prompt: dict, seconds: float) -> dict:
+    """The same graph for a short video: times of cues shrink with it."""
+    streams = [node["inputs"] for node in prompt.values() if node["class_type"] == "LongLiveStream"]
+    scale = seconds / max(inputs["seconds"] for inputs in streams)
+    for inputs in streams:
+        inputs["seconds"] = seconds
+    for node in prompt.values():
+        if node["class_type"] == "LongLivePromptSchedule":
+            schedule = PromptSchedule.parse(node["inputs"]["prompts"])
+            cues = tuple(replace(cue, seconds=cue.seconds * scale) for cue in schedule.cues)
+            node["inputs"]["prompts"] = replace(schedule, cues=cues).to_text()
     return prompt
 
 

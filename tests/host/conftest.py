@@ -17,16 +17,25 @@ def load(path: Path, name: str):
 
 
 comfy = load(Path(__file__).with_name("comfy_server.py"), "longlive_comfy_server")
+model_files = load(Path(__file__).with_name("model_files.py"), "longlive_model_files")
 NO_CHECKOUT = "HOST TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
+SMALL_VAE_SINCE = (0, 27)  # older hosts build only the true size
+SMALL_VAE, TRUE_VAE = 16, 96
 CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy.checkouts()]
 
 
 @pytest.fixture(
     scope="session", params=CHECKOUTS or [pytest.param(None, marks=pytest.mark.skip(reason=NO_CHECKOUT))]
 )
-def server(request, tmp_path_factory):
+def checkout(request) -> Path:
+    """The folder of each ComfyUI in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def server(checkout, tmp_path_factory):
     pytest.importorskip("websocket", reason="HOST TESTS NOT RUN: pip install websocket-client")
-    running = comfy.Server(request.param, tmp_path_factory.mktemp("comfy") / "base")
+    running = comfy.Server(checkout, tmp_path_factory.mktemp("comfy") / "base")
     yield running
     running.stop()
 
@@ -36,7 +45,26 @@ def object_info(server):
     return server.get("/object_info")
 
 
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory) -> Path:
+    """A models folder with small models in it, of no server."""
+    folder = tmp_path_factory.mktemp("models")
+    model_files.write_models(folder)
+    return folder
+
+
 @pytest.fixture(name="comfy", scope="session")
 def comfy_module():
     """The helpers of comfy_server.py."""
     return comfy
+
+
+@pytest.fixture(scope="session")
+def models(server) -> Path:
+    """The models folder of the server, with small models in it."""
+    folder = server.base / "models"
+    model_files.write_models(folder)
+    is_any_width = tuple(map(int, server.version.split(".")[:2])) >= SMALL_VAE_SINCE
+    make = {"name": "wan_2.1_vae.safetensors", "dim": SMALL_VAE if is_any_width else TRUE_VAE}
+    assert server.run({"1": {"class_type": "TestMakeVae", "inputs": make}}).has_succeeded
+    return folder

@@ -1,0 +1,118 @@
+"""LongLiveLoadModel: a checkpoint and its LoRAs from the host's folders -> a generator."""
+
+from comfy_api.latest import io
+
+from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
+from ..longlive_core.weights.lora import LoraChoice
+from . import host
+from .io_types import AUTO, CATEGORY, AttentionInput, FamilyInput, ModelType, StreamModel
+
+MODELS, LORAS = "diffusion_models", "loras"
+NONE = "none"
+SMALLEST, LARGEST, STEP = -10.0, 10.0, 0.05  # strengths of LoRAs
+
+PrecisionInput = io.Combo.Input(
+    "precision",
+    options=[AUTO, *PRECISIONS],
+    default=AUTO,
+    tooltip=(
+        "How weights are stored. auto: as suits this machine. fp8: half the memory of bf16, nearly the same "
+        "pictures."
+    ),
+)
+
+
+class LongLiveLoadModel(io.ComfyNode):
+    """Files by name; nothing else is needed to make a generator."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveLoadModel",
+            display_name="LongLive: Load Model",
+            category=CATEGORY,
+            description=(
+                "Loads LongLive-1.3B or a relative from files of any layout, .pt or safetensors, and LoRAs. "
+                "For a MODEL from a stock loader use LongLive: Use Model."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=host.file_names(MODELS),
+                    tooltip="A file in models/diffusion_models: longlive_base.pt, or another Wan 2.1 1.3B.",
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=[NONE, *host.file_names(LORAS)],
+                    default=NONE,
+                    tooltip="A file in models/loras. LongLive's own LoRA belongs to longlive_base.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=SMALLEST,
+                    max=LARGEST,
+                    step=STEP,
+                    tooltip="How much of the LoRA is added. 1 for LongLive's own.",
+                ),
+                io.Combo.Input(
+                    "second_lora",
+                    options=[NONE, *host.file_names(LORAS)],
+                    default=NONE,
+                    tooltip="One more LoRA for Wan 2.1 1.3B, e.g. a style.",
+                ),
+                io.Float.Input(
+                    "second_strength",
+                    default=1.0,
+                    min=SMALLEST,
+                    max=LARGEST,
+                    step=STEP,
+                    tooltip="How much of the second LoRA is added.",
+                ),
+                PrecisionInput,
+                AttentionInput,
+                FamilyInput,
+            ],
+            outputs=[
+                ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream.")
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, **_) -> str:
+        """Changes with the files; what comes over a link is None here."""
+        files = ((checkpoint, MODELS), (lora, LORAS), (second_lora, LORAS))
+        return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE))
+
+    @classmethod
+    def execute(cls, checkpoint, precision, attention, family, **loras) -> io.NodeOutput:
+        host.check_attention(attention)
+        precision = own_precision() if precision == AUTO else precision
+        loaded = load_transformer(
+            host.file_path(checkpoint, MODELS),
+            choices(**loras),
+            precision,
+            host.offload_device(),
+            attention,
+            None if family == AUTO else family,
+            on_progress=host.Progress(cls.hidden.unique_id, 1).at,
+        )
+        settle(loaded.transformer, precision, host.device())
+        notes = (f"{loaded.preset.name}, {precision}", *loaded.notes)
+        transformer, source = host.managed(loaded.transformer), {"checkpoint": checkpoint, **loras}
+        model = StreamModel(loaded.preset, transformer, attention, precision, source)
+        return io.NodeOutput(model, ui=host.shown(cls.hidden.unique_id, notes))
+
+
+def choices(lora: str, lora_strength: float, second_lora: str, second_strength: float) -> list[LoraChoice]:
+    """The LoRAs that were chosen, as files."""
+    wanted = ((lora, lora_strength), (second_lora, second_strength))
+    return [LoraChoice(host.file_path(name, LORAS), strength) for name, strength in wanted if name != NONE]
+
+
+def own_precision() -> str:
+    """What the host would choose on this machine, by our names."""
+    dtype = host.model_dtype()
+    names = {dtype: name for name, dtype in PRECISIONS.items()}
+    return names.get(dtype, "fp8" if dtype.itemsize == 1 else "fp32")

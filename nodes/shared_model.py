@@ -1,0 +1,88 @@
+"""A stock MODEL as LongLive's transformer: the host keeps and moves the weights, our layers call its linears.
+
+Calling the host's own layers, and not only reading their weights, keeps everything right that the host does
+to them: LoRAs, quantised formats, weights that come to the card a layer at a time.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..longlive_core.config import ModelConfig
+from ..longlive_core.model.attention import Attend
+from ..longlive_core.model.causal_wan import CausalWan
+from ..longlive_core.model.layers import Linear
+from ..longlive_core.weights.checkpoints import config_of
+from ..longlive_core.weights.families import WAN_TEXT_TO_VIDEO, family
+from ..longlive_core.weights.lora import LoraChoice, open_lora
+from ..longlive_core.weights.wan_names import foreign_name, our_name
+from . import host
+
+PATCHES = "patch_embedding"  # a convolution there, a matrix here
+HINT = "connect a Wan 2.1 text-to-video model of 1.3B (LongLive or a relative)"
+_SCALES = ("scale_weight", "scale_input", "input_scale")  # beside weights, but no weights
+
+
+def shared_config(model: Any) -> ModelConfig:
+    """Sizes of the transformer in a MODEL; ValueError in one sentence if it is none that we can run."""
+    if not host.is_wan(model):
+        raise ValueError(f"this MODEL is no Wan 2.1, but {type(model.model).__name__}; {HINT}")
+    network = host.network_of(model)
+    theirs = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    if (looks := family(theirs)) != WAN_TEXT_TO_VIDEO:
+        raise ValueError(f"this MODEL is {looks}; {HINT}")
+    ours = {our_name(name): shape for name, shape in theirs.items() if not name.endswith(_SCALES)}
+    patches = f"{PATCHES}.weight"
+    ours[patches] = (ours[patches][0], torch.Size(ours[patches][1:]).numel())
+    config = config_of(ours, "this MODEL", network.num_heads)
+    with torch.device("meta"):
+        expected = {name: tuple(weight.shape) for name, weight in CausalWan(config).named_parameters()}
+    if strange := sorted(expected.items() ^ ours.items()):
+        raise ValueError(f"this MODEL is another kind of Wan: it differs in {strange[0][0]}; {HINT}")
+    return config
+
+
+def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any, str]:
+    """A MODEL with a LoRA in any naming, and a line on what of it was used; ValueError if nothing was.
+
+    Stock nodes skip the names of LongLive's own LoRA without a word.
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in CausalWan(config).named_parameters()}
+    lora = open_lora(choice, shapes)
+    found, tensors = lora.read(lora.patches), {}
+    for target, patch in lora.patches.items():
+        stem, _, leaf = foreign_name(target, "wan").rpartition(".")
+        parts = {"lora_down.weight": patch.down, "lora_up.weight": patch.up, "alpha": patch.alpha}
+        parts["diff_b" if leaf == "bias" else "diff"] = patch.diff
+        tensors |= {f"diffusion_model.{stem}.{part}": found[name] for part, name in parts.items() if name}
+    return host.with_lora(model, tensors, choice.strength), lora.report()
+
+
+def shared_transformer(model: Any, config: ModelConfig, attend: Attend) -> CausalWan:
+    """A transformer that runs on the weights of a loaded MODEL as they are now."""
+    network, dtype = host.network_of(model), host.compute_dtype(model)
+    with torch.device("meta"):
+        transformer = CausalWan(config, attend).eval().requires_grad_(False)
+    linears = [name for name, module in transformer.named_modules() if isinstance(module, Linear)]
+    linears.remove(PATCHES)
+    for name in linears:
+        transformer.set_submodule(name, nn.Identity())
+    small = {
+        name: small_weight(network, name, dtype, model.load_device)
+        for name, _ in transformer.named_parameters()
+    }
+    transformer.load_state_dict(small, assign=True)
+    for name in linears:
+        transformer.set_submodule(name, network.get_submodule(foreign_name(name, "wan")))
+    return transformer
+
+
+def small_weight(network: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What our layers hold themselves: norms, modulations, patches; a few MB, copied."""
+    owner, _, leaf = name.rpartition(".")
+    if leaf == "modulation":
+        return network.get_parameter(foreign_name(name, "wan")).to(device, dtype)
+    weight = host.live_weight(network.get_submodule(foreign_name(owner, "wan")), leaf, dtype, device)
+    return weight.flatten(1) if name == f"{PATCHES}.weight" else weight

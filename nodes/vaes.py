@@ -1,0 +1,154 @@
+"""VAEs as streaming decoders: ours with the face of the host's, the host's with their weights shared."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..longlive_core.config import LONGLIVE_1_3B, Preset, WindowConfig
+from ..longlive_core.geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
+from ..longlive_core.memory import decoder_bytes
+from ..longlive_core.vae.autoencoder import WanAutoencoder
+from ..longlive_core.vae.streaming import Decoder, StreamingDecoder
+from ..longlive_core.vae.tiled import TiledDecoder
+from ..longlive_core.vae.tiny import TinyAutoencoder
+from ..longlive_core.weights.vae_files import build_tiny_decoder, build_wan_autoencoder
+from . import host
+from .io_types import latent_space
+
+BLOCK = WindowConfig().block_latent_frames
+Autoencoder = WanAutoencoder | TinyAutoencoder
+
+
+@dataclass(frozen=True)
+class StreamVae:
+    """A streaming decoder in the host's care, and the preset whose latents it decodes.
+
+    `kind` names it for estimates of memory: wan, tiled or tiny.
+    """
+
+    decoder: host.Managed[Decoder]
+    preset: Preset
+    kind: str
+
+
+class PlacedDecoder:
+    """A decoder that takes latents from any device to its own."""
+
+    def __init__(self, decoder: Decoder, device: torch.device):
+        self._decoder, self._device = decoder, device
+
+    def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+        """As the decoder itself."""
+        return self._decoder.decode(latents.to(self._device), past)
+
+
+class OwnVae:
+    """An autoencoder of ours: pictures [F, H, W, 3] in [0, 1] <-> LATENT samples, as stock nodes ask it."""
+
+    def __init__(self, autoencoder: Autoencoder, preset: Preset, is_tiled: bool = False):
+        self._weights = host.managed_vae(autoencoder)
+        self._preset = preset
+        self._is_tiled = is_tiled
+
+    def stream(self) -> StreamVae:
+        """This VAE as our nodes use it."""
+        kind = "tiny" if isinstance(self._weights.bind(), TinyAutoencoder) else "wan"
+        return StreamVae(
+            host.Managed(self._weights.patcher, self._decoder),
+            self._preset,
+            "tiled" if self._is_tiled else kind,
+        )
+
+    def decode(self, samples: Tensor, **_: Any) -> Tensor:
+        """Samples [B, C, T, H, W] -> frames [B, F, H, W, 3]: those of the stream, bit for bit."""
+        return gathered(samples, decoded(self.stream(), samples))
+
+    def decode_tiled(self, samples: Tensor, **_: Any) -> Tensor:
+        """The same: streaming already bounds the memory."""
+        return self.decode(samples)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Frames [F, H, W, 3] -> samples [1, C, T, H, W]; F beyond 1 + 4n are left out."""
+        (autoencoder,) = host.load([self._weights])
+        if autoencoder.encoder is None:
+            raise ValueError("a tiny decoder only decodes; connect the Wan 2.1 VAE to encode pictures")
+        height, width = pixels.shape[-3:-1]
+        if height % SPACE_STRIDE or width % SPACE_STRIDE:
+            raise ValueError(
+                f"pictures of {width}x{height} do not divide into latents of {SPACE_STRIDE} pixels; crop"
+            )
+        frames = pixels[..., :3].reshape(1, -1, height, width, 3).permute(0, 1, 4, 2, 3)
+        latents = autoencoder.encode(frames.to(host.vae_device(), torch.float32)).cpu()
+        return latent_space(self._preset).samples(latents)
+
+    def spacial_compression_decode(self) -> int:
+        return SPACE_STRIDE
+
+    def temporal_compression_decode(self) -> int:
+        return TIME_STRIDE
+
+    def _decoder(self) -> Decoder:
+        autoencoder = self._weights.bind()
+        return PlacedDecoder(tiled(autoencoder) if self._is_tiled else autoencoder, host.vae_device())
+
+
+def tiled(decoder: Decoder) -> TiledDecoder:
+    """In tiles, whose pasts wait on the CPU for their turn."""
+    return TiledDecoder(decoder, past_device="cpu")
+
+
+def stream_vae(vae: Any) -> StreamVae:
+    """A VAE as our nodes use it; ValueError if it cannot decode a stream."""
+    if isinstance(vae, OwnVae):
+        return vae.stream()
+    if host.is_wan_vae(vae):
+        return shared(vae, build_wan_autoencoder, "wan")
+    if host.is_tiny_vae(vae):
+        return shared(vae, lambda state: build_tiny_decoder(state, is_raw=True), "tiny")
+    raise ValueError(
+        "this VAE cannot decode a stream; connect a Wan 2.1 VAE, or a tiny decoder from LongLive: Load VAE"
+    )
+
+
+def shared(vae: Any, build: Callable[[dict[str, Tensor]], nn.Module], kind: str) -> StreamVae:
+    """A VAE of the host's, decoded by our layers from the very weights that the host holds."""
+
+    def bind() -> Decoder:
+        try:
+            return PlacedDecoder(build(host.weights_of(vae)), vae.device)
+        except ValueError as error:
+            raise ValueError(f"this VAE cannot decode a stream: {error}") from error
+
+    return StreamVae(host.Managed(vae.patcher, bind), LONGLIVE_1_3B, kind)
+
+
+def decoded(vae: StreamVae, samples: Tensor, scenes: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """LATENT samples [B, C, T, H, W] -> frames [B, F, H, W, 3], block by block, scene by scene."""
+    latents = latent_space(vae.preset).normalised(samples)
+    (decoder,) = host.load([vae.decoder], decode_bytes(vae, samples))
+    stream = StreamingDecoder(decoder)
+    for first in range(0, latents.shape[2], BLOCK):
+        frames = stream.push(latents[:, :, first : first + BLOCK], opens_scene=first in scenes)
+        yield frames.permute(0, 1, 3, 4, 2)
+
+
+def decode_bytes(vae: StreamVae, samples: Tensor) -> int:
+    """Room to ask the host for; it keeps account of cards only."""
+    if host.vae_device().type == "cpu":
+        return 0
+    size = (samples.shape[4] * SPACE_STRIDE, samples.shape[3] * SPACE_STRIDE)
+    return sum(decoder_bytes(vae.preset, vae.kind, BLOCK, size, host.vae_dtype()))
+
+
+def gathered(samples: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """The frames [B, F, H, W, 3] of LATENT samples in one tensor on the CPU, filled part by part."""
+    whole, end = None, 0
+    for part in parts:
+        if whole is None:
+            whole = torch.empty((len(part), num_frames(samples.shape[2]), *part.shape[2:]))
+        whole[:, end : end + part.shape[1]] = part
+        end += part.shape[1]
+    return whole

@@ -1,0 +1,118 @@
+"""Run by a checkout's Python: a stock MODEL in the states the host may leave it in -> flows that agree.
+
+Arguments: checkout, pack, models folder. Prints the largest difference of each state from our own loader.
+"""
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+checkout, pack, models = sys.argv[1:]
+sys.path.insert(0, checkout)
+import comfy.cli_args  # noqa: E402 (from the checkout)
+
+comfy.cli_args.args.cpu = True
+import utils.extra_config  # noqa: E402, F401 (as main.py does: later, comfy/utils.py is found first)
+
+name = pack.replace("/", "_").replace(".", "_")
+spec = importlib.util.spec_from_file_location(name, f"{pack}/__init__.py", submodule_search_locations=[pack])
+sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules[name])
+
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+import torch  # noqa: E402
+
+
+def ours(module: str):
+    return importlib.import_module(f"{name}.{module}")
+
+
+host, shared = ours("nodes.host"), ours("nodes.shared_model")
+checkpoints, sdpa = ours("longlive_core.weights.checkpoints"), ours("longlive_core.model.attention").sdpa
+budget, io_types, vaes = ours("nodes.budget"), ours("nodes.io_types"), ours("nodes.vaes")
+config_room, pipeline = ours("longlive_core.config"), ours("longlive_core.pipeline")
+LONGLIVE_1_3B, WindowConfig = config_room.LONGLIVE_1_3B, config_room.WindowConfig
+PromptSchedule = ours("longlive_core.rollout.prompts").PromptSchedule
+Scene = ours("longlive_core.rollout.scene").Scene
+LoraChoice = ours("longlive_core.weights.lora").LoraChoice
+CPU = torch.device("cpu")
+FILE, PACKED = (f"{models}/diffusion_models/small_wan{kind}.safetensors" for kind in ("", "_fp8"))
+LORA = f"{models}/loras/small_lora.safetensors"
+
+
+def flow(transformer) -> torch.Tensor:
+    """Two steps of a block."""
+    torch.manual_seed(0)
+    text = transformer.read_text(torch.randn(1, 512, 4096))
+    latents = torch.randn(1, 16, 3, 4, 4)
+    scene = Scene(transformer, latents, WindowConfig(), 3)
+    scene.open(0, 3)
+    return torch.stack([scene.flow(latents, sigma, text) for sigma in (1.0, 0.9)])
+
+
+def of_stock(patcher) -> torch.Tensor:
+    return flow(shared.shared_transformer(patcher, shared.shared_config(patcher), sdpa))
+
+
+def of_file(path: str, *loras) -> torch.Tensor:
+    return flow(checkpoints.load_transformer(path, loras, "fp32").transformer)
+
+
+def check_room(config) -> None:
+    """What the host is asked for on a card holds all keys and values of full attention; on a CPU, nothing."""
+    preset = replace(LONGLIVE_1_3B, model=config)
+    model = io_types.StreamModel(preset, host.Managed(None, lambda: None), "sdpa", "bf16")
+    vae = vaes.StreamVae(host.Managed(None, lambda: None), preset, "tiny")
+    window = WindowConfig(window_latent_frames=None)
+    plan = pipeline.Plan(preset, pipeline.Request(PromptSchedule.single("x"), 3.0, window=window))
+    assert budget.run_bytes(model, vae, plan) == 0
+    host.device = lambda: torch.device("cuda")
+    tokens = plan.blocks.stop * window.block_latent_frames * 60 * 104 // 4
+    keys_and_values = 2 * config.num_layers * tokens * config.dim * torch.bfloat16.itemsize
+    assert keys_and_values < budget.run_bytes(model, vae, plan) < keys_and_values + 4 * 2**30
+
+
+def tell(state: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    print("STATE", state, f"{(found - expected).abs().max() / expected.abs().max():.2e}")
+
+
+@torch.inference_mode()
+def main() -> None:
+    plain, changed = of_file(FILE), of_file(FILE, LoraChoice(Path(LORA)))
+    tell("a-lora-changes-it", changed, plain)
+
+    model = comfy.sd.load_diffusion_model(FILE)
+    host.load([host.Managed(model, lambda: None)])
+    tell("loaded", of_stock(model), plain)
+    state = comfy.utils.load_torch_file(LORA)
+    patched = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0)[0]
+    host.load([host.Managed(patched, lambda: None)])
+    tell("patched", of_stock(patched), changed)
+    host.load([host.Managed(model, lambda: None)])
+    tell("unpatched", of_stock(model), plain)
+    model.detach()
+
+    patched.load(CPU, lowvram_model_memory=1)
+    assert patched.model.lowvram_patch_counter > 0
+    tell("low-vram", of_stock(patched), changed)
+    patched.detach()
+
+    packed = comfy.sd.load_diffusion_model(PACKED)
+    host.load([host.Managed(packed, lambda: None)])
+    tell("fp8", of_stock(packed), of_file(PACKED))
+
+    for_a_card = checkpoints.load_transformer(FILE, (), "fp8").transformer
+    checkpoints.settle(for_a_card, "fp8", torch.device("cuda"))
+    assert for_a_card.dtype == torch.bfloat16
+    tell("fp8-for-a-card", flow(for_a_card).float(), plain)
+    check_room(for_a_card.config)
+
+    whole = host.managed(checkpoints.load_transformer(FILE, (), "fp32").transformer)
+    whole.patcher.partially_load(CPU, 1)
+    tell("whole", torch.tensor(whole.patcher.loaded_size()), torch.tensor(whole.patcher.model_size()))
+
+
+main()

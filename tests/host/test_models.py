@@ -1,0 +1,320 @@
+"""Models from files and from stock nodes, in a real ComfyUI: small random ones in the published layouts."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("longlive_*.json"))
+PROMPTS = "0 a red star drifts over\n0.5s => a blue circle\n"
+SIZE = 32
+SECONDS = 1.5  # 24 frames: 7 latent frames in 3 blocks
+SHORT = {"width": 16, "height": 16, "seconds": 0.75}  # two blocks: a VAE of true size is slow here
+CHANGED = 0.01  # a LoRA changes latents by more than this
+SAME = 1e-4
+ROUNDED = 1e-5
+DECODED = 1e-3
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def own_model(checkpoint: str = "small_wan.safetensors", lora: str = "none", **options) -> dict:
+    """LongLiveLoadModel."""
+    inputs = {"lora_strength": 1.0, "second_lora": "none", "second_strength": 1.0, "precision": "fp32"}
+    inputs |= {"attention": "sdpa", "family": "auto", "checkpoint": checkpoint, "lora": lora}
+    return node("LongLiveLoadModel", **{**inputs, **options})
+
+
+def stock_model(name: str = "small_wan.safetensors") -> dict:
+    return node("UNETLoader", unet_name=name, weight_dtype="default")
+
+
+def stock_lora(model: str, strength: float = 1.0) -> dict:
+    lora = {"lora_name": "small_lora.safetensors", "strength_model": strength}
+    return node("LoraLoaderModelOnly", model=[model, 0], **lora)
+
+
+def shared(model: str, lora: str = "none") -> dict:
+    options = {"lora": lora, "lora_strength": 1.0, "attention": "sdpa", "family": "auto"}
+    return node("LongLiveUseModel", model=[model, 0], **options)
+
+
+def stream(model: str, seed: int = 4, **inputs) -> dict:
+    sizes = {"width": SIZE, "height": SIZE, "seconds": SECONDS, "seed": seed}
+    links = {"model": [model, 0], "schedule": ["schedule", 0], "vae": ["vae", 0]}
+    return node("LongLiveStream", **{**links, **sizes, **inputs})
+
+
+def dump(name: str, **link) -> dict:
+    return node("TestDump", name=name, **link)
+
+
+def graph(**nodes: dict) -> dict:
+    """A prompt with the small CLIP, its schedule and the tiny decoder in it."""
+    return {
+        "clip": node("TestSmallClip"),
+        "schedule": node("LongLivePromptSchedule", clip=["clip", 0], prompts=PROMPTS),
+        "vae": node("LongLiveLoadVAE", vae_name="taew2_1.safetensors", tiled=False),
+        **nodes,
+    }
+
+
+def run(server, prompt: dict):
+    done = server.run(prompt)
+    assert done.has_succeeded, done.event("execution_error")["exception_message"]
+    return done
+
+
+def dumped(server, name: str) -> torch.Tensor:
+    return torch.load(server.base / "output" / f"{name}.pt")
+
+
+def error_of(server, prompt: dict) -> str:
+    """What the page shows when a prompt fails whose video nobody saves."""
+    saved = {"saved": dump("never", latent=["video", 1])}
+    return server.run(prompt | saved).event("execution_error")["exception_message"]
+
+
+@pytest.fixture(scope="session")
+def latents(server, models) -> dict[str, torch.Tensor]:
+    """The same video by every way into the pack."""
+    ways = {
+        "own": {"own": own_model("longlive_base.pt")},
+        "own_lora": {"own_lora": own_model("longlive_base.pt", "longlive_lora.pt")},
+        "stock": {"unet": stock_model("longlive_base.pt"), "stock": shared("unet")},
+        "stock_lora": {"lora": stock_lora("unet"), "stock_lora": shared("lora")},
+        "shared_lora": {"shared_lora": shared("unet", "longlive_lora.pt")},
+        "own_mapped": {"own_mapped": own_model("small_wan.safetensors")},
+        "stock_mapped": {"mapped": stock_model("small_wan.safetensors"), "stock_mapped": shared("mapped")},
+    }
+    prompt = graph()
+    for name, nodes in ways.items():
+        prompt |= nodes
+        prompt |= {f"{name}_video": stream(name), f"{name}_out": dump(name, latent=[f"{name}_video", 1])}
+    done = run(server, prompt)
+    assert any("no LoRA was given" in text for text in done.texts)
+    return {name: dumped(server, name) for name in ways}
+
+
+def test_stock_and_own_loader_give_the_same_latents(latents):
+    assert latents["own"].shape == (1, 16, 9, SIZE // 8, SIZE // 8)
+    assert torch.equal(latents["own"], latents["stock"])
+    assert torch.equal(latents["stock"], latents["stock_mapped"])
+    # where the file lies in memory as it is on disk, numbers are not aligned, and products round otherwise
+    torch.testing.assert_close(latents["own_mapped"], latents["stock_mapped"], atol=ROUNDED, rtol=ROUNDED)
+
+
+def test_a_stock_lora_changes_the_video_as_ours_does(latents):
+    assert (latents["stock"] - latents["stock_lora"]).abs().mean() > CHANGED
+    torch.testing.assert_close(latents["stock_lora"], latents["own_lora"], atol=SAME, rtol=SAME)
+
+
+def test_the_published_lora_which_stock_nodes_skip_is_applied_to_a_stock_model(latents):
+    assert torch.equal(latents["shared_lora"], latents["stock_lora"])
+
+
+def test_weights_are_shared_counted_and_freed(server, models):
+    prompt = graph(
+        unet=stock_model(),
+        stock=shared("unet"),
+        own=own_model(),
+        video=stream("stock", seed=5),
+        other=stream("own", seed=5),
+        look=node(
+            "TestInspect", name="stock", model=["stock", 0], host_model=["unet", 0], after=["video", 1]
+        ),
+        see=node("TestInspect", name="own", model=["own", 0], after=["other", 1]),
+    )
+    run(server, prompt)
+    stock, own = (
+        json.loads((server.base / "output" / f"{name}.json").read_text()) for name in ("stock", "own")
+    )
+    assert stock["shared"] > 0.9 * stock["size"]
+    assert own["size"] == own["weights"]
+    assert own["freed"] and stock["freed"]
+    assert "Requested to load LongLiveWeights" in server.log
+
+
+def decoding(vae: dict) -> dict:
+    """Latents decoded by our node, by the stock node, and as a video."""
+    return graph(
+        own=own_model(),
+        vae=vae,
+        video=stream("own", seed=6, **SHORT),
+        ours=node("LongLiveDecode", latent=["video", 1], vae=["vae", 0]),
+        theirs=node("VAEDecode", samples=["video", 1], vae=["vae", 0]),
+        first=dump("ours", image=["ours", 0]),
+        second=dump("theirs", image=["theirs", 0]),
+        kept=node("SaveVideo", video=["video", 0], filename_prefix="decoded", format="auto", codec="auto"),
+    )
+
+
+def frames_of(path) -> torch.Tensor:
+    """The frames [F, H, W, 3] of a video in [0, 1]."""
+    with av.open(str(path)) as container:
+        pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    return torch.stack(pictures) / 255
+
+
+def test_streamed_decode_is_the_hosts_decode_of_the_whole(server, models):
+    done = run(server, decoding(node("VAELoader", vae_name="wan_2.1_vae.safetensors")))
+    ours, theirs = dumped(server, "ours"), dumped(server, "theirs")
+    assert ours.shape == theirs.shape == (21, 16, 16, 3)
+    assert ours.std() > 0.05, "a picture with something in it"
+    assert (ours - theirs).abs().max() < DECODED
+    video = frames_of(server.path_of(done.outputs["kept"]["images"][0]))
+    assert (video - ours[: len(video)]).abs().mean() < 0.05, "the stream decodes the same latents"
+
+
+def test_the_hosts_tiny_decoder_is_shared_too(server, models):
+    loader = server.get("/object_info/VAELoader")["VAELoader"]
+    if "lighttaew2_1.safetensors" not in loader["input"]["required"]["vae_name"][0]:
+        pytest.skip("this ComfyUI knows no tiny video decoders")
+    run(server, decoding(node("VAELoader", vae_name="lighttaew2_1.safetensors")))
+    ours, theirs = dumped(server, "ours"), dumped(server, "theirs")
+    assert (ours - theirs.clamp(0, 1)).abs().max() < DECODED
+
+
+@pytest.mark.parametrize(("name", "tiled"), [("wan_2.1_vae", False), ("taew2_1", True)])
+def test_own_vae_decodes_for_stock_nodes(server, models, name, tiled):
+    run(server, decoding(node("LongLiveLoadVAE", vae_name=f"{name}.safetensors", tiled=tiled)))
+    assert torch.equal(dumped(server, "ours"), dumped(server, "theirs"))
+
+
+def test_a_video_from_the_stock_encoder_is_continued(server, models):
+    prompt = graph(
+        own=own_model(),
+        vae=node("VAELoader", vae_name="wan_2.1_vae.safetensors"),
+        video=stream("own", seed=7, **SHORT),
+        pictures=node("VAEDecode", samples=["video", 1], vae=["vae", 0]),
+        encoded=node("VAEEncode", pixels=["pictures", 0], vae=["vae", 0]),
+        more=stream("own", seed=8, continue_from=["encoded", 0], **SHORT),
+        first=dump("encoded", latent=["encoded", 0]),
+        second=dump("more", latent=["more", 1]),
+    )
+    run(server, prompt)
+    encoded, more = dumped(server, "encoded"), dumped(server, "more")
+    assert torch.equal(more[:, :, : encoded.shape[2]], encoded)
+    assert (encoded.shape[2], more.shape[2]) == (6, 9)
+
+
+def test_the_hosts_clip_reads_the_schedule(server, models):
+    prompt = graph(
+        seen=dump("schedule", longlive_schedule=["schedule", 0]),
+        stock=node("CLIPTextEncode", clip=["clip", 0], text="a blue circle"),
+        shown=dump("stock", conditioning=["stock", 0]),
+    )
+    run(server, prompt)
+    ours, stock = dumped(server, "schedule")["a blue circle"], dumped(server, "stock")
+    assert stock.shape == (1, 512, 4096) and torch.equal(ours, stock.float().cpu())
+    assert not ours[0, 100:].any() and ours[0, 0].any()
+
+
+def test_out_of_memory_is_explained_and_the_server_goes_on(server, models):
+    broken = graph(
+        own=own_model(),
+        worse=node("TestBreakMemory", model=["own", 0], passes=5),
+        video=stream("worse", seed=9),
+    )
+    message = error_of(server, broken)
+    assert "not enough memory for 32x32, fp32, tiny decoder, window 12" in message
+    assert re.search(r"weights 0\.\d\d GiB, kv cache .* total", message) and "what should fit" in message
+    kept = re.search(r"the first (\S+) s are kept as (\S+\.mp4)", message)
+    assert float(kept[1]) == 0.6 and len(frames_of(kept[2])) == 9
+    fine = graph(own=own_model(), video=stream("own", seed=9), out=dump("after", latent=["video", 1]))
+    run(server, fine)
+    assert dumped(server, "after").isfinite().all()
+
+
+def test_fp8_files_and_fp8_storage_run(server, models, latents):
+    prompt = graph(
+        unet=stock_model("small_wan_fp8.safetensors"),
+        stock=shared("unet"),
+        packed=own_model("small_wan_fp8.safetensors", precision="fp8"),
+        own=own_model(precision="fp8"),
+    )
+    for name in ("stock", "packed", "own"):
+        prompt |= {
+            f"{name}_video": stream(name),
+            f"{name}_out": dump(f"fp8_{name}", latent=[f"{name}_video", 1]),
+        }
+    run(server, prompt)
+    for name in ("stock", "packed", "own"):
+        found = dumped(server, f"fp8_{name}")
+        correlation = torch.corrcoef(torch.stack((found.flatten(), latents["own"].flatten())))[0, 1]
+        assert correlation > 0.98, name
+
+
+def test_a_changed_file_is_loaded_again(server, models):
+    path = models / "diffusion_models" / "small_wan.safetensors"
+    prompt = graph(
+        own=own_model(precision="bf16"), video=stream("own", seed=10), out=dump("x", latent=["video", 1])
+    )
+    assert "own" not in run(server, prompt).event("execution_cached")["nodes"]
+    assert "own" in run(server, prompt).event("execution_cached")["nodes"]
+    os.utime(path)
+    assert "own" not in run(server, prompt).event("execution_cached")["nodes"]
+
+
+def test_width_and_height_are_the_models_own_unless_set(server, models):
+    info = server.get("/object_info/LongLiveStream")["LongLiveStream"]["input"]["required"]
+    assert info["width"][1]["default"] == info["height"][1]["default"] == 0
+    assert info["width"][1]["min"] == 0
+    prompt = graph(mini=node("LongLiveLoadMini"))
+    prompt["schedule"]["inputs"]["clip"] = ["mini", 1]
+    prompt["video"] = stream("mini", width=0, height=0, vae=["mini", 2])
+    prompt["out"] = dump("mini", latent=["video", 1])
+    run(server, prompt)
+    assert dumped(server, "mini").shape[-2:] == (8, 8)
+
+
+def test_a_frame_wise_file_is_known_by_its_metadata(server, models):
+    stock = {"unet": stock_model("small_ar.safetensors"), "stock": shared("unet")}
+    prompt = graph(own=own_model("small_ar.safetensors"), **stock)
+    for name in ("own", "stock"):
+        prompt |= {
+            f"{name}_video": stream(name, seed=12),
+            f"{name}_out": dump(name, latent=[f"{name}_video", 1]),
+        }
+    done = run(server, prompt)
+    assert any(text.startswith("causal-forcing-framewise, fp32") for text in done.texts)
+    assert dumped(server, "own").shape[2] == 7, "blocks of one latent frame"
+    if server.version.startswith("0.27"):  # older hosts do not read these metadata
+        assert dumped(server, "stock").shape[2] == 7
+
+
+def test_wrong_parts_end_in_one_sentence(server, models):
+    unet = {"unet": stock_model("small_i2v.safetensors"), "own": shared("unet"), "video": stream("own")}
+    assert "this MODEL is a Wan image-to-video model" in error_of(server, graph(**unet))
+    flash = graph(own=own_model(attention="flash2"), video=stream("own"))
+    assert "needs an NVIDIA card; choose sdpa" in error_of(server, flash)
+    i2v = graph(own=own_model("small_i2v.safetensors"), video=stream("own"))
+    assert "this is a Wan image-to-video model" in error_of(server, i2v)
+    mini = graph(mini=node("LongLiveLoadMini"), own=own_model(), video=stream("own", vae=["mini", 2]))
+    assert "connect the VAE that belongs to the model" in error_of(server, mini)
+    pixels = graph(own=own_model(), vae=node("VAELoader", vae_name="pixel_space"), video=stream("own"))
+    assert "this VAE cannot decode a stream" in error_of(server, pixels)
+    words = graph(mini=node("LongLiveLoadMini"), own=own_model(), video=stream("own"))
+    words["schedule"]["inputs"]["clip"] = ["mini", 1]
+    assert "encoded 64 wide and this model reads 4096" in error_of(server, words)
+    run(server, graph(own=own_model(), video=stream("own", seed=11), out=dump("good", latent=["video", 1])))
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflow_runs_on_files_of_these_names(server, models, object_info, comfy, file):
+    prompt = comfy.shortened(comfy.as_prompt(json.loads(file.read_text()), object_info), SHORT["seconds"])
+    for key, named in prompt.items():
+        if named["class_type"] == "LongLiveStream":
+            named["inputs"] |= SHORT
+        if named["class_type"] == "CLIPLoader":
+            assert named["inputs"]["type"] in object_info["CLIPLoader"]["input"]["required"]["type"][0]
+            prompt[key] = node("TestSmallClip")
+    done = run(server, prompt)
+    (saved,) = (done.outputs[key] for key in prompt if prompt[key]["class_type"] == "SaveVideo")
+    assert len(frames_of(server.path_of(saved["images"][0]))) == 12
