@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longlive_core.config import RELATIVES, ModelConfig
@@ -17,7 +18,7 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.weights.checkpoints import NO_LORA, compute_dtype, load_transformer
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.quantize import to_fp8
-from longlive_core.weights.wan_names import foreign_name, our_name
+from longlive_core.weights.wan_names import foreign_name, from_wan, our_name
 
 CONFIG = ModelConfig(
     dim=128, ffn_dim=64, num_heads=1, num_layers=2, latent_channels=16, text_dim=32, freq_dim=32
@@ -244,14 +245,19 @@ def test_the_references_own_files_load_through_the_public_loader(golden_dir: Pat
         pytest.skip(f"{golden_dir} has no {base.name}")
     plain = load_transformer(base, precision="fp32", num_heads=3)
     assert NO_LORA in plain.notes
+    same = from_wan(load_file(golden_dir / "dit_weights.safetensors"))
+    assert all(torch.equal(tensor, same[name]) for name, tensor in plain.transformer.state_dict().items())
     for name in ("tiny_lora", "tiny_lora_alpha"):
-        both = [
-            load_transformer(base, [LoraChoice(golden_dir / f"{name}{s}", 1.0, alpha)], "fp32", num_heads=3)
-            for s, alpha in ((".pt", None), (".safetensors", None))
-        ]
-        first, second = (loaded.transformer.state_dict() for loaded in both)
+        with safe_open(golden_dir / f"{name}.safetensors", "pt") as twin:
+            alpha = float(twin.metadata()["alpha"])
+        first, second = (
+            load_transformer(
+                base, [LoraChoice(golden_dir / f"{name}{suffix}", 1.0, alpha)], "fp32", num_heads=3
+            ).transformer.state_dict()
+            for suffix in (".pt", ".safetensors")
+        )
         assert all(torch.equal(first[key], second[key]) for key in first)
-        assert not torch.equal(first["layers.0.ffn.0.weight"], plain.transformer.layers[0].ffn[0].weight)
+        assert not torch.equal(first["layers.0.ffn.0.weight"], same["layers.0.ffn.0.weight"])
 
 
 def test_a_relative_is_known_by_its_name_or_metadata(tmp_path: Path, state) -> None:
