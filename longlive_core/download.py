@@ -56,6 +56,7 @@ _TOKENIZER = tuple(
     for name in ("special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer_config.json")
 )
 DOWNLOADS = {
+    "longlive-1.3b-transformer": _TRANSFORMER,
     "longlive-1.3b": (
         *_TRANSFORMER,
         RemoteFile(COMFYUI, "split_files/vae/wan_2.1_vae.safetensors", "vae", "wan_2.1_vae.safetensors"),

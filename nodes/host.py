@@ -221,6 +221,11 @@ def file_path(name: str, *folders: str) -> Path:
     )
 
 
+def models_folder() -> Path:
+    """The folder of all model folders."""
+    return Path(folder_paths.models_dir)
+
+
 def file_stamp(name: str, *folders: str) -> str:
     """Path, time and size of a model file: what changes when the file does."""
     path = file_path(name, *folders)

@@ -1,7 +1,10 @@
 """LongLiveLoadModel: a checkpoint and its LoRAs from the host's folders -> a generator."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
+from ..longlive_core.download import download
 from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
 from ..longlive_core.weights.lora import LoraChoice
 from . import host
@@ -9,6 +12,7 @@ from .io_types import AUTO, CATEGORY, AttentionInput, FamilyInput, ModelType, St
 
 MODELS, LORAS = "diffusion_models", "loras"
 NONE = "none"
+DOWNLOAD, PUBLISHED = "LongLive-1.3B (download)", "longlive-1.3b-transformer"
 SMALLEST, LARGEST, STEP = -10.0, 10.0, 0.05  # strengths of LoRAs
 
 PrecisionInput = io.Combo.Input(
@@ -18,6 +22,16 @@ PrecisionInput = io.Combo.Input(
     tooltip=(
         "How weights are stored. auto: as suits this machine. fp8: half the memory of bf16, nearly the same "
         "pictures."
+    ),
+)
+
+LicenceInput = io.Boolean.Input(
+    "accept_licence",
+    default=False,
+    optional=True,
+    tooltip=(
+        "Only for the download: accept the licence of the published weights. While it is off, the error "
+        "shows sizes and licences. A download that stopped goes on where it was."
     ),
 )
 
@@ -38,7 +52,7 @@ class LongLiveLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=host.file_names(MODELS),
+                    options=[*host.file_names(MODELS), DOWNLOAD],
                     tooltip="A file in models/diffusion_models: longlive_base.pt, or another Wan 2.1 1.3B.",
                 ),
                 io.Combo.Input(
@@ -72,6 +86,7 @@ class LongLiveLoadModel(io.ComfyNode):
                 PrecisionInput,
                 AttentionInput,
                 FamilyInput,
+                LicenceInput,
             ],
             outputs=[
                 ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream.")
@@ -83,15 +98,14 @@ class LongLiveLoadModel(io.ComfyNode):
     def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, **_) -> str:
         """Changes with the files; what comes over a link is None here."""
         files = ((checkpoint, MODELS), (lora, LORAS), (second_lora, LORAS))
-        return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE))
+        return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, DOWNLOAD))
 
     @classmethod
-    def execute(cls, checkpoint, precision, attention, family, **loras) -> io.NodeOutput:
+    def execute(cls, checkpoint, precision, attention, family, accept_licence=False, **loras):
         host.check_attention(attention)
         precision = own_precision() if precision == AUTO else precision
         loaded = load_transformer(
-            host.file_path(checkpoint, MODELS),
-            choices(**loras),
+            *files(checkpoint, accept_licence, loras),
             precision,
             host.offload_device(),
             attention,
@@ -103,6 +117,29 @@ class LongLiveLoadModel(io.ComfyNode):
         transformer, source = host.managed(loaded.transformer), {"checkpoint": checkpoint, **loras}
         model = StreamModel(loaded.preset, transformer, attention, precision, source)
         return io.NodeOutput(model, ui=host.shown(cls.hidden.unique_id, notes))
+
+
+def files(checkpoint: str, accept_licence: bool, loras: dict) -> tuple[Path, list[LoraChoice]]:
+    """The checkpoint and the LoRAs that were chosen; the published ones are fetched if that was chosen."""
+    if checkpoint != DOWNLOAD:
+        return host.file_path(checkpoint, MODELS), choices(**loras)
+    base, own = fetched(accept_licence)
+    added = [LoraChoice(own, loras["lora_strength"])] if loras["lora"] == NONE else []
+    return base, [*added, *choices(**loras)]
+
+
+def fetched(accept_licence: bool) -> list[Path]:
+    """LongLive's checkpoint and LoRA; ValueError with sizes and licences unless they are accepted."""
+    told: list[str] = []
+
+    def confirm(text: str) -> bool:
+        told.append(" ".join(text.split()))
+        return accept_licence
+
+    paths = download(PUBLISHED, host.models_folder(), confirm=confirm)
+    if not paths:
+        raise ValueError(f"nothing was downloaded, because accept_licence is off: {told[0]}")
+    return paths
 
 
 def choices(lora: str, lora_strength: float, second_lora: str, second_strength: float) -> list[LoraChoice]:

@@ -28,6 +28,7 @@ MISSING = (
     else "BROWSER TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
 )
 CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy_server.checkouts() if CHROMIUM]
+NOWHERE = "http://127.0.0.1:9"  # no test of a page downloads anything
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -40,7 +41,7 @@ def playwright():
     scope="session", params=CHECKOUTS or [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))]
 )
 def server(request, tmp_path_factory, playwright):
-    running = comfy_server.Server(request.param, tmp_path_factory.mktemp("comfy") / "base")
+    running = comfy_server.Server(request.param, tmp_path_factory.mktemp("comfy") / "base", hub=NOWHERE)
     yield running
     running.stop()
 

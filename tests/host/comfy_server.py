@@ -66,7 +66,7 @@ class Run:
 class Server:
     """A running ComfyUI with this pack, in a base folder of its own."""
 
-    def __init__(self, checkout: Path, base: Path):
+    def __init__(self, checkout: Path, base: Path, hub: str):
         self.checkout, self.base = checkout, base
         self.log_file = base / "server.log"
         with socket.socket() as probe:
@@ -75,7 +75,11 @@ class Server:
         prepare_base(base)
         with self.log_file.open("w") as log:
             self._process = subprocess.Popen(
-                command(checkout, base, self.address), cwd=checkout, stdout=log, stderr=subprocess.STDOUT
+                command(checkout, base, self.address),
+                cwd=checkout,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"HF_ENDPOINT": hub, "NO_PROXY": "127.0.0.1,localhost"},
             )
         self._wait_until_ready()
         self.start_log = self.log

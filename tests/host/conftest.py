@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ def load(path: Path, name: str):
 
 comfy = load(Path(__file__).with_name("comfy_server.py"), "longlive_comfy_server")
 model_files = load(Path(__file__).with_name("model_files.py"), "longlive_model_files")
+downloads = load(Path(__file__).parents[1] / "test_download.py", "longlive_test_download")
 NO_CHECKOUT = "HOST TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
 SMALL_VAE_SINCE = (0, 27)  # older hosts build only the true size
 SMALL_VAE, TRUE_VAE = 16, 96
@@ -35,9 +38,21 @@ def checkout(request) -> Path:
 @pytest.fixture(scope="session")
 def server(checkout, tmp_path_factory):
     pytest.importorskip("websocket", reason="HOST TESTS NOT RUN: pip install websocket-client")
-    running = comfy.Server(checkout, tmp_path_factory.mktemp("comfy") / "base")
-    yield running
-    running.stop()
+    with hub_of_its_own() as hub:
+        running = comfy.Server(checkout, tmp_path_factory.mktemp("comfy") / "base", hub.endpoint)
+        running.hub = hub
+        yield running
+        running.stop()
+
+
+@contextmanager
+def hub_of_its_own():
+    """A stand-in for the hub of models, so that no test asks the real one."""
+    hub = downloads.Hub()
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    yield hub
+    hub.shutdown()
+    hub.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -318,3 +318,19 @@ def test_workflow_runs_on_files_of_these_names(server, models, object_info, comf
     done = run(server, prompt)
     (saved,) = (done.outputs[key] for key in prompt if prompt[key]["class_type"] == "SaveVideo")
     assert len(frames_of(server.path_of(saved["images"][0]))) == 12
+
+
+def test_the_published_files_are_fetched_by_a_choice_in_the_loader(server, models, latents):
+    places = {"models/longlive_base.pt": models / "diffusion_models" / "longlive_base.pt"}
+    places["models/lora.pt"] = models / "loras" / "longlive_lora.pt"
+    for name, place in places.items():
+        server.hub.files[f"Efficient-Large-Model/LongLive-1.3B/{name}"] = place.read_bytes()
+        place.unlink()
+    asked = own_model("LongLive-1.3B (download)")
+    refused = error_of(server, graph(own=asked, video=stream("own")))
+    assert "accept_licence is off" in refused and "CC-BY-NC-SA" in refused
+    assert not any(place.exists() for place in places.values())
+    asked["inputs"]["accept_licence"] = True
+    run(server, graph(own=asked, video=stream("own"), out=dump("fetched", latent=["video", 1])))
+    assert all(place.exists() for place in places.values())
+    assert torch.equal(dumped(server, "fetched"), latents["own_lora"])
