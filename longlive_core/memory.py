@@ -66,11 +66,15 @@ class Setting:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made while it is on: those alive now, and the most there ever were."""
+    """Counts the bytes of tensors made while it is on: those alive now, and the most there ever were.
 
-    def __init__(self):
+    With `has_copies` a convolution also takes a copy of its input: on CPUs oneDNN reorders it.
+    """
+
+    def __init__(self, has_copies: bool = False):
         super().__init__()
         self.peak = 0
+        self._has_copies = has_copies
         self._alive: dict[StorageWeakRef, int] = {}
 
     @property
@@ -84,7 +88,8 @@ class LiveBytes(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         for storage in storages(out):
             self._alive.setdefault(StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
+        is_copied = self._has_copies and "conv" in function.overloadpacket.__name__
+        self.peak = max(self.peak, self.now + (args[0].nbytes if is_copied else 0))
         return out
 
 
@@ -103,7 +108,8 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     weights = weight_bytes(preset.model, setting.precision, compute)
     cache, text, passing = transformer_bytes(preset.model, setting.window, size, compute)
     block = setting.window.block_latent_frames
-    decoder, decoding = decoder_bytes(preset, setting.decoder, block, size, compute)
+    is_cpu = device.type == "cpu"
+    decoder, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
     return Needs(weights, cache, text, decoder, max(passing, decoding))
 
 
@@ -166,7 +172,7 @@ def build_decoder(preset: Preset, name: str) -> nn.Module:
 @lru_cache
 @torch.inference_mode()
 def decoder_bytes(
-    preset: Preset, name: str, block: int, size: tuple[int, int], compute: torch.dtype
+    preset: Preset, name: str, block: int, size: tuple[int, int], compute: torch.dtype, is_cpu: bool = False
 ) -> tuple[int, int]:
     """What the decoder holds, weights and past, and what it takes beside that for a block in mid-video."""
     if name == "tiled":
@@ -175,7 +181,7 @@ def decoder_bytes(
         decoder = build_decoder(preset, name).to(compute)
         weights = sum(tensor.nbytes for tensor in decoder.state_dict().values())
         stream = StreamingDecoder(decoder)
-        with LiveBytes() as live:
+        with LiveBytes(is_cpu) as live:
             for _ in range(2):
                 stream.push(torch.empty(1, preset.model.latent_channels, block, *latent_size(*size)))
         past = live.now

@@ -43,7 +43,7 @@ def test_the_plan_of_a_decoder_is_what_decoding_allocates() -> None:
     needs = estimate(mini, Setting(*SIZE, "fp32"), CPU)
     decoder = TinyAutoencoder(mini.autoencoder)
     stream, latents = StreamingDecoder(decoder), torch.zeros(1, 16, 3, *latent_size(*SIZE))
-    with LiveBytes() as live:
+    with LiveBytes(has_copies=True) as live:
         for _ in range(2):
             stream.push(latents)
     held = sum(tensor.nbytes for tensor in decoder.state_dict().values()) + live.now
