@@ -39,11 +39,6 @@ class ModelFiles:
     embeddings: Path | None = None
 
 
-def best_device() -> str:
-    """`cuda` where there is a card, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_files(
     files: ModelFiles, on_progress: Callable[[int, int], None] | None = None
 ) -> tuple[Pipeline, tuple[str, ...]]:

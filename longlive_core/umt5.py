@@ -16,13 +16,13 @@ from .text.encoder import PromptEncoder, fill_umt5, umt5_sizes, umt5_skeleton
 from .text.tokens import Tokenizer, load_tokenizer, tokenizer_from_pieces
 from .weights.families import family
 from .weights.files import INDEX_SUFFIX, TensorFile, open_tensors
+from .weights.fit import misfits
+from .weights.quantize import MARKERS, SCALES
 
 TOKENIZER_PAGE = "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/tree/main/google/umt5-xxl"
 PRECISIONS = (torch.bfloat16, torch.float32)  # fp16 overflows in this model
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 PIECES = "spiece_model"
-_SCALE = re.compile(r"\.(scale_weight|weight_scale)$")
-_MARKER = re.compile(r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale)$")
 _DECODER = re.compile(r"^(decoder\.|lm_head\.)")  # a whole UMT5 is welcome, but only its encoder is used
 _WAN_LAYER = re.compile(
     r"^blocks\.(\d+)\.(norm1|norm2|attn|pos_embedding\.embedding|ffn\.\w+(?:\.0)?)\.(.+)$"
@@ -105,10 +105,10 @@ def _names(file: TensorFile) -> _Names:
     """Sort the names of a file; those of a decoder, of a tokenizer and of quantisation are left out."""
     names = _Names({}, {})
     for name in file.shapes:
-        if name == PIECES or _MARKER.search(name) or _DECODER.match(name):
+        if name == PIECES or name.endswith(MARKERS) or _DECODER.match(name):
             continue
-        if _SCALE.search(name):
-            names.scales[_transformers_name(_SCALE.sub(".weight", name))] = name
+        if suffix := next((s for s in SCALES if name.endswith(s)), None):
+            names.scales[_transformers_name(name.removesuffix(suffix) + ".weight")] = name
         else:
             names.weights[_transformers_name(name)] = name
     return names
@@ -134,15 +134,9 @@ def _skeleton(file: TensorFile, names: _Names) -> nn.Module:
     model = umt5_skeleton(sizes)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     expected.pop("encoder.embed_tokens.weight", None)  # the same table as shared.weight
-    missing = expected.keys() - shapes.keys()
-    unexpected = shapes.keys() - expected.keys()
-    misshapen = {name for name in expected.keys() & shapes.keys() if expected[name] != shapes[name]}
-    groups = {"missing": missing, "unknown": unexpected, "misshapen": misshapen}
-    if faults := [f"{len(group)} {word} ({min(group)})" for word, group in groups.items() if group]:
-        raise _misfit(file, f"tensors {', '.join(faults)}")
-    for name in names.weights.values():
-        if file.dtypes[name] not in STORED:
-            raise _misfit(file, f"{name} is stored in a format that is not read here")
+    strange = [ours for ours, theirs in names.weights.items() if file.dtypes[theirs] not in STORED]
+    if wrong := misfits(expected, shapes, strange):
+        raise _misfit(file, wrong)
     return model
 
 

@@ -31,6 +31,11 @@ AttentionInput = io.Combo.Input(
     default=BACKENDS[0],
     tooltip="sdpa always works. The others need their package and an NVIDIA card.",
 )
+LORAS, NONE = "loras", "none"
+STRENGTHS = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
+LoraStrengthInput = io.Float.Input(
+    "lora_strength", **STRENGTHS, tooltip="How much of the LoRA is added. 1 for LongLive's own."
+)
 FamilyInput = io.Combo.Input(
     "family",
     options=[AUTO, *RELATIVES],

@@ -8,12 +8,21 @@ from ..longlive_core.download import download
 from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
 from ..longlive_core.weights.lora import LoraChoice
 from . import host
-from .io_types import AUTO, CATEGORY, AttentionInput, FamilyInput, ModelType, StreamModel
+from .io_types import (
+    AUTO,
+    CATEGORY,
+    LORAS,
+    NONE,
+    STRENGTHS,
+    AttentionInput,
+    FamilyInput,
+    LoraStrengthInput,
+    ModelType,
+    StreamModel,
+)
 
-MODELS, LORAS = "diffusion_models", "loras"
-NONE = "none"
+MODELS = "diffusion_models"
 DOWNLOAD, PUBLISHED = "LongLive-1.3B (download)", "longlive-1.3b-transformer"
-SMALLEST, LARGEST, STEP = -10.0, 10.0, 0.05  # strengths of LoRAs
 
 PrecisionInput = io.Combo.Input(
     "precision",
@@ -61,14 +70,7 @@ class LongLiveLoadModel(io.ComfyNode):
                     default=NONE,
                     tooltip="A file in models/loras. LongLive's own LoRA belongs to longlive_base.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=SMALLEST,
-                    max=LARGEST,
-                    step=STEP,
-                    tooltip="How much of the LoRA is added. 1 for LongLive's own.",
-                ),
+                LoraStrengthInput,
                 io.Combo.Input(
                     "second_lora",
                     options=[NONE, *host.file_names(LORAS)],
@@ -76,12 +78,7 @@ class LongLiveLoadModel(io.ComfyNode):
                     tooltip="One more LoRA for Wan 2.1 1.3B, e.g. a style.",
                 ),
                 io.Float.Input(
-                    "second_strength",
-                    default=1.0,
-                    min=SMALLEST,
-                    max=LARGEST,
-                    step=STEP,
-                    tooltip="How much of the second LoRA is added.",
+                    "second_strength", **STRENGTHS, tooltip="How much of the second LoRA is added."
                 ),
                 PrecisionInput,
                 AttentionInput,

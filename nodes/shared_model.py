@@ -14,14 +14,15 @@ from ..longlive_core.model.attention import Attend
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.model.layers import Linear
 from ..longlive_core.weights.checkpoints import config_of
-from ..longlive_core.weights.families import WAN_TEXT_TO_VIDEO, family
+from ..longlive_core.weights.families import WAN_TEXT_TO_VIDEO, Shapes, family
+from ..longlive_core.weights.fit import misfits
 from ..longlive_core.weights.lora import LoraChoice, open_lora
+from ..longlive_core.weights.quantize import MARKERS, SCALES
 from ..longlive_core.weights.wan_names import foreign_name, our_name
 from . import host
 
 PATCHES = "patch_embedding"  # a convolution there, a matrix here
 HINT = "connect a Wan 2.1 text-to-video model of 1.3B (LongLive or a relative)"
-_SCALES = ("scale_weight", "scale_input", "input_scale")  # beside weights, but no weights
 
 
 def shared_config(model: Any) -> ModelConfig:
@@ -32,15 +33,19 @@ def shared_config(model: Any) -> ModelConfig:
     theirs = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
     if (looks := family(theirs)) != WAN_TEXT_TO_VIDEO:
         raise ValueError(f"this MODEL is {looks}; {HINT}")
-    ours = {our_name(name): shape for name, shape in theirs.items() if not name.endswith(_SCALES)}
+    ours = {our_name(name): shape for name, shape in theirs.items() if not name.endswith((*SCALES, *MARKERS))}
     patches = f"{PATCHES}.weight"
     ours[patches] = (ours[patches][0], torch.Size(ours[patches][1:]).numel())
     config = config_of(ours, "this MODEL", network.num_heads)
-    with torch.device("meta"):
-        expected = {name: tuple(weight.shape) for name, weight in CausalWan(config).named_parameters()}
-    if strange := sorted(expected.items() ^ ours.items()):
-        raise ValueError(f"this MODEL is another kind of Wan: it differs in {strange[0][0]}; {HINT}")
+    if wrong := misfits(shapes_of(config), ours):
+        raise ValueError(f"this MODEL is another kind of Wan: {wrong}; {HINT}")
     return config
+
+
+def shapes_of(config: ModelConfig) -> Shapes:
+    """Shape of every weight of a transformer of ours."""
+    with torch.device("meta"):
+        return {name: tuple(weight.shape) for name, weight in CausalWan(config).named_parameters()}
 
 
 def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any, str]:
@@ -48,9 +53,7 @@ def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any,
 
     Stock nodes skip the names of LongLive's own LoRA without a word.
     """
-    with torch.device("meta"):
-        shapes = {name: tuple(weight.shape) for name, weight in CausalWan(config).named_parameters()}
-    lora = open_lora(choice, shapes)
+    lora = open_lora(choice, shapes_of(config))
     found, tensors = lora.read(lora.patches), {}
     for target, patch in lora.patches.items():
         stem, _, leaf = foreign_name(target, "wan").rpartition(".")

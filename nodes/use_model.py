@@ -9,10 +9,19 @@ from ..longlive_core.model.attention import attention_backend
 from ..longlive_core.weights.checkpoints import NO_LORA
 from ..longlive_core.weights.lora import LoraChoice
 from . import host
-from .io_types import AUTO, CATEGORY, AttentionInput, FamilyInput, ModelType, StreamModel
+from .io_types import (
+    AUTO,
+    CATEGORY,
+    LORAS,
+    NONE,
+    AttentionInput,
+    FamilyInput,
+    LoraStrengthInput,
+    ModelType,
+    StreamModel,
+)
 from .shared_model import shared_config, shared_transformer, with_lora
 
-NONE, LORAS = "none", "loras"
 FRAME_WISE = "causal-forcing-framewise"
 
 
@@ -40,14 +49,7 @@ class LongLiveUseModel(io.ComfyNode):
                     default=NONE,
                     tooltip="LongLive's own LoRA, unless the MODEL has it; stock nodes cannot read lora.pt.",
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How much of the LoRA is added. 1 for LongLive's own.",
-                ),
+                LoraStrengthInput,
                 AttentionInput,
                 FamilyInput,
             ],

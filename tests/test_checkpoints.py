@@ -341,9 +341,9 @@ def test_everything_missing_unexpected_and_misshapen_is_listed_at_once(tmp_path:
     theirs["head.head.bias"] = torch.zeros(5)
     save_file(theirs, tmp_path / "odd.safetensors")
     text = refusal(tmp_path / "odd.safetensors")
-    assert "1 missing: layers.1.ffn.2.bias" in text
-    assert "1 unexpected: layers.0.surprise.weight" in text
-    assert "1 misshapen: head.proj.bias [5] instead of [64]" in text
+    assert "1 missing (layers.1.ffn.2.bias)" in text
+    assert "1 unexpected (layers.0.surprise.weight)" in text
+    assert "1 misshapen (head.proj.bias [5] instead of [64])" in text
 
 
 def test_paths_that_are_no_files(tmp_path: Path, state) -> None:

@@ -125,3 +125,12 @@ def test_the_plan_lists_what_fits(capsys) -> None:
     text = capsys.readouterr().out
     assert "kv cache" in text and "tiny decoder" in text
     assert main(["plan", "--model=nobody"]) == EXIT_BAD_INPUT
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a card")
+@pytest.mark.parametrize("device", ["nonsense", "cuda"])
+def test_a_device_that_is_not_here_is_one_sentence(device, files, tmp_path, capsys) -> None:
+    assert main(arguments(files, tmp_path / "v.mp4", device=device)) == EXIT_BAD_INPUT
+    assert f"device '{device}' cannot be used" in capsys.readouterr().err or device == "nonsense"
+    assert main(["plan", "--device=nonsense"]) == EXIT_BAD_INPUT
+    assert "'nonsense' is not a device" in capsys.readouterr().err

@@ -402,10 +402,10 @@ WRONG = {
     "T5 v1.1, one position bias": (without("block.1.layer.0.SelfAttention.relative"), "1 missing"),
     "no table": (without("shared"), "not named or shaped like one"),
     "nothing known": (lambda weights: {"x": torch.ones(3)}, "not named or shaped like one"),
-    "a tensor too many": (lambda weights: weights | {"head.weight": torch.ones(3)}, "1 unknown"),
+    "a tensor too many": (lambda weights: weights | {"head.weight": torch.ones(3)}, "1 unexpected"),
     "a far layer": (
         lambda weights: weights | {"encoder.block.999999999.layer.0.layer_norm.weight": torch.ones(32)},
-        "1 unknown",
+        "1 unexpected",
     ),
     "a bent tensor": (
         lambda weights: weights | {"encoder.final_layer_norm.weight": torch.ones(31)},

@@ -4,11 +4,14 @@ import argparse
 import sys
 from types import ModuleType
 
+import torch
+
 from ..rollout.rollout import RolloutError
 from . import download, generate, info, plan
 
 COMMANDS: dict[str, ModuleType] = {"generate": generate, "info": info, "plan": plan, "download": download}
 EXIT_BAD_INPUT = 2
+SMALLER = "choose --precision fp8, or see longlive plan"
 EXIT_INTERRUPTED = 130
 
 
@@ -17,7 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, OSError, RolloutError, MemoryError) as error:
+    except torch.OutOfMemoryError as error:
+        print(
+            f"longlive: not enough memory to load this ({str(error).splitlines()[0]}); {SMALLER}",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
+    except (ValueError, OSError, RolloutError) as error:
         print(f"longlive: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:

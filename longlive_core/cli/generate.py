@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from ..config import MINI, Preset
 from ..contact_sheet import ContactSheet
-from ..parts import ModelFiles, best_device, load_files
+from ..parts import ModelFiles, load_files
 from ..pipeline import Pipeline, Plan, Request, load_pipeline
 from ..rollout.prompts import Policy, PromptSchedule
 from ..video import VideoWriter
-from .options import add_model, add_size_and_window, window_from
+from .options import add_model, add_size_and_window, usable_device, window_from
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
@@ -131,7 +131,7 @@ def pipeline_from(options: argparse.Namespace) -> Pipeline:
         family=options.family,
         precision=options.precision,
         attention=options.attention,
-        device=best_device() if options.device == "auto" else options.device,
+        device=usable_device(options.device),
         tile_pixels=options.tile,
     )
     with tqdm(unit="B", unit_scale=True, desc="loading", mininterval=0.5) as bar:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
 def weights_facts(path: Path) -> dict[str, Any]:
     """What a file of tensors is, told from names and shapes."""
     file = open_tensors(path, SECTIONS)
-    values = sum(_product(shape) for shape in file.shapes.values())
+    values = sum(math.prod(shape) for shape in file.shapes.values())
     return {
         "file": path.name,
         "is": family(file.shapes),
@@ -41,10 +42,3 @@ def weights_facts(path: Path) -> dict[str, Any]:
         "dtypes": sorted({str(dtype).removeprefix("torch.") for dtype in file.dtypes.values()}),
         "metadata": file.metadata,
     }
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

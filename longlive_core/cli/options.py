@@ -4,6 +4,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ..config import PRESETS, Preset, WindowConfig
 from ..model.attention import BACKENDS
 from ..weights.checkpoints import PRECISIONS
@@ -63,6 +65,25 @@ def window_from(options: argparse.Namespace, preset: Preset) -> WindowConfig | N
             )
         changes["sink_latent_frames"] = options.sink
     return replace(preset.window, **changes) if changes else None
+
+
+def device_named(name: str) -> torch.device:
+    """`cuda`, `cpu`, ...; ValueError for a name that is no device."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} is not a device; choose cpu or cuda") from error
+
+
+def usable_device(name: str) -> str:
+    """`auto` is the card if there is one; ValueError for a device that is not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device_named(name))
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"device {name!r} cannot be used here; choose cpu, or leave --device out") from error
+    return name
 
 
 def preset_named(name: str) -> Preset:

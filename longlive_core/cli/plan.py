@@ -3,12 +3,10 @@
 import argparse
 from itertools import islice
 
-import torch
-
 from ..config import LONGLIVE_1_3B
 from ..memory import GIB, Setting, estimate, fitting
 from ..weights.checkpoints import PRECISIONS
-from .options import add_size_and_window, preset_named, window_from
+from .options import add_size_and_window, device_named, preset_named, window_from
 
 HELP = "tell the memory that a run needs, and what would fit a smaller card"
 NUM_SHOWN = 4
@@ -25,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the table, and on request what fits."""
-    preset, device = preset_named(options.model), torch.device(options.device)
+    preset, device = preset_named(options.model), device_named(options.device)
     width, height = options.size or (preset.width, preset.height)
     window = window_from(options, preset) or preset.window
     wanted = Setting(width, height, options.precision, options.decoder, window)

@@ -20,8 +20,9 @@ from ..model.causal_wan import CausalWan
 from ..model.layers import Linear
 from .families import WAN_TEXT_TO_VIDEO, Shapes, family
 from .files import TensorFile, open_tensors
+from .fit import misfits
 from .lora import Lora, LoraChoice, open_lora
-from .quantize import FP8, from_fp8, to_fp8
+from .quantize import FP8, MARKERS, SCALES, from_fp8, to_fp8
 from .wan_names import our_name
 
 SECTIONS = ("generator", "generator_ema", "model")
@@ -29,9 +30,6 @@ EMA_SECTIONS = ("generator_ema", "generator", "model")
 HEAD_DIM = 128
 PORTION_BYTES = 256 * 2**20
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
-_MARKERS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")  # beside weights, but no weights
-_SCALES = (".scale_weight", ".weight_scale")
-_SHOWN = 4
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -109,9 +107,9 @@ def open_checkpoint(
         )
     names, scales = {}, {}
     for theirs in file.shapes:
-        if theirs.endswith(_MARKERS):
+        if theirs.endswith(MARKERS):
             continue
-        suffix = next((s for s in _SCALES if theirs.endswith(s)), None)
+        suffix = next((s for s in SCALES if theirs.endswith(s)), None)
         if suffix:
             scales[our_name(theirs.removesuffix(suffix) + ".weight")] = theirs
         else:
@@ -173,26 +171,12 @@ def _preset_of_file(file: TensorFile) -> Preset | None:
 def check_shapes(checkpoint: Checkpoint, transformer: CausalWan) -> None:
     """One ValueError that lists everything missing, unexpected or misshapen."""
     expected = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
-    found = checkpoint.shapes()
-    misshapen = [n for n in expected if n in found and expected[n] != found[n]]
-    groups = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "misshapen": [f"{n} {list(found[n])} instead of {list(expected[n])}" for n in misshapen],
-        "no numbers that weights can have": [
-            n for n in found if checkpoint.file.dtypes[checkpoint.names[n]] is None
-        ],
-    }
-    wrong = [f"{len(names)} {what}: {_some(names)}" for what, names in groups.items() if names]
-    if wrong:
+    file, found = checkpoint.file, checkpoint.shapes()
+    no_numbers = [name for name in found if file.dtypes[checkpoint.names[name]] is None]
+    if wrong := misfits(expected, found, no_numbers):
         raise ValueError(
-            f"{checkpoint.file.path} is not the whole of one transformer: {'; '.join(wrong)}; "
-            "choose the complete Wan 2.1 1.3B file"
+            f"{file.path} is not the whole of one transformer: {wrong}; choose the complete Wan 2.1 1.3B file"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def values(

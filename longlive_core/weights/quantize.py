@@ -5,6 +5,8 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
+SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
+MARKERS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")  # beside weights, but no weights
 
 
 def to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:

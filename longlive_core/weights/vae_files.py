@@ -16,12 +16,12 @@ from ..vae.autoencoder import WanAutoencoder
 from ..vae.tiny import TinyAutoencoder
 from .families import family
 from .files import open_tensors
+from .fit import misfits
 
 RAW_LATENTS = "lighttae"  # files named so hear raw latents, taew2_1 normalised ones; nothing in them tells
 OTHER_LATENTS = ("taehv", "taecvx")  # files named so are shaped as taew2_1 and decode other models' latents
 SECTIONS = ("state_dict",)
 WANTED = "choose a Wan 2.1 VAE (wan_2.1_vae, Wan2.1_VAE) or a tiny decoder of its latents (taew2_1)"
-_SHOWN = 3
 
 _STAGE = {
     "encoder": WanAutoencoderConfig.num_residuals + 1,
@@ -194,23 +194,7 @@ def _assigned(build: Callable[[], nn.Module], state: dict[str, Tensor]) -> nn.Mo
 
 def _check(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     """One ValueError that lists everything missing, unexpected, misshapen or of a type that weights lack."""
-    both = [name for name in expected if name in found]
-    groups = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "misshapen": [
-            f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
-            for name in both
-            if found[name].shape != expected[name].shape
-        ],
-        "no floating point": [name for name in both if not found[name].is_floating_point()],
-    }
-    wrong = [
-        f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
-        for what, names in groups.items()
-        if names
-    ]
-    if wrong:
-        raise ValueError(
-            f"it is not the whole of one VAE: {'; '.join(wrong)} (in our names); download it again"
-        )
+    shapes = ({name: tuple(t.shape) for name, t in state.items()} for state in (expected, found))
+    no_numbers = [name for name in expected if name in found and not found[name].is_floating_point()]
+    if wrong := misfits(*shapes, no_numbers):
+        raise ValueError(f"it is not the whole of one VAE: {wrong} (in our names); download it again")
