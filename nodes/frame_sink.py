@@ -5,11 +5,23 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..longlive_core.config import WindowConfig
-from ..longlive_core.rollout.prompts import Policy
+from ..longlive_core.rollout.prompts import SWITCH_POLICIES, Policy
 from .io_types import CATEGORY, POSITIONS, WindowChoice, WindowType
 
 DEFAULT = WindowConfig()
 MAX_WINDOW = 1024
+FULL, SMALL = "full", "fp8"
+
+KVCacheInput = io.Combo.Input(
+    "kv_cache",
+    options=[FULL, SMALL],
+    default=FULL,
+    optional=True,
+    tooltip=(
+        "How what a block looks back at is kept. full: as it was computed. fp8: in half the memory, nearly "
+        "the same video."
+    ),
+)
 
 
 class LongLiveFrameSink(io.ComfyNode):
@@ -45,12 +57,12 @@ class LongLiveFrameSink(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "on_switch",
-                    options=[policy.value for policy in Policy],
+                    options=[policy.value for policy in SWITCH_POLICIES],
                     default=Policy.RECACHE.value,
                     tooltip=(
-                        "What every recache cue (the usual kind) does to the past. recache: the "
-                        "window is recomputed under the new prompt. refresh: the sink too. keep: nothing is. "
-                        "cut: the past is dropped, a new scene begins."
+                        "What cues that name no policy do to the past. recache: the window is recomputed "
+                        "under the new prompt. refresh: the sink too. keep: nothing is. cut: the past is "
+                        "dropped, a new scene begins."
                     ),
                 ),
                 io.Combo.Input(
@@ -62,6 +74,7 @@ class LongLiveFrameSink(io.ComfyNode):
                         "the sink at a bounded distance, without limit. auto: endless for videos over 256 s."
                     ),
                 ),
+                KVCacheInput,
             ],
             outputs=[
                 WindowType.Output(
@@ -71,6 +84,13 @@ class LongLiveFrameSink(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, window: int, sink: int, on_switch: str, positions: str) -> io.NodeOutput:
-        config = replace(DEFAULT, window_latent_frames=window or None, sink_latent_frames=sink)
+    def execute(
+        cls, window: int, sink: int, on_switch: str, positions: str, kv_cache: str = FULL
+    ) -> io.NodeOutput:
+        config = replace(
+            DEFAULT,
+            window_latent_frames=window or None,
+            sink_latent_frames=sink,
+            has_small_cache=kv_cache == SMALL,
+        )
         return io.NodeOutput(WindowChoice(config, Policy(on_switch), positions))

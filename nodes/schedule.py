@@ -1,5 +1,8 @@
 """LongLivePromptSchedule: timed prompts, read and encoded."""
 
+from functools import partial
+
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -35,9 +38,9 @@ class LongLivePromptSchedule(io.ComfyNode):
                     default=EXAMPLE,
                     tooltip=(
                         "One cue a line: a time (5s, 0:05, 1:02.5), optionally => and a policy "
-                        "(recache:, refresh:, keep:, cut:), then the prompt. The first cue is at 0. "
-                        "Indented lines continue a prompt, lines with # are comments. "
-                        "Timeline JSON is read too."
+                        "(recache:, refresh:, keep:, cut:, blend 3s:), then the prompt. The first cue is "
+                        "at 0. Indented lines continue a prompt, lines with # are comments. "
+                        "Timeline JSON is read too. The timeline above edits the same text."
                     ),
                 ),
             ],
@@ -54,17 +57,23 @@ class LongLivePromptSchedule(io.ComfyNode):
         schedule = PromptSchedule.parse(prompts)
         timeline = schedule.resolve(WindowConfig().block_latent_frames)
         shown = host.shown(cls.hidden.unique_id, [*timeline.warnings, *timeline.report()])
-        return io.NodeOutput(EncodedSchedule(schedule, encoded(clip, schedule)), ui=shown)
+        return io.NodeOutput(encoded(clip, schedule), ui=shown)
 
 
-def encoded(clip, schedule: PromptSchedule) -> dict[str, Tensor]:
-    """Every prompt of the schedule, encoded once."""
+def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:
+    """Every prompt of the schedule, encoded once, and the way to encode more."""
     embeds: dict[str, Tensor] = {}
     for cue in schedule.cues:
         if cue.prompt not in embeds:
             host.throw_if_interrupted()
-            embeds[cue.prompt] = unpadded(clip.encode_from_tokens(clip.tokenize(cue.prompt)))
-    return embeds
+            embeds[cue.prompt] = read(clip, cue.prompt)
+    return EncodedSchedule(schedule, embeds, partial(read, clip), partial(host.has_room_for, clip))
+
+
+@torch.inference_mode()
+def read(clip, prompt: str) -> Tensor:
+    """The embedding [1, rows, text dim] of one prompt."""
+    return unpadded(clip.encode_from_tokens(clip.tokenize(prompt)))
 
 
 def unpadded(embeds: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longlive_core import geometry
-from longlive_core.rollout.cues import MAX_CUES, MAX_SECONDS
+from longlive_core.rollout.cues import MAX_BLEND_SECONDS, MAX_CUES, MAX_SECONDS
 from longlive_core.rollout.prompt_text import MAX_CHARACTERS
 from longlive_core.rollout.prompts import (
+    SWITCH_POLICIES,
     Cue,
     Policy,
     PromptSchedule,
@@ -58,9 +60,10 @@ def test_spellings_of_a_time(seconds, spellings):
     "policy, spellings",
     [
         (
-            "recache",
-            ["5s => recache: b c", "5s recache: b c", "5s=>recache:b c", "5s => b c", "5s b c", "5s=>b c"],
+            None,
+            ["5s => b c", "5s b c", "5s=>b c", "5s => auto: b c", "5s Auto:b c", "5s auto: b\n  c"],
         ),
+        ("recache", ["5s => recache: b c", "5s recache: b c", "5s=>recache:b c", "5s RECACHE: b\tc"]),
         ("refresh", ["5s => refresh: b c", "5s refresh:b c", "5s => Refresh: b c"]),
         ("keep", ["5s => keep: b c", "5s   =>\tkeep:   b \t c  ", "0:05 KEEP: b c"]),
         ("cut", ["5s => cut: b c", "5s cut: b c", "5s => cut:\n  b\n\n# why\n  c", "5s =>\n cut: b\n\tc"]),
@@ -69,6 +72,41 @@ def test_spellings_of_a_time(seconds, spellings):
 def test_spellings_of_a_cue(policy, spellings):
     for spelling in spellings:
         assert PromptSchedule.parse(f"0 a\n{spelling}") == schedule((0, "a"), (5, "b c", policy)), spelling
+
+
+@pytest.mark.parametrize(
+    "seconds, spellings",
+    [
+        (2.25, ["blend: b c", "Blend:b c", "blend 2.25s: b c"]),
+        (3, ["blend 3s: b c", "blend 3: b c", "BLEND  3.0s:b c", "blend\t03s:\n  b c"]),
+        (0.5, ["blend .5s: b c", "blend 0.5: b c"]),
+        (60, ["blend 60s: b c"]),
+    ],
+)
+def test_spellings_of_a_blend(seconds, spellings):
+    for spelling in spellings:
+        read = PromptSchedule.parse(f"0 a\n5s => {spelling}")
+        assert read == schedule((0, "a"), (5, "b c", "blend", seconds)), spelling
+
+
+def test_text_says_only_what_the_cue_says():
+    written = schedule((0, "keep: a"), (5, "b"), (6, "c", "recache"), (7, "d", "blend"), (8, "e", "blend", 3))
+    assert written.to_text() == (
+        "0s => auto: keep: a\n5s => b\n6s => recache: c\n7s => blend 2.25s: d\n8s => blend 3s: e\n"
+    )
+    assert json.loads(written.to_json())["cues"] == [
+        {"time": 0, "prompt": "keep: a"},
+        {"time": 5, "prompt": "b"},
+        {"time": 6, "prompt": "c", "policy": "recache"},
+        {"time": 7, "prompt": "d", "policy": "blend", "blend": 2.25},
+        {"time": 8, "prompt": "e", "policy": "blend", "blend": 3},
+    ]
+
+
+def test_json_may_spell_that_a_cue_names_no_policy():
+    for fields in ({}, {"policy": "auto"}, {"blend": None}):
+        text = timeline_json({"time": 0, "prompt": "keep: a"} | fields)
+        assert PromptSchedule.parse(text) == schedule((0, "keep: a"))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +134,13 @@ def test_layouts_of_a_schedule(text):
         "recached: hello",
         "cut the rope",
         "cut : the rope",
+        "keep: calm",
+        "auto: mobile",
+        "blend: a smoothie",
+        "blend 3s: a smoothie",
+        "blend 3x: a smoothie",
+        "blend the two: a smoothie",
+        "blend 3 cats",
         "a #1 mug # still the prompt",
         "a => b",
         "=> b",
@@ -113,7 +158,7 @@ def test_layouts_of_a_schedule(text):
 )
 def test_a_prompt_is_left_as_it_is(words):
     expected = schedule((0, "a"), (5, words))
-    assert PromptSchedule.parse(f"0 => recache: a\n5s => recache: {words}") == expected
+    assert PromptSchedule.parse(f"0 => auto: a\n5s => auto: {words}") == expected
     assert PromptSchedule.parse(expected.to_text()) == expected
     assert PromptSchedule.parse(expected.to_json()) == expected
     assert PromptSchedule.single(words).cues[0].prompt == words
@@ -192,6 +237,11 @@ def test_single_takes_its_text_as_it_is():
         ("0 a\n5s =>", 2, 6, "prompt is empty"),
         ("0 a\n5s => cut:", 2, 6, "prompt is empty"),
         ("0 =>\n5s b", 1, 5, "prompt is empty"),
+        ("0 a\n5s => blend 3x: b", 2, 6, '"3x" is not how long a blend takes; write it as blend 3s:'),
+        ("0 a\n5s => blend -3s: b", 2, 6, '"-3s" is not how long a blend takes'),
+        ("0 a\n5s => blend 0: b", 2, 6, "more than 0 and at most 60 seconds"),
+        ("0 a\n5s => blend 61s: b", 2, 6, "more than 0 and at most 60 seconds"),
+        ("0 a\n5s => blend: ", 2, 6, "prompt is empty"),
         ("0 a\n5s \ud800", 2, 4, "surrogate"),
         ("a red circle\n5s => b", 2, 1, "begin the first line with 0 =>"),
         ("0 a\n" * (MAX_CUES + 1), None, None, "at most 100000"),
@@ -240,6 +290,24 @@ def test_text_that_is_refused(text, line, column, says):
         ),
         (timeline_json({"time": 0, "prompt": "a", "policy": None}), None, None, "None is not a policy"),
         (timeline_json({"time": 0, "prompt": "a", "policy": []}), None, None, "[] is not a policy"),
+        (
+            timeline_json({"time": 0, "prompt": "a", "blend": 3}),
+            None,
+            None,
+            "cue 1: a blend of 3 seconds came with auto; only blend takes seconds",
+        ),
+        *(
+            (timeline_json({"time": 0, "prompt": "a", "policy": "blend", "blend": blend}), None, None, says)
+            for blend, says in [
+                (0, "a blend of 0 seconds is not possible"),
+                (-1, "is not possible"),
+                (60.5, "at most 60 seconds"),
+                (float("nan"), "nan seconds is not possible"),
+                (10**400, "is not possible"),
+                (True, "True is not a number"),
+                ("3s", '"3s" is not a number of seconds'),
+            ]
+        ),
         (timeline_json({"time": 0, "prompt": "\ud800"}), None, None, "surrogate"),
         (timeline_json(*[0] * (MAX_CUES + 1)), None, None, "at most 100000"),
     ],
@@ -268,7 +336,10 @@ def test_what_is_not_text_is_refused(thing):
         (("5s", "a"), "not a number"),
         ((0, ""), "empty"),
         ((0, None), "not text"),
-        ((0, "a", "fade"), "use recache, refresh, keep, cut"),
+        ((0, "a", "fade"), "use recache, refresh, keep, cut, blend, auto"),
+        ((0, "a", None, 3), "came with auto"),
+        ((0, "a", "cut", 3), "came with cut"),
+        ((0, "a", "blend", 0), "more than 0 and at most 60"),
     ],
 )
 def test_a_cue_cannot_be_made_wrong(fields, says):
@@ -463,16 +534,38 @@ def test_ten_thousand_cues():
     assert tuple(filter(None, opened)) == timeline.segments and len(timeline.segments) == 10_000
 
 
+def test_the_policy_of_a_switch_is_for_cues_that_name_none():
+    written = schedule((0, "a"), (5, "b", "recache"), (9, "c", "blend"), (12, "d"))
+    assert [cue.policy for cue in written.with_on_switch(Policy.KEEP).cues] == [
+        *(Policy.KEEP, Policy.RECACHE, Policy.BLEND, Policy.KEEP)
+    ]
+
+
 # Whatever comes
 
 prompts = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text.split())
-cues = st.builds(Cue, st.floats(0, MAX_SECONDS), prompts, st.sampled_from(Policy))
-schedules = st.lists(cues, min_size=1, max_size=6).map(
-    lambda some: PromptSchedule(
-        (Cue(0, some[0].prompt, some[0].policy), *sorted(some[1:], key=lambda cue: cue.seconds))
-    )
+prefixes = st.sampled_from(["", "cut:", "auto: ", "blend 3s: ", "Blend 1x:"])
+prompts |= st.tuples(prefixes, prompts).map("".join)
+policies = st.tuples(st.sampled_from([None, *SWITCH_POLICIES])) | st.tuples(
+    st.just(Policy.BLEND), st.none() | st.floats(0, MAX_BLEND_SECONDS, exclude_min=True)
 )
-pieces = ["cut:", "keep:", '"cues":', '"time":', '"prompts":', *'0125s:.=>-#ax \n\r\t{}[]",']
+cues = st.builds(
+    lambda seconds, prompt, policy: Cue(seconds, prompt, *policy),
+    *(st.floats(0, MAX_SECONDS), prompts, policies),
+)
+schedules = st.lists(cues, min_size=1, max_size=6).map(
+    lambda some: PromptSchedule((replace(some[0], seconds=0), *sorted(some[1:], key=lambda cue: cue.seconds)))
+)
+pieces = [
+    "cut:",
+    "keep:",
+    "blend 3s:",
+    "auto:",
+    '"cues":',
+    '"time":',
+    '"prompts":',
+    *'0125s:.=>-#ax \n\r\t{}[]",',
+]
 tricky = st.lists(st.sampled_from(pieces)).map("".join)
 
 

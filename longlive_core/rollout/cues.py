@@ -11,6 +11,9 @@ from typing import Any
 
 MAX_SECONDS = 24 * 60 * 60
 MAX_CUES = 100_000
+MAX_BLEND_SECONDS = 60.0
+DEFAULT_BLEND_SECONDS = 2.25  # three blocks
+AUTO = "auto"  # how "no policy" is spelled
 TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03"
 
 _QUOTED_CHARACTERS = 40
@@ -18,15 +21,17 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Policy(str, Enum):
-    """What happens to the past when a cue takes effect."""
+    """How the video goes from the prompt before to that of a cue."""
 
     RECACHE = "recache"  # the window is recomputed under the new prompt, the sink kept
     REFRESH = "refresh"  # the same, and the sink recomputed too
     KEEP = "keep"  # nothing is recomputed
     CUT = "cut"  # the history is dropped: a new scene
+    BLEND = "blend"  # the embedding moves over some seconds, and the window is recomputed on the way
 
 
-POLICY_NAMES = tuple(policy.value for policy in Policy)
+SWITCH_POLICIES = tuple(policy for policy in Policy if policy is not Policy.BLEND)  # done at one block
+POLICY_NAMES = (*(policy.value for policy in Policy), AUTO)
 
 
 class ScheduleError(ValueError):
@@ -47,18 +52,23 @@ class ScheduleError(ValueError):
 class Cue:
     """One prompt and when it begins. Whitespace inside the prompt is collapsed to single spaces.
 
+    `policy` is a Policy or its name; None (or "auto") names none, and the window's own policy is used.
+    `blend_seconds`, above 0 and up to 60, goes with Policy.BLEND alone: 2.25 where it is not given.
     `extra` holds the fields of a timeline JSON that are not ours: they survive it and do not count in `==`.
+    Raises ScheduleError.
     """
 
     seconds: float
     prompt: str
-    policy: Policy = Policy.RECACHE
+    policy: Policy | None = None
+    blend_seconds: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "seconds", checked_seconds(self.seconds))
         object.__setattr__(self, "prompt", _checked_prompt(self.prompt))
         object.__setattr__(self, "policy", _checked_policy(self.policy))
+        object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
 
 
 def checked_seconds(seconds: Any) -> float:
@@ -82,11 +92,33 @@ def _checked_prompt(prompt: Any) -> str:
     return prompt
 
 
-def _checked_policy(policy: Any) -> Policy:
+def _checked_policy(policy: Any) -> Policy | None:
+    if policy is None or policy == AUTO:
+        return None
     try:
         return Policy(policy)
     except ValueError:
         raise ScheduleError(f"{quoted(policy)} is not a policy; use {', '.join(POLICY_NAMES)}") from None
+
+
+def _checked_blend(seconds: Any, policy: Policy | None) -> float | None:
+    if policy is not Policy.BLEND:
+        if seconds is None:
+            return None
+        named = AUTO if policy is None else policy.value
+        raise ScheduleError(
+            f"a blend of {quoted(seconds)} seconds came with {named}; only blend takes seconds"
+        )
+    if seconds is None:
+        return DEFAULT_BLEND_SECONDS
+    if isinstance(seconds, bool) or not isinstance(seconds, Real):
+        raise ScheduleError(f"the blend {quoted(seconds)} is not a number of seconds; give it as 3.0")
+    if not 0 < seconds <= MAX_BLEND_SECONDS:
+        raise ScheduleError(
+            f"a blend of {quoted(seconds)} seconds is not possible; a blend takes more than 0 and at most "
+            f"{MAX_BLEND_SECONDS:g} seconds"
+        )
+    return float(seconds)
 
 
 def quoted(value: Any) -> str:

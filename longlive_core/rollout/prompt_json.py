@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from .. import geometry
-from .cues import MAX_SECONDS, Cue, Policy, ScheduleError, check_number_of_cues, quoted
+from .cues import AUTO, MAX_SECONDS, POLICY_NAMES, Cue, ScheduleError, check_number_of_cues, quoted
 from .prompt_text import numbered_lines, read_time
 
 JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[{\]])')
@@ -47,9 +47,21 @@ def cue_from_json(entry: Any, number: int) -> Cue:
         raise ScheduleError(
             f'cue {number} is {quoted(entry)}; write {{"time": 5.0, "prompt": "..."}}', cue=number
         )
-    policy = entry.get("policy", Policy.RECACHE)
-    extra = without(entry, "time", "prompt", "policy")
-    return numbered_cue(number, entry["time"], entry["prompt"], policy, extra)
+    policy = entry.get("policy", AUTO)
+    if policy is None:
+        raise ScheduleError(f"cue {number}: None is not a policy; use {', '.join(POLICY_NAMES)}", cue=number)
+    extra = without(entry, "time", "prompt", "policy", "blend")
+    return numbered_cue(number, entry["time"], entry["prompt"], policy, entry.get("blend"), extra)
+
+
+def cue_to_json(cue: Cue) -> dict[str, Any]:
+    """The entry that reads back as this cue; no policy where it names none."""
+    entry: dict[str, Any] = {"time": cue.seconds, "prompt": cue.prompt}
+    if cue.policy is not None:
+        entry["policy"] = cue.policy.value
+    if cue.blend_seconds is not None:
+        entry["blend"] = cue.blend_seconds
+    return entry | dict(cue.extra)
 
 
 def numbered_cue(number: int, time: Any, *fields: Any) -> Cue:

@@ -5,15 +5,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from .cues import POLICY_NAMES, TIME_SPELLINGS, Cue, ScheduleError, checked_seconds, quoted
+from .cues import (
+    AUTO,
+    SWITCH_POLICIES,
+    TIME_SPELLINGS,
+    Cue,
+    Policy,
+    ScheduleError,
+    checked_seconds,
+    quoted,
+    spelled,
+)
 
 MAX_CHARACTERS = 8_000_000
 
 _CUE_LINE = re.compile(r"(?P<time>\S*?)(?P<arrow>\s*=>|\s+|\Z)(?P<words>.*)", re.DOTALL)
-_POLICY_PREFIX = re.compile(rf"({'|'.join(POLICY_NAMES)}):", re.IGNORECASE | re.ASCII)
+_SECONDS = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
+# A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
+_POLICY_PREFIX = re.compile(
+    rf"(?:(?P<policy>{'|'.join((*SWITCH_POLICIES, Policy.BLEND, AUTO))})"
+    r"|blend\s+(?P<blend>[-+]?\.?[0-9][^\s:]*)):",
+    re.IGNORECASE | re.ASCII,
+)
 _TIME = re.compile(
     r"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?"  # 1:02:03 or 1:02.5
-    r"|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
+    rf"|{_SECONDS}"
 )
 # How a first line says that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
 _TIME_LIKE = re.compile(r"0+(\.0+)?|[-+]?\.?[0-9][0-9.,]*(s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?")
@@ -103,10 +119,38 @@ def read_cue(lines: Sequence[_Line]) -> Cue:
         seconds = read_time(parts["time"])
     with _located(first.number, first.column + parts.start("words")):
         words = " ".join([parts["words"], *(line.text for line in rest)]).lstrip()
-        prefix = _POLICY_PREFIX.match(words)
-        if prefix is None:
-            return Cue(seconds, words)
-        return Cue(seconds, words[prefix.end() :], prefix[1].lower())
+        return Cue(seconds, *read_words(words))
+
+
+def read_words(words: str) -> tuple[str, str, float | None]:
+    """What follows a time -> prompt, name of the policy ("auto" where there is none), seconds of a blend."""
+    prefix = _POLICY_PREFIX.match(words)
+    if prefix is None:
+        return words, AUTO, None
+    prompt = words[prefix.end() :]
+    if prefix["blend"] is None:
+        return prompt, prefix["policy"].lower(), None
+    return prompt, Policy.BLEND.value, read_blend(prefix["blend"])
+
+
+def written_cue(cue: Cue) -> str:
+    """A cue as a line of schedule text."""
+    policy = "" if cue.policy is None else cue.policy.value
+    if cue.policy is Policy.BLEND:
+        policy += f" {spelled(cue.blend_seconds)}"
+    if not policy and _POLICY_PREFIX.match(cue.prompt):
+        policy = AUTO
+    return f"{spelled(cue.seconds)} => {policy}{': ' * bool(policy)}{cue.prompt}\n"
+
+
+def read_blend(text: str) -> float:
+    """`3`, `3s` or `2.5s` -> seconds."""
+    if not re.fullmatch(_SECONDS, text):
+        raise ScheduleError(
+            f"{quoted(text)} is not how long a blend takes; write it as blend 3s: or blend 2.5s: (where it "
+            "is meant as words of the prompt, write auto: before it)"
+        )
+    return float(text.removesuffix("s"))
 
 
 def read_time(text: str) -> float:

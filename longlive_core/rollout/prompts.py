@@ -7,17 +7,28 @@ embeddings, tensors or what a policy does to the cache.
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf
 from typing import Any
 
 from .. import geometry
-from .cues import Cue, Policy, ScheduleError, check_number_of_cues, named, quoted, rounded, spelled
+from .cues import (
+    SWITCH_POLICIES,
+    Cue,
+    Policy,
+    ScheduleError,
+    check_number_of_cues,
+    named,
+    quoted,
+    rounded,
+    spelled,
+)
 from .prompt_json import (
     JSON_START,
     check_switch_frames,
     cue_from_json,
+    cue_to_json,
     decoded,
     is_jsonl,
     jsonl_line,
@@ -27,11 +38,19 @@ from .prompt_json import (
     timeline_entries,
     without,
 )
-from .prompt_text import begins_with_time, checked_text, content_lines, grouped, plain_prompt, read_cue
+from .prompt_text import (
+    begins_with_time,
+    checked_text,
+    content_lines,
+    grouped,
+    plain_prompt,
+    read_cue,
+    written_cue,
+)
 
 REFERENCE_BLOCK_LATENT_FRAMES = 3  # the blocks that the reference's switch frames are written for
 
-__all__ = ["Cue", "Policy", "PromptSchedule", "ScheduleError", "Segment", "Timeline"]
+__all__ = ["SWITCH_POLICIES", "Cue", "Policy", "PromptSchedule", "ScheduleError", "Segment", "Timeline"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,8 @@ class PromptSchedule:
     def from_json(cls, text: str) -> "PromptSchedule":
         """Timeline JSON: `{"version": 1, "cues": [{"time": 5.0, "prompt": "...", "policy": "recache"}]}`.
 
-        `time` is seconds or a time as in schedule text. Cues may come in any order.
+        `time` is seconds or a time as in schedule text. Without a `policy` (or with "auto") a cue names none;
+        "blend" may have its seconds in `blend`. Cues may come in any order.
         """
         document = decoded(checked_text(text))
         entries = timeline_entries(document)
@@ -151,33 +171,45 @@ class PromptSchedule:
         """One prompt for the whole video; the text is taken as it is."""
         return cls((Cue(0.0, prompt),))
 
+    def with_on_switch(self, policy: Policy, in_effect: str | None = None) -> "PromptSchedule":
+        """The schedule with this policy where a cue names none.
+
+        A first cue that only says again the prompt `in_effect` in the video it continues is no switch.
+        """
+        cues = [replace(cue, policy=policy) if cue.policy is None else cue for cue in self.cues]
+        if self.cues[0].prompt == in_effect:
+            cues[0] = self.cues[0]
+        return replace(self, cues=tuple(cues))
+
     def to_text(self) -> str:
         """Schedule text that parses to the same schedule (`extra` has no place in it)."""
-        return "".join(f"{spelled(cue.seconds)} => {cue.policy.value}: {cue.prompt}\n" for cue in self.cues)
+        return "".join(map(written_cue, self.cues))
 
     def to_json(self) -> str:
         """Timeline JSON that parses to the same schedule, with the fields that were not ours."""
-        cues = [
-            {"time": cue.seconds, "prompt": cue.prompt, "policy": cue.policy.value, **cue.extra}
-            for cue in self.cues
-        ]
+        cues = [cue_to_json(cue) for cue in self.cues]
         return json.dumps({"version": 1, "cues": cues, **self.extra}, ensure_ascii=False, indent=2)
 
     def resolve(
-        self, block_latent_frames: int, total_seconds: float | None = None, first_block: int = 0
+        self,
+        block_latent_frames: int,
+        total_seconds: float | None = None,
+        first_block: int = 0,
+        cut_off: int = 0,
     ) -> Timeline:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
-        Times and blocks count from `first_block`, where a continued video goes on. Raises ScheduleError
-        if a cue is at or beyond `total_seconds`, the length of the video.
+        Blocks count from `first_block`, the first that a continued video adds; times from its beginning,
+        which is `cut_off` pixel frames before that block. Raises ScheduleError if a cue is at or beyond
+        `total_seconds`, the length of the video.
         """
         last_block = inf
         if total_seconds is not None:
             _check_before_end(self.cues, total_seconds)
             frames = geometry.frames_of_seconds(total_seconds)
-            frames += geometry.block_first_frame(first_block, block_latent_frames)
+            frames += geometry.block_first_frame(first_block, block_latent_frames) - cut_off
             last_block = max(1, geometry.num_blocks(frames, block_latent_frames) - first_block) - 1
-        start = geometry.block_seconds(first_block, block_latent_frames)
+        start = geometry.block_seconds(first_block, block_latent_frames) - cut_off / geometry.FRAME_RATE
 
         def begins(block: int) -> float:
             return geometry.block_seconds(first_block + block, block_latent_frames) - start
