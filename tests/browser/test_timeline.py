@@ -1,0 +1,349 @@
+"""The timeline in a real page: a schedule drawn with mouse and keyboard, saved, loaded, exported and run."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from longlive_core.rollout.prompts import PromptSchedule
+
+ROOT = Path(__file__).parents[2]
+WORKFLOW = json.loads((ROOT / "workflows" / "mini_timeline.json").read_text())
+READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
+LOAD = "async workflow => { await app.loadGraphData(workflow) }"
+AS_PROMPT = "async () => (await app.graphToPrompt()).output"
+SAVED = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
+NODE = "app.graph.nodes.find(n => n.type === 'LongLivePromptSchedule')"
+TEXT = f"() => {NODE}.widgets.find(w => w.name === 'prompts').value"
+SET_TEXT = f"text => {{ {NODE}.widgets.find(w => w.name === 'prompts').value = text }}"
+PASTE = """text => { const clipboardData = new DataTransfer(); clipboardData.setData('text/plain', text);
+  document.activeElement.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true })) }"""
+VUE = "async isOn => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isOn) }"
+THEME = "async name => { await app.extensionManager.setting.set('Comfy.ColorPalette', name) }"
+RAW_TEXT = "textarea.comfy-multiline-input[placeholder=prompts], [data-node-id='2'] textarea.flex"
+ONE = "0:00 a red circle drifts right over navy\n"
+SECONDS = 12.0
+NUM_EDITS = 12  # of draw_three_cues
+BLOCK = 3  # latent frames
+PICTURES = os.environ.get("LONGLIVE_PICTURES")  # a folder to keep pictures of the timeline in
+
+
+def workflow_with(prompts: str) -> dict:
+    """The timeline's workflow with another schedule, for a short video."""
+    workflow = json.loads(json.dumps(WORKFLOW))
+    for node in workflow["nodes"]:
+        if node["type"] == "LongLivePromptSchedule":
+            node["widgets_values"] = [prompts]
+        if node["type"] == "LongLiveStream":
+            node["widgets_values"][2] = SECONDS
+    return workflow
+
+
+class Timeline:
+    """What a user sees and does."""
+
+    def __init__(self, page):
+        self.page = page
+        self.root = page.locator(".longlive-timeline")
+        self.status = self.root.locator(".ll-status")
+        self.prompt = self.root.locator("textarea")
+
+    def load(self, workflow: dict) -> None:
+        self.page.evaluate(LOAD, workflow)
+        self.page.wait_for_function("() => document.querySelectorAll('.longlive-timeline .ll-cue').length")
+        self.page.wait_for_timeout(700)  # the page lays nodes out, the timeline learns where the video ends
+
+    @property
+    def text(self) -> str:
+        return self.page.evaluate(TEXT)
+
+    @property
+    def schedule(self) -> PromptSchedule:
+        return PromptSchedule.parse(self.text)
+
+    def cue(self, index: int):
+        return self.root.locator(".ll-cue").nth(index)
+
+    def click(self, label: str) -> None:
+        self.root.get_by_role("button", name=label, exact=True).click()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def press_until_done(self, key: str, label: str) -> int:
+        """Press a key while the button for the same can be pressed; how often."""
+        button = self.root.get_by_role("button", name=label, exact=True)
+        presses = 0
+        while button.is_enabled() and presses < 50:
+            self.press(key)
+            presses += 1
+        return presses
+
+    def type(self, words: str) -> None:
+        self.page.keyboard.type(words)
+
+    def drag(self, start: tuple[float, float], seconds: float) -> None:
+        """Drag from a point of the page by so many seconds of video."""
+        x, y = start
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + 3, y)
+        self.page.mouse.move(x + seconds * self.pixels, y, steps=4)
+        self.page.mouse.up()
+
+    def drag_edge(self, index: int, seconds: float) -> None:
+        box = self.cue(index).bounding_box()
+        self.drag((box["x"] + 2, box["y"] + box["height"] / 2), seconds)
+
+    def drag_cue(self, index: int, seconds: float) -> None:
+        box = self.cue(index).bounding_box()
+        self.drag((box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), seconds)
+
+    @property
+    def pixels(self) -> float:
+        """Of the page for a second of video: the end mark says it."""
+        lane, end = self.root.locator(".ll-lane").bounding_box(), self.root.locator(".ll-end").bounding_box()
+        return (end["x"] - lane["x"]) / SECONDS
+
+    def drawn(self) -> list[tuple[float, str, str]]:
+        """When each cue begins by its place on the ruler, its policy and its words."""
+        left = self.root.locator(".ll-lane").bounding_box()["x"]
+        cues = [self.cue(index) for index in range(self.root.locator(".ll-cue").count())]
+        return [
+            (
+                (cue.bounding_box()["x"] - left) / self.pixels,
+                cue.locator(".ll-policy").text_content(),
+                cue.locator(".ll-words").text_content(),
+            )
+            for cue in cues
+        ]
+
+
+def assert_drawn_as_written(timeline: Timeline) -> None:
+    """The blocks on the ruler are the schedule that Python reads from the text."""
+    segments = timeline.schedule.resolve(BLOCK, SECONDS).segments
+    drawn = timeline.drawn()
+    assert [words for _, _, words in drawn] == [segment.cue.prompt for segment in segments]
+    for (seconds, policy, _), segment in zip(drawn, segments, strict=True):
+        assert seconds == pytest.approx(segment.seconds, abs=0.15)
+        assert policy.split(" ")[0] == (segment.cue.policy.value if segment.cue.policy else "")
+
+
+@pytest.fixture
+def rendering(request, server, page):
+    """How the page draws nodes: the classic way, unless a test asks for both."""
+    is_vue = getattr(request, "param", "classic") == "vue"
+    if is_vue and server.version.startswith("0.3."):
+        pytest.skip("the page of ComfyUI 0.3.64 draws nodes the classic way only")
+    page.evaluate(VUE, is_vue)
+    yield "vue" if is_vue else "classic"
+    page.evaluate(VUE, False)
+
+
+in_both_renderings = pytest.mark.parametrize("rendering", ["classic", "vue"], indirect=True)
+
+
+@pytest.fixture
+def timeline(page, rendering):
+    page.errors.clear()
+    yield Timeline(page)
+    assert page.errors == []
+
+
+def draw_three_cues(timeline: Timeline) -> list[str]:
+    """With mouse and keyboard; the text after each step."""
+    timeline.click("Add a cue at the end")
+    timeline.type("it turns into a blue star")  # over the words of the cue before, which are selected
+    texts = [ONE, timeline.text]
+    timeline.press("Escape")
+    timeline.drag_edge(1, -1.4)
+    texts.append(timeline.text)
+    timeline.press("Insert")
+    timeline.type("a green square rests over slate")
+    texts.append(timeline.text)
+    timeline.press("Enter")
+    timeline.press("p", "p", "p", "p")  # recache, refresh, keep, cut
+    timeline.press("ArrowLeft", "Alt+ArrowRight")
+    timeline.root.locator("select").select_option("blend")
+    timeline.root.locator("input[type=number]").fill("1.5")
+    timeline.root.locator("input[type=number]").press("Enter")
+    return [*texts, timeline.text]
+
+
+@in_both_renderings
+def test_three_cues_are_drawn_undone_saved_loaded_exported_and_run(timeline, server, page, rendering):
+    timeline.load(workflow_with(ONE))
+    texts = draw_three_cues(timeline)
+    assert texts[-1] == (
+        "0:00 a red circle drifts right over navy\n"
+        "4.3125s => blend 1.5s: it turns into a blue star\n"
+        "8.8125s => cut: a green square rests over slate\n"
+    )
+    assert_drawn_as_written(timeline)
+    assert_undone_and_redone(timeline, page, texts)
+    exported, saved = page.evaluate(AS_PROMPT), page.evaluate(SAVED)
+    if rendering == "classic":  # in the other one a load without a new page must do
+        page.reload()
+        page.wait_for_function(READY, timeout=120_000)
+        page.errors.clear()  # as the page fixture does
+    timeline.load(saved)
+    assert timeline.text == texts[-1]
+    assert_drawn_as_written(timeline)
+    assert page.evaluate(AS_PROMPT) == exported
+    schedule = next(n for n in exported.values() if n["class_type"] == "LongLivePromptSchedule")
+    assert schedule["inputs"].keys() == {"clip", "prompts"} and schedule["inputs"]["prompts"] == texts[-1]
+    if rendering == "classic":
+        run_to_the_end(server, page)
+
+
+def assert_undone_and_redone(timeline: Timeline, page, texts: list[str]) -> None:
+    """Every edit is taken back and made again by key, and the host takes back nothing of the graph."""
+    page.evaluate(f"() => {{ window.before = {NODE} }}")
+    timeline.cue(1).click()
+    assert timeline.press_until_done("Control+z", "Undo") == NUM_EDITS
+    assert timeline.text == texts[0]
+    assert timeline.press_until_done("Control+Shift+z", "Redo") == NUM_EDITS
+    assert timeline.text == texts[-1]
+    page.wait_for_timeout(100)  # the host's own undo would load the graph anew
+    assert page.evaluate(f"() => window.before === {NODE}")
+    assert_drawn_as_written(timeline)
+
+
+def run_to_the_end(server, page) -> None:
+    num_runs = len(server.get("/history"))
+    page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+    deadline = time.monotonic() + 120
+    while len(history := server.get("/history")) == num_runs:
+        assert time.monotonic() < deadline, "the prompt did not end"
+        time.sleep(0.2)
+    assert list(history.values())[-1]["status"]["status_str"] == "success"
+
+
+def test_every_edit_has_a_key(timeline):
+    timeline.load(workflow_with("0 => a\n3.5625s => cut: b\n7.3125s => c\n"))
+    timeline.cue(0).focus()
+    timeline.press("End", "Home", "ArrowRight", "Control+ArrowLeft")
+    assert timeline.text == "0s => cut: b\n3.5625s => a\n7.3125s => c\n"
+    timeline.press("s")
+    assert [cue.prompt for cue in timeline.schedule.cues] == ["b", "b", "a", "c"]
+    timeline.press("Delete", "d")
+    assert [cue.prompt for cue in timeline.schedule.cues] == ["b", "b", "a", "c"]
+    timeline.press("Backspace", "Alt+Shift+ArrowRight")
+    assert timeline.schedule.resolve(BLOCK).segments[1].seconds > 3.6
+    timeline.press("Enter")
+    timeline.press("Control+a", "Delete")
+    assert "prompt is empty" in timeline.status.text_content()
+    timeline.press("Escape")
+    assert timeline.prompt.input_value() == timeline.schedule.cues[0].prompt
+    labels = [timeline.cue(index).get_attribute("aria-label") for index in range(3)]
+    assert labels[0].startswith("Cue 1 of 3, 0:00 to 0:0") and labels[0].endswith("cut, b")
+
+
+def test_cues_are_dragged_to_another_place_and_made_on_the_ruler(timeline):
+    timeline.load(workflow_with("0 => a\n3.5625s => b\n7.3125s => c\n"))
+    timeline.drag_cue(0, 6)
+    assert [cue.prompt for cue in timeline.schedule.cues] == ["b", "a", "c"]
+    ruler = timeline.root.locator(".ll-ruler").bounding_box()
+    timeline.page.mouse.dblclick(ruler["x"] + 10.3 * timeline.pixels, ruler["y"] + 8)
+    assert timeline.schedule.cues[-1].seconds == 10.3125
+    assert_drawn_as_written(timeline)
+
+
+@in_both_renderings
+def test_the_text_and_the_timeline_agree_and_errors_are_shown(timeline, page):
+    timeline.load(workflow_with(ONE))
+    timeline.click("Show the schedule as text")
+    page.wait_for_timeout(300)
+    raw = page.locator(RAW_TEXT)
+    raw.fill("0 a red circle\n5s => it turns blue")
+    assert_drawn_as_written(timeline)
+    raw.fill("0 a red circle\n5s => it turns blue\nsoon it rests")
+    assert 'line 3, column 1: "soon" is not a time' in timeline.status.text_content()
+    assert timeline.root.locator(".ll-cue").count() == 2, "the last good timeline stays"
+    raw.fill("# mine\n0 a red circle\n5s => blend 3s: it turns blue")
+    assert timeline.status.text_content() == ""
+    assert_drawn_as_written(timeline)
+    timeline.cue(1).click()
+    timeline.press("Alt+ArrowLeft")
+    expected = "# mine\n0 a red circle\n4.3125s => blend 3s: it turns blue\n"
+    assert timeline.text == raw.input_value() == expected
+    timeline.click("Show the schedule as text")
+
+
+def test_pasted_schedules_and_unknown_fields(timeline, page):
+    timeline.load(workflow_with(ONE))
+    timeline.cue(0).focus()
+    page.evaluate(PASTE, '{"prompts": ["a", "b"], "id": 3}')
+    assert timeline.text == "0s => a\n9.8125s => b\n"
+    page.evaluate(
+        PASTE, '{"cues": [{"time": 0, "prompt": "a", "lane": {"row": 2}}], "zoom": 12345678901234567890}'
+    )
+    timeline.press("Insert")
+    timeline.type("b")
+    written = json.loads(timeline.text)
+    assert written["cues"][0]["lane"] == {"row": 2} and written["cues"][1]["prompt"] == "b"
+    assert written["zoom"] == 12345678901234567890
+    timeline.press("Escape")
+    page.evaluate(PASTE, "5s => too late")
+    assert "first cue is at 5s" in timeline.status.text_content()
+    assert json.loads(timeline.text) == written
+
+
+def test_a_schedule_from_another_node_is_shown_and_left_alone(timeline, page):
+    timeline.load(workflow_with(ONE))
+    page.evaluate(
+        f"""() => {{ const source = LiteGraph.createNode('PrimitiveStringMultiline'); app.graph.add(source);
+        source.connect(0, {NODE}, {NODE}.inputs.findIndex(input => input.name === 'prompts')) }}"""
+    )
+    page.wait_for_function("() => document.querySelector('.longlive-timeline.ll-stale')")
+    timeline.cue(0).click()
+    timeline.press("Insert")
+    assert timeline.text == ONE
+    assert "comes from another node" in timeline.status.text_content()
+
+
+def test_a_running_video_is_shown_on_the_timeline(timeline, page):
+    timeline.load(workflow_with(ONE))
+    stream = "app.graph.nodes.find(n => n.type === 'LongLiveStream').id"
+    cues = [
+        {"seconds": 0.0, "prompt": "a", "origin": "schedule"},
+        {"seconds": 6, "prompt": "b", "origin": "live"},
+    ]
+    tell = """([node, state, cues]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('longlive.run',
+        { detail: { node, state, seconds: 9, cues } }))"""
+    page.evaluate(tell, [page.evaluate(stream), "running", cues])
+    left = timeline.root.locator(".ll-lane").bounding_box()["x"]
+    mark, now = (timeline.root.locator(name).bounding_box() for name in (".ll-live", ".ll-now"))
+    assert (mark["x"] + mark["width"] / 2 - left) / timeline.pixels == pytest.approx(6, abs=0.2)
+    assert (now["x"] - left) / timeline.pixels == pytest.approx(9, abs=0.2)
+    page.evaluate(tell, [page.evaluate(stream), "done", cues])
+    assert timeline.root.locator(".ll-now").count() == 0 and timeline.root.locator(".ll-live").count() == 1
+
+
+@in_both_renderings
+def test_pictures_of_both_themes(timeline, server, page, rendering, tmp_path):
+    folder = Path(PICTURES) if PICTURES else tmp_path
+    timeline.load(json.loads(json.dumps(WORKFLOW)))
+    timeline.cue(2).click()
+    page.wait_for_timeout(300)
+    assert page.evaluate(f"() => {NODE}.widgets.find(w => w.name === 'timeline').y") < 80, (
+        "hidden text has room"
+    )
+    looks = {}
+    for theme in ("dark", "light"):
+        page.evaluate(THEME, theme)
+        page.wait_for_timeout(700)
+        box = timeline.root.bounding_box()
+        clip = {
+            "x": box["x"] - 16,
+            "y": box["y"] - 50,
+            "width": box["width"] + 32,
+            "height": box["height"] + 70,
+        }
+        picture = folder / f"timeline_{server.version}_{rendering}_{theme}.png"
+        looks[theme] = page.screenshot(path=picture, clip=clip)
+    page.evaluate(THEME, "dark")
+    assert looks["dark"] != looks["light"]

@@ -1,0 +1,175 @@
+"""The page's own code, without a page: node's tests of it, and the timeline against the Python parser."""
+
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from longlive_core import geometry
+from longlive_core.rollout.prompts import PromptSchedule, ScheduleError
+
+WEB = Path(__file__).parent / "web"
+BLOCK = 3  # latent frames
+NODE = shutil.which("node")
+LINT_WORDS = ("TODO", "console.log", "debugger")
+
+pytestmark = pytest.mark.skipif(not NODE, reason="WEB TESTS NOT RUN: no node; install Node.js 20 or newer")
+
+
+def run_node(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run([NODE, *arguments], input=text, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("file", sorted(WEB.glob("*.test.mjs")), ids=lambda file: file.name)
+def test_what_node_tests(file: Path):
+    done = run_node("--test", str(file))
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("file", sorted((WEB.parents[1] / "web" / "js").rglob("*.js")), ids=lambda f: f.name)
+def test_page_code_is_finished(file: Path):
+    assert not [word for word in LINT_WORDS if word in file.read_text()]
+
+
+# 200 schedules: written as a user might, some of them wrong
+
+WORDS = [
+    *("a", "red", "circle", "keep:", "cut: x", "auto:", "blend", "blend 3s:", "note:", "=>", "5s", "0:05"),
+    *("#1", '{"a"', "\u00e9", "\u8d64\u3044", "\U0001f7e6", "\u00a0", "\u0085", "\ufeff", "\x1c", "\u3000"),
+]
+POLICIES = [
+    *("", "", "", "recache:", "refresh:", "Keep:", "cut:", "auto:", "AUTO: ", "blend:", "blend 3s:"),
+    *("blend .5:", "Blend  2.25s:", "blend 60s:", "cut :", "blend 3s :", "blend\u00a03s:"),
+]
+BAD_POLICIES = ["blend 0s:", "blend 61:", "blend 3x:", "blend -1s:", "cut: keep:", "blend: ", "keep:   "]
+TIMES = ["{0}", "{0}s", "{0:.2f}", "{0:.1f}s", "0:{0:02.0f}", "0:00:{0:02.0f}", "{0:g}s", "0{0:g}"]
+BAD_TIMES = [
+    "{0}e3",
+    "0:{0:.0f}:",
+    "-{0}s",
+    "{0},5s",
+    "soon",
+    "1:75",
+    "",
+    "\u0665s",
+    "{0}sec",
+    "99:99:99",
+    "9" * 400,
+]
+ENDS = ["\n", "\n", "\r\n", "\r", "\n\n", "\n# note\n", "\n  # note\n", "\n \n"]
+
+
+def some_prompt(dice: random.Random) -> str:
+    return " ".join(dice.choices(WORDS, k=dice.randint(1, 4)))
+
+
+def some_cue(dice: random.Random, seconds: float) -> str:
+    is_odd = dice.random() < 0.04
+    time = dice.choice(BAD_TIMES if is_odd else TIMES).format(seconds)
+    policy = dice.choice(BAD_POLICIES if dice.random() < 0.04 else POLICIES)
+    words = some_prompt(dice) if dice.random() < 0.98 else dice.choice(["", " ", "\ud800"])
+    more = dice.choice(["", "", "", "\n  and on", "\n\tand\n# no\n on"])
+    return f"{time}{dice.choice([' => ', ' ', '=>', '  =>'])}{policy}{dice.choice([' ', ''])}{words}{more}"
+
+
+def some_times(dice: random.Random) -> list[float]:
+    times = sorted(dice.choice([dice.randint(1, 59), dice.uniform(0, 59)]) for _ in range(dice.randint(0, 5)))
+    times = [0 if dice.random() < 0.95 else 1, *times]
+    if dice.random() < 0.05:
+        dice.shuffle(times)
+    return times
+
+
+def some_text(dice: random.Random) -> str:
+    start = dice.choice(
+        ["", "", "", "\ufeff", "# title\n", "\n", "a plain prompt\n"] if dice.random() < 0.3 else [""]
+    )
+    lines = [some_cue(dice, seconds) + dice.choice(ENDS) for seconds in some_times(dice)]
+    indent = dice.choice(["", "", "", "", "  ", "\t"])
+    return start + "".join(indent + line for line in lines)
+
+
+def some_entry(dice: random.Random, seconds: float) -> dict:
+    entry = {
+        "time": dice.choice([seconds, seconds, f"{seconds}s", f" {seconds} "]),
+        "prompt": some_prompt(dice),
+    }
+    if dice.random() < 0.5:
+        entry["policy"] = dice.choice(["recache", "keep", "cut", "auto", "blend", "blend"])
+    if entry.get("policy") == "blend" and dice.random() < 0.6:
+        entry["blend"] = dice.choice([0.75, 3, 60])
+    if dice.random() < 0.3:
+        entry |= {"colour": "#f00", "lane": {"row": 2.5, "name": None}}
+    if dice.random() < 0.06:
+        name = dice.choice(["time", "prompt", "policy", "blend"])
+        entry[name] = dice.choice([None, True, -1, 0, "", [], {}, "fade", "soon", 1e6, 61])
+    return entry
+
+
+def some_json(dice: random.Random) -> str:
+    cues = [some_entry(dice, seconds) for seconds in some_times(dice)]
+    dice.shuffle(cues)
+    document = {"version": 1 if dice.random() < 0.95 else 2, "cues": cues}
+    if dice.random() < 0.3:
+        document |= {"zoom": 1.5, "authors": ["\u00e9"]}
+    text = json.dumps(document, indent=dice.choice([None, 2]), ensure_ascii=dice.random() < 0.5)
+    return text if dice.random() < 0.95 else text[: -dice.randint(1, len(text) - 12)]
+
+
+def some_jsonl(dice: random.Random) -> tuple[str, list[int]]:
+    prompts = [some_prompt(dice) for _ in range(dice.randint(1, 4))]
+    frames = sorted(dice.randint(0, 60) for _ in prompts[1:])
+    if dice.random() < 0.2:
+        frames = [*frames, 70] if dice.random() < 0.5 else frames[::-1]
+    return json.dumps({"prompts": prompts, "id": 3}) + dice.choice(["", "\n", '\n{"prompts": ["b"]}']), frames
+
+
+def some_schedule(dice: random.Random) -> tuple[str, list[int]]:
+    kind = dice.random()
+    if kind < 0.15:
+        return some_jsonl(dice)
+    return (some_text(dice) if kind < 0.65 else some_json(dice)), []
+
+
+def fields_of(schedule: PromptSchedule) -> list:
+    policies = [cue.policy and cue.policy.value for cue in schedule.cues]
+    return [
+        [cue.seconds, cue.prompt, policy, cue.blend_seconds, dict(cue.extra)]
+        for cue, policy in zip(schedule.cues, policies, strict=True)
+    ]
+
+
+def read(text: str, switch_frames: list[int]) -> PromptSchedule | ScheduleError:
+    try:
+        return PromptSchedule.parse(text, switch_frames)
+    except ScheduleError as error:
+        return error
+
+
+def test_python_and_the_timeline_read_the_same_200_schedules():
+    dice = random.Random(5)
+    written = [some_schedule(dice) for _ in range(200)]
+    ours = [read(*schedule) for schedule in written]
+    done = run_node(str(WEB / "schedules.mjs"), text=json.dumps(written))
+    assert done.returncode == 0, done.stderr
+    refused = 0
+    for (text, _), mine, theirs in zip(written, ours, json.loads(done.stdout), strict=True):
+        if isinstance(mine, ScheduleError):
+            refused += 1
+            is_json = text.lstrip("\ufeff \n").startswith("{")
+            assert "error" in theirs, text
+            assert is_json or (theirs["line"], theirs["column"]) == (mine.line, mine.column), (text, theirs)
+            assert is_json or theirs["error"] == str(mine).replace(".0 seconds", " seconds"), text
+            continue
+        assert theirs.get("cues") == fields_of(mine), (text, theirs)
+        assert theirs["extra"] == mine.extra
+        assert theirs["blocks"] == [geometry.block_at(cue.seconds, BLOCK) for cue in mine.cues]
+        for again in (theirs["written"], theirs["anew"]):
+            assert fields_of(PromptSchedule.parse(again)) == fields_of(mine), again
+            assert PromptSchedule.parse(again).extra == mine.extra
+        if not again.startswith("{"):
+            assert again == mine.to_text()
+    assert 30 < refused < 120, refused

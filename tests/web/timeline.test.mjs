@@ -1,0 +1,204 @@
+// The timeline's model: what it reads, writes, edits and takes back.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import * as model from "../../web/js/timeline/model.js";
+
+const THREE = "# a film\n0:00 a red circle\n\n3s => it turns blue\n6s => blend 3s: it rests\n   over navy\n# the end\n";
+const EDGES = [0, 0.5625, 1.3125, 2.0625, 2.8125, 3.5625, 4.3125, 5.0625];
+
+/** What a cue says, without how it is written. */
+function said(schedule) {
+  const cues = schedule.cues.map(({ lead, source, ...cue }) => cue);
+  return { cues, extra: schedule.extra };
+}
+
+const prompts = (schedule) => schedule.cues.map((cue) => cue.prompt);
+const refused = (act, words) => assert.throws(act, (error) => error.name === "ScheduleError" && words.test(error.message));
+
+test("blocks begin at 0, after 9 frames, then every 12", () => {
+  EDGES.forEach((seconds, block) => {
+    assert.equal(model.blockSeconds(block), seconds);
+    assert.equal(model.blockAt(seconds), block);
+    if (block) assert.equal(model.blockAt(seconds - 1 / 16), block);
+    assert.equal(model.blockAt(seconds + 1 / 16), block + 1);
+  });
+});
+
+test("what nobody edits stays as it was written, comments too", () => {
+  const schedule = model.parse(THREE);
+  assert.equal(model.serialise(schedule), THREE);
+  const edited = model.serialise(model.setPrompt(schedule, 1, "it turns   green"));
+  assert.equal(edited, THREE.replace("3s => it turns blue", "3s => it turns green"));
+});
+
+test("unknown fields survive edits, and only they need JSON", () => {
+  const text = '{"version": 1, "zoom": 2, "cues": [{"time": 0, "prompt": "a", "lane": {"row": 2}}, {"time": 5, "prompt": "b"}]}';
+  const edited = model.setPolicy(model.parse(text), 1, "blend", 3);
+  assert.deepEqual(JSON.parse(model.serialise(edited)), {
+    version: 1,
+    cues: [
+      { time: 0, prompt: "a", lane: { row: 2 } },
+      { time: 5, prompt: "b", policy: "blend", blend: 3 },
+    ],
+    zoom: 2,
+  });
+  assert.equal(model.serialise(model.parse('{"cues": [{"time": 0, "prompt": "a"}]}')), "0s => a\n");
+});
+
+test("integers beyond what a number holds keep their digits", { skip: !JSON.rawJSON && "JSON.rawJSON came with Node.js 21" }, () => {
+  const text = '{"cues": [{"time": 0, "prompt": "a", "id": 12345678901234567890}]}';
+  assert.match(model.serialise(model.parse(text)), /"id": 12345678901234567890\b/);
+});
+
+test("the words of a policy at the beginning of a prompt are kept apart from it", () => {
+  for (const prompt of ["keep: calm", "auto: mobile", "blend 3s: it", "blend 3x: it", "note: it"]) {
+    const schedule = model.setPrompt(model.parse("0 a\n5s => b"), 1, prompt);
+    assert.deepEqual(prompts(model.parse(model.serialise(schedule))), ["a", prompt]);
+    assert.equal(model.parse(model.serialise(schedule)).cues[1].policy, null);
+  }
+});
+
+test("a new cue begins with the words in effect, on a block of its own", () => {
+  const schedule = model.parse(THREE);
+  const [inserted, index] = model.insertCue(schedule, 4.4);
+  assert.equal(index, 2);
+  assert.deepEqual([inserted.cues[2].seconds, inserted.cues[2].prompt], [4.3125, "it turns blue"]);
+  const [again, next] = model.insertCue(inserted, 4.4);
+  assert.deepEqual([next, again.cues[3].seconds], [3, 5.0625]);
+  assert.equal(model.insertCue(model.parse("0 a"), 0)[0].cues[1].seconds, 0.5625);
+});
+
+test("a cue is added after the last one, and before the end where that is known", () => {
+  const added = (endBlock) => model.addCue(model.parse("0 a"), endBlock)[0].cues[1].seconds;
+  assert.equal(added(0), 5.0625);
+  assert.equal(added(40), 5.0625);
+  assert.equal(added(4), 1.3125);
+});
+
+test("split, delete, duplicate and reorder keep what the cues say", () => {
+  const schedule = model.parse("0 => a\n2.0625s => cut: b\n5.0625s => c\n");
+  assert.equal(
+    model.serialise(model.splitCue(schedule, 1)[0]),
+    "0 => a\n2.0625s => cut: b\n3.5625s => b\n5.0625s => c\n",
+  );
+  assert.equal(model.serialise(model.deleteCue(schedule, 0)), "0s => cut: b\n5.0625s => c\n");
+  assert.equal(
+    model.serialise(model.duplicateCue(schedule, 1)),
+    "0 => a\n2.0625s => cut: b\n5.0625s => cut: b\n8.0625s => c\n",
+  );
+  assert.equal(
+    model.serialise(model.reorderCue(schedule, 1, 0)),
+    "0s => cut: b\n2.8125s => a\n5.0625s => c\n",
+  );
+  assert.equal(model.serialise(model.reorderCue(schedule, 0, 0)), model.serialise(schedule));
+  refused(() => model.deleteCue(model.parse("0 a"), 0), /needs a prompt/);
+  refused(() => model.splitCue(model.parse("0 a\n0.5s b\n1s c"), 1), /cannot be split/);
+});
+
+test("an edge snaps to blocks and stops at its neighbours", () => {
+  const schedule = model.parse("0 => a\n2.0625s => b\n5.0625s => c\n");
+  const begins = (seconds) => model.moveEdge(schedule, 1, seconds).cues[1].seconds;
+  assert.deepEqual([1.6, 1.7, -5, 99].map(begins), [1.3125, 2.0625, 0.5625, 4.3125]);
+  assert.equal(model.nudgeEdge(schedule, 1, 2).cues[1].seconds, 3.5625);
+  assert.equal(model.moveEdge(schedule, 0, 3), schedule);
+  const crowded = model.parse("0 a\n0.5s b\n0.55s c");
+  assert.equal(model.moveEdge(crowded, 1, 9), crowded);
+  assert.equal(model.moveEdge(crowded, 2, 9).cues[2].seconds, 9.5625 - 0.75 * ((9.5625 - 8.8125) / 0.75));
+});
+
+test("policies and their seconds are checked", () => {
+  const schedule = model.parse("0 a\n5s b");
+  assert.equal(model.setPolicy(schedule, 1, "blend").cues[1].blendSeconds, 2.25);
+  assert.equal(model.setPolicy(model.setPolicy(schedule, 1, "blend", 3), 1, "keep").cues[1].blendSeconds, null);
+  refused(() => model.setPolicy(schedule, 1, "blend", 61), /at most 60/);
+  refused(() => model.setPolicy(schedule, 1, "fade"), /recache, refresh, keep, cut, blend, auto/);
+  refused(() => model.setPrompt(schedule, 1, "  "), /empty/);
+});
+
+test("prompts of a JSONL are pasted ten seconds apart, and other text as it is", () => {
+  const pasted = model.imported('{"prompts": ["a", "b", "c"]}');
+  assert.deepEqual(model.blocksOf(pasted), [0, 14, 27]);
+  refused(() => model.parse('{"prompts": ["a", "b", "c"]}'), /give exactly 2/);
+  assert.deepEqual(said(model.imported(THREE)), said(model.parse(THREE)));
+});
+
+test("history: undo and redo, typing counts once", () => {
+  let history = model.newHistory("a");
+  for (const [text, kind] of [["b", null], ["bc", "typing"], ["bcd", "typing"], ["e", null], ["e", null]]) {
+    history = model.recorded(history, text, kind);
+  }
+  const texts = [];
+  while (history) {
+    texts.push(history.text);
+    history = model.undone(history);
+  }
+  assert.deepEqual(texts, ["e", "bcd", "b", "a"]);
+  history = model.undone(model.recorded(model.newHistory("a"), "b"));
+  assert.equal(model.redone(history).text, "b");
+  assert.equal(model.redone(model.recorded(history, "c")), null);
+});
+
+// Whatever comes
+
+/** A small seeded generator of numbers in [0, 1) (mulberry32). */
+function seeded(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+const WORDS = ["a", "red", "keep:", "cut: x", "auto:", "blend", "blend 3s:", "=>", "5s", "#1", "{\"a\"", "é", "🟦", "赤"];
+
+function someSchedule(random) {
+  const one = (list) => list[Math.floor(random() * list.length)];
+  const someCue = () => {
+    const policy = one([null, null, ...model.POLICIES]);
+    const prompt = Array.from({ length: 1 + Math.floor(random() * 4) }, () => one(WORDS)).join(" ");
+    const blendSeconds = policy === "blend" ? one([2.25, 0.1 + random() * 59, 60, 1e-7]) : null;
+    const extra = random() < 0.1 ? { lane: one([1, null, "x", [2], { y: 3 }]) } : {};
+    const seconds = one([Math.floor(random() * 60), random() * 60, random() * 1e-7, model.blockSeconds(9)]);
+    return { seconds, prompt, policy, blendSeconds, extra };
+  };
+  const cues = Array.from({ length: 1 + Math.floor(random() * 6) }, someCue);
+  cues[0].seconds = 0;
+  return { cues: cues.sort((one, other) => one.seconds - other.seconds), extra: random() < 0.1 ? { zoom: 2 } : {} };
+}
+
+test("parse(serialise(x)) is x, for 1,000 schedules", () => {
+  const random = seeded(1);
+  for (let count = 0; count < 1000; count += 1) {
+    const schedule = someSchedule(random);
+    assert.deepEqual(said(model.parse(model.serialise(schedule))), schedule);
+  }
+});
+
+test("any edit of any schedule leaves one that reads back", () => {
+  const random = seeded(2);
+  const edits = [
+    (schedule, index) => model.insertCue(schedule, random() * 70)[0],
+    (schedule) => model.addCue(schedule, random() < 0.5 ? 0 : Math.floor(random() * 90))[0],
+    (schedule, index) => model.splitCue(schedule, index)[0],
+    model.deleteCue,
+    (schedule, index) => model.duplicateCue(schedule, index),
+    (schedule, index) => model.reorderCue(schedule, index, Math.floor(random() * schedule.cues.length)),
+    (schedule, index) => model.moveEdge(schedule, index, random() * 70 - 5),
+    (schedule, index) => model.nudgeEdge(schedule, index, Math.floor(random() * 9) - 4),
+  ];
+  for (let count = 0; count < 1000; count += 1) {
+    let schedule = someSchedule(random);
+    for (let step = 0; step < 4; step += 1) {
+      try {
+        const edit = edits[Math.floor(random() * edits.length)];
+        schedule = edit(schedule, Math.floor(random() * schedule.cues.length));
+      } catch (error) {
+        assert.equal(error.name, "ScheduleError");
+      }
+      assert.deepEqual(said(model.parse(model.serialise(schedule))), said(schedule));
+    }
+  }
+});

@@ -1,0 +1,134 @@
+// The timeline on LongLive: Prompt Schedule. The node's `prompts` text stays its only value: the timeline
+// shows that text and writes it, so a workflow looks the same with and without this page.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { TimelineView } from "./timeline/view.js";
+
+const NODE = "LongLivePromptSchedule";
+const STREAM = "LongLiveStream";
+const TEXT_SHOWN = "Show schedule text"; // a property of the node
+const MIN_HEIGHT = 250;
+const TEXT_HEIGHT = 130;
+const WATCH_MILLISECONDS = 500;
+const REST_MILLISECONDS = 400;
+
+const LIVE = ["starting", "running", "paused", "stopping"]; // states of a run that goes on
+const views = new Map(); // node -> its timeline
+
+const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
+
+/** The nodes that the schedule goes into. */
+function streamsOf(node) {
+  const links = node.outputs?.[0]?.links ?? [];
+  const targets = links.map((id) => node.graph?.getNodeById(node.graph.links[id]?.target_id));
+  return targets.filter((target) => target?.comfyClass === STREAM);
+}
+
+function endSecondsOf(node) {
+  return Math.max(0, ...streamsOf(node).map((stream) => Number(widgetOf(stream, "seconds")?.value) || 0));
+}
+
+const isLinked = (node) => node.inputs?.some((input) => input.widget?.name === "prompts" && input.link != null) ?? false;
+
+/** Set the text. The host notes the change once edits rest: it can be undone there too, and the tab is marked. */
+function writerOf(prompts) {
+  let timer = null;
+  return (text) => {
+    prompts.value = text;
+    clearTimeout(timer);
+    timer = setTimeout(noteChange, REST_MILLISECONDS);
+  };
+}
+
+function noteChange() {
+  app.canvas?.emitBeforeChange?.();
+  app.canvas?.emitAfterChange?.();
+}
+
+function showText(node, prompts, isShown) {
+  const change = Number(isShown) - Number(node.properties[TEXT_SHOWN] === true);
+  if (change) node.setSize([node.size[0], node.size[1] + change * TEXT_HEIGHT]);
+  node.properties[TEXT_SHOWN] = isShown;
+  prompts.hidden = !isShown;
+  prompts.options.hidden = !isShown;
+  node.widgets.push(node.widgets.pop()); // the new nodes look at their widgets again only when the list changes
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** A hidden widget takes no room; ComfyUI 0.3.64 would leave it empty. */
+function foldWhenHidden(widget) {
+  const layout = widget.computeLayoutSize;
+  widget.computeLayoutSize = function (node) {
+    return this.hidden ? { minHeight: 0, maxHeight: 0, minWidth: 0 } : layout.call(this, node);
+  };
+}
+
+/** Call `then` after every call of a method that others may have set already. */
+function after(target, name, then) {
+  const before = target[name];
+  target[name] = function (...details) {
+    const result = before?.apply(this, details);
+    then(...details);
+    return result;
+  };
+}
+
+/** What the host tells nobody: a stream's length, and whether the text comes from another node. */
+function watch(node, view) {
+  let known = "";
+  const timer = setInterval(() => {
+    const now = `${endSecondsOf(node)} ${isLinked(node)}`;
+    if (now === known) return;
+    known = now;
+    view.isReadOnly = isLinked(node);
+    view.draw();
+  }, WATCH_MILLISECONDS);
+  after(node, "onRemoved", () => {
+    clearInterval(timer);
+    views.delete(node);
+    view.remove();
+  });
+}
+
+function addTimeline(node) {
+  const prompts = widgetOf(node, "prompts");
+  const view = new TimelineView({
+    onEdit: writerOf(prompts),
+    endSeconds: () => endSecondsOf(node),
+    onToggleText: (isShown) => showText(node, prompts, isShown),
+  });
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, getValue: () => "" };
+  // After the text: values of a saved node are read by their number among its widgets.
+  const widget = node.addDOMWidget("timeline", "longlive_timeline", view.element, options);
+  widget.serialize = false;
+  foldWhenHidden(prompts);
+  after(prompts, "callback", () => view.show(prompts.value));
+  after(node, "onConfigure", () => {
+    view.reset(prompts.value);
+    view.setTextShown(node.properties[TEXT_SHOWN] === true || view.error !== null);
+  });
+  view.reset(prompts.value);
+  view.setTextShown(false);
+  views.set(node, view);
+  watch(node, view);
+}
+
+/** A run's news (the server's "longlive.run"), on the timelines of its schedule. */
+function showRun(run) {
+  const isLive = LIVE.includes(run.state);
+  for (const [node, view] of views) {
+    const isOurs = streamsOf(node).some((stream) => String(stream.id) === String(run.node));
+    if (isOurs) view.showRun({ ...run, isLive });
+  }
+}
+
+app.registerExtension({
+  name: "LongLive.Timeline",
+  setup() {
+    api.addEventListener("longlive.run", ({ detail }) => showRun(detail));
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) addTimeline(node);
+  },
+});

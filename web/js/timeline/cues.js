@@ -1,0 +1,131 @@
+// One timed prompt: what it may hold, how numbers are written, and the error that says what is wrong.
+// The same rules as longlive_core/rollout/cues.py; a test holds the two together.
+
+export const MAX_SECONDS = 24 * 60 * 60;
+export const MAX_CUES = 100000;
+export const MAX_BLEND_SECONDS = 60;
+export const DEFAULT_BLEND_SECONDS = 2.25;
+export const AUTO = "auto";
+export const POLICIES = ["recache", "refresh", "keep", "cut", "blend"];
+export const TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03";
+// What separates words: the same characters as in Python, which are not those of \s here.
+export const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
+
+const QUOTED_CHARACTERS = 40;
+const SPACES = new RegExp(`${SPACE}+`);
+const LONE_SURROGATE = /[\ud800-\udfff]/u;
+
+/** A schedule that cannot be used. `line`, `column` and `cue` count from 1; null where they mean nothing. */
+export class ScheduleError extends Error {
+  constructor(text, { line = null, column = null, cue = null } = {}) {
+    super(line === null ? text : `line ${line}, column ${column}: ${text}`);
+    Object.assign(this, { name: "ScheduleError", text, line, column, cue });
+  }
+
+  at(line, column) {
+    return new ScheduleError(this.text, { line, column, cue: this.cue });
+  }
+}
+
+/**
+ * A cue: seconds, prompt, policy (null names none), blendSeconds (with "blend" alone) and `extra`, the
+ * fields of a timeline JSON that are not ours. Throws ScheduleError.
+ */
+export function makeCue({ seconds, prompt, policy = null, blendSeconds = null, extra = {} }) {
+  const time = checkedSeconds(seconds);
+  const words = checkedPrompt(prompt);
+  const named = checkedPolicy(policy);
+  return { seconds: time, prompt: words, policy: named, blendSeconds: checkedBlend(blendSeconds, named), extra };
+}
+
+export function checkedSeconds(seconds) {
+  if (typeof seconds !== "number") {
+    throw new ScheduleError(`the time ${quoted(seconds)} is not a number of seconds; ${TIME_SPELLINGS}`);
+  }
+  if (!(seconds >= 0 && seconds <= MAX_SECONDS)) {
+    const limits = `times are from 0 to ${MAX_SECONDS} seconds (24 h)`;
+    throw new ScheduleError(`the time ${quoted(seconds)} is not possible; ${limits}`);
+  }
+  return seconds + 0; // -0 becomes 0
+}
+
+function checkedPrompt(prompt) {
+  if (typeof prompt !== "string") {
+    throw new ScheduleError(`the prompt ${quoted(prompt)} is not text; write it in quotes`);
+  }
+  const words = prompt.split(SPACES).filter(Boolean).join(" ");
+  if (!words) {
+    throw new ScheduleError("the prompt is empty; write what the video should show, or remove the cue");
+  }
+  if (LONE_SURROGATE.test(words)) {
+    throw new ScheduleError("the prompt holds half a character (a lone UTF-16 surrogate); type it anew");
+  }
+  return words;
+}
+
+function checkedPolicy(policy) {
+  if (policy === null || policy === AUTO) return null;
+  if (POLICIES.includes(policy)) return policy;
+  throw new ScheduleError(`${quoted(policy)} is not a policy; use ${[...POLICIES, AUTO].join(", ")}`);
+}
+
+function checkedBlend(seconds, policy) {
+  if (policy !== "blend") {
+    if (seconds === null) return null;
+    const came = `a blend of ${quoted(seconds)} seconds came with ${policy ?? AUTO}`;
+    throw new ScheduleError(`${came}; only blend takes seconds`);
+  }
+  if (seconds === null) return DEFAULT_BLEND_SECONDS;
+  if (typeof seconds !== "number") {
+    throw new ScheduleError(`the blend ${quoted(seconds)} is not a number of seconds; give it as 3.0`);
+  }
+  if (!(seconds > 0 && seconds <= MAX_BLEND_SECONDS)) {
+    const limits = `a blend takes more than 0 and at most ${MAX_BLEND_SECONDS} seconds`;
+    throw new ScheduleError(`a blend of ${quoted(seconds)} seconds is not possible; ${limits}`);
+  }
+  return seconds;
+}
+
+/** A value as messages show it, cut short. */
+export function quoted(value) {
+  const shown = ["string", "number"].includes(typeof value) ? String(value) : JSON.stringify(value);
+  const characters = [...shown];
+  const short = characters.length > QUOTED_CHARACTERS ? `${characters.slice(0, QUOTED_CHARACTERS).join("")}...` : shown;
+  return typeof value === "string" ? `"${short}"` : short;
+}
+
+/** Seconds without an exponent and without loss: 0s, 2.5s, 0.0000001s. */
+export function spelled(seconds) {
+  const [digits, exponent] = String(seconds).split("e-");
+  if (exponent === undefined) return `${digits}s`;
+  const [whole, fraction = ""] = digits.split(".");
+  return `0.${"0".repeat(Number(exponent) - 1)}${whole}${fraction}s`;
+}
+
+export function checkNumberOfCues(count) {
+  if (!count) throw new ScheduleError("the schedule has no cues; give it at least one, at 0");
+  if (count > MAX_CUES) {
+    const limits = `at most ${MAX_CUES} are allowed, split the video`;
+    throw new ScheduleError(`the schedule has ${count} cues; ${limits}`);
+  }
+}
+
+/** Throws unless the first cue is at 0 and times never go back. */
+export function checkOrder(cues) {
+  if (cues[0].seconds !== 0) {
+    throw new ScheduleError(
+      `the first cue is at ${spelled(cues[0].seconds)}, and the video needs a prompt from 0 on; begin with a ` +
+        "cue at 0 (where the time is meant as words of a prompt, write 0 => before it)",
+      { cue: 1 },
+    );
+  }
+  const named = (index) => `cue ${index + 1} at ${spelled(cues[index].seconds)}`;
+  const late = cues.findIndex((cue, index) => index > 0 && cue.seconds < cues[index - 1].seconds);
+  if (late > 0) {
+    throw new ScheduleError(
+      `${named(late)} comes after ${named(late - 1)}, and cues must be in order of time; move it up or ` +
+        "correct its time",
+      { cue: late + 1 },
+    );
+  }
+}

@@ -1,0 +1,91 @@
+// What the keys do on the timeline.
+
+import * as model from "./model.js";
+import { isTyping } from "./parts.js";
+
+export const SHORTCUTS = `Arrows: the cue before or after. Home, End: the first, the last.
+Alt + arrows: move its beginning by a block; with Shift its end.
+Ctrl + arrows: change places with its neighbour.
+Enter: edit the prompt; Enter or Esc: back to the cue.
+Insert or A: a new cue at the end. S: split. D: duplicate. Delete: delete.
+P: next policy. Ctrl Z, Ctrl Shift Z: undo, redo. + - 0: zoom.
+Ctrl C: copy the schedule. Ctrl V: paste schedule text, timeline JSON or JSONL.
+Mouse: drag edges, drag a cue to another place, double-click the ruler for a new cue there, Ctrl + wheel zooms.`;
+
+/** A key pressed somewhere in the timeline: the host never sees it. */
+export function onKey(view, event) {
+  event.stopPropagation();
+  const act = keysFor(view, event.target)[keyName(event)];
+  if (!act) return;
+  event.preventDefault();
+  act();
+}
+
+function keysFor(view, target) {
+  if (isTyping(target)) return fieldKeys(view);
+  return target.classList.contains("ll-cue") ? { ...keys(view), ...cueKeys(view) } : keys(view);
+}
+
+function fieldKeys(view) {
+  const back = () => view.focusCue();
+  return { Enter: back, Escape: back };
+}
+
+function keys(view) {
+  return {
+    "Ctrl+z": () => view.undo(),
+    "Ctrl+Shift+z": () => view.redo(),
+    "Ctrl+y": () => view.redo(),
+    "+": () => view.zoomBy(1),
+    "=": () => view.zoomBy(1),
+    "-": () => view.zoomBy(-1),
+    0: () => view.zoomTo(0),
+  };
+}
+
+/** Keys of a focused cue. */
+function cueKeys(view) {
+  const act = (name) => () => view.edit(name) && view.focusCue();
+  const nudged = (index, blocks) => () => nudge(view, index, blocks);
+  const at = view.selected;
+  return {
+    ArrowLeft: () => view.select(at - 1),
+    ArrowRight: () => view.select(at + 1),
+    Home: () => view.select(0),
+    End: () => view.select(view.schedule.cues.length - 1),
+    "Alt+ArrowLeft": nudged(at, -1),
+    "Alt+ArrowRight": nudged(at, 1),
+    "Alt+Shift+ArrowLeft": nudged(at + 1, -1),
+    "Alt+Shift+ArrowRight": nudged(at + 1, 1),
+    "Ctrl+ArrowLeft": act("earlier"),
+    "Ctrl+ArrowRight": act("later"),
+    Enter: () => view.editPrompt(),
+    F2: () => view.editPrompt(),
+    Insert: () => view.add(),
+    a: () => view.add(),
+    s: act("split"),
+    d: act("duplicate"),
+    Delete: act("delete"),
+    Backspace: act("delete"),
+    p: () => nextPolicy(view),
+  };
+}
+
+function nudge(view, index, blocks) {
+  if (index === 0 || index >= view.schedule.cues.length) return;
+  view.commit(model.nudgeEdge(view.schedule, index, blocks), `edge ${index}`);
+}
+
+function nextPolicy(view) {
+  const names = [null, ...model.POLICIES];
+  const { policy } = view.schedule.cues[view.selected];
+  view.edit("policy", names[(names.indexOf(policy) + 1) % names.length]);
+}
+
+/** `Ctrl+Shift+z`: how a key with its modifiers is looked up. Letters are small; signs have no Shift. */
+function keyName(event) {
+  const isSign = event.key.length === 1 && !/[a-z]/i.test(event.key);
+  const modifiers = { Ctrl: event.ctrlKey || event.metaKey, Alt: event.altKey, Shift: event.shiftKey && !isSign };
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  return [...Object.keys(modifiers).filter((name) => modifiers[name]), key].join("+");
+}

@@ -1,0 +1,93 @@
+// The pieces of the timeline's page: elements, buttons, and one cue as it is drawn. No state of their own.
+
+import { blockSeconds, spelled } from "./model.js";
+
+const GOLDEN_ANGLE = 137.5; // neighbours get colours far apart
+const MIN_TICK_PIXELS = 56;
+const TICK_SECONDS = [0.75, 1.5, 3, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
+
+/** An element with properties, attributes (names with a dash, and role) and children. */
+export function made(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "role" || name.includes("-")) element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+}
+
+/**
+ * Keys pressed here are not the host's: it leaves undo and redo alone where the focused element is a text area
+ * by its `type`, and it looks before any listener of ours could stop it.
+ */
+export function ownKeys(element) {
+  Object.defineProperty(element, "type", { value: "textarea" });
+  return element;
+}
+
+export function button(label, title, onClick) {
+  const named = { textContent: label, title, "aria-label": title.split(" (")[0], tabIndex: 0 };
+  const element = made("button", named);
+  element.addEventListener("click", onClick);
+  return ownKeys(element);
+}
+
+/** A time as a clock says it: 0:05.06, 1:02. */
+export function clock(seconds) {
+  const rest = Math.round((seconds % 60) * 100) / 100;
+  return `${Math.floor(seconds / 60)}:${rest < 10 ? "0" : ""}${rest}`;
+}
+
+export function emptyCue() {
+  const parts = ["ll-blend", "ll-edge", "ll-policy", "ll-words"].map((className) => made("div", { className }));
+  return ownKeys(made("div", { className: "ll-cue", role: "option" }, ...parts));
+}
+
+const policyWords = ({ policy, blendSeconds }) => (policy === "blend" ? `blend ${spelled(blendSeconds)}` : (policy ?? ""));
+
+/** Draw a cue: `place` is { index, count, block, length, isSelected }, in blocks. */
+export function drawCue(element, cue, place, pixels) {
+  const [begins, ends] = [blockSeconds(place.block), blockSeconds(place.block + place.length)];
+  const [blend, edge, policy, words] = element.children;
+  element.style.left = `${begins * pixels}px`;
+  element.style.width = `${Math.max(6, (ends - begins) * pixels - 1)}px`;
+  element.style.setProperty("--hue", (200 + place.index * GOLDEN_ANGLE) % 360);
+  element.classList.toggle("ll-lost", place.length === 0);
+  element.tabIndex = place.isSelected ? 0 : -1;
+  element.setAttribute("aria-selected", place.isSelected);
+  blend.style.width = `${cue.policy === "blend" ? cue.blendSeconds * pixels : 0}px`;
+  edge.hidden = place.index === 0;
+  policy.textContent = policyWords(cue);
+  words.textContent = cue.prompt;
+  const label = `Cue ${place.index + 1} of ${place.count}, ${clock(begins)} to ${clock(ends)}`;
+  element.setAttribute("aria-label", [label, policyWords(cue), cue.prompt].filter(Boolean).join(", "));
+  element.title = `${cue.prompt}\n${spelled(cue.seconds)}, takes effect at ${clock(begins)} (block ${place.block})`;
+}
+
+/** Ticks of the ruler between two times, `pixels` a second. */
+export function ticks(from, to, pixels) {
+  const step = TICK_SECONDS.find((seconds) => seconds * pixels >= MIN_TICK_PIXELS) ?? 7200;
+  const first = Math.floor(from / step);
+  return Array.from({ length: Math.floor(to / step) - first + 1 }, (_, index) => {
+    const tick = made("div", { className: "ll-tick", textContent: clock((first + index) * step) });
+    tick.style.left = `${(first + index) * step * pixels}px`;
+    return tick;
+  });
+}
+
+/** How far a run is, and the prompts that were sent while it ran, where they took effect. */
+export function drawRun(element, run, pixels) {
+  const marks = (run?.cues ?? []).filter((cue) => cue.origin === "live");
+  const drawn = marks.map((cue) => placed("ll-live", cue.seconds, `sent live, from ${clock(cue.seconds)}: ${cue.prompt}`));
+  if (run?.isLive) drawn.push(placed("ll-now", run.seconds, `${clock(run.seconds)} of video made`));
+  element.replaceChildren(...drawn);
+
+  function placed(className, seconds, title) {
+    const mark = made("div", { className, title });
+    mark.style.left = `${seconds * pixels}px`;
+    return mark;
+  }
+}
+
+export const isTyping = (element) => ["INPUT", "TEXTAREA"].includes(element.tagName);

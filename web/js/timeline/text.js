@@ -1,0 +1,182 @@
+// Schedule text, one cue a line <-> cues. The same grammar as longlive_core/rollout/prompt_text.py.
+
+import {
+  AUTO,
+  POLICIES,
+  SPACE,
+  ScheduleError,
+  TIME_SPELLINGS,
+  checkNumberOfCues,
+  checkOrder,
+  checkedSeconds,
+  makeCue,
+  quoted,
+  spelled,
+} from "./cues.js";
+
+const CUE_LINE = new RegExp(`^([^${SPACE.slice(1)}*?)(${SPACE}*=>|${SPACE}+|$)([^]*)`);
+const INDENT = new RegExp(`^${SPACE}*`);
+const SECONDS = "(?:[0-9]+(?:\\.[0-9]+)?|\\.[0-9]+)s?";
+const TIME = new RegExp(`^(?:(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\\.[0-9]+)?|${SECONDS})$`);
+const BLEND = new RegExp(`^${SECONDS}$`);
+// How a first line says that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
+const TIME_LIKE =
+  /^(?:0+(?:\.0+)?|[-+]?\.?[0-9][0-9.,]*(?:s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?)$/;
+// A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
+const POLICY_PREFIX = new RegExp(
+  `^(?:(${[...POLICIES, AUTO].join("|")})|blend[\\t-\\r ]+([-+]?\\.?[0-9][^\\t-\\r :]*)):`,
+  "i",
+);
+
+const lengthOf = (text) => [...text].length; // in characters, as columns count
+
+function located(line, column, read) {
+  try {
+    return read();
+  } catch (error) {
+    throw error instanceof ScheduleError ? error.at(line, column) : error;
+  }
+}
+
+/** The lines of a text with their numbers; only LF, CRLF and CR end a line. */
+export function numberedLines(text) {
+  const lines = text.split(/\r\n|\r|\n/);
+  if (lines.at(-1) === "") lines.pop(); // what follows the last line's end
+  return lines.map((raw, index) => {
+    const indent = INDENT.exec(raw)[0];
+    const isBlank = indent.length === raw.length;
+    return { number: index + 1, raw, indent, isBlank, isComment: raw[indent.length] === "#" };
+  });
+}
+
+/** Lines with the indent of the first cue taken away; `text` is null for blanks and comments. */
+function dedented(lines) {
+  const first = lines.find((line) => !line.isBlank && !line.isComment);
+  if (!first) {
+    const advice = "write a prompt, or cues such as: 0 => a red circle";
+    throw new ScheduleError(`the schedule is empty; ${advice}`, { line: 1, column: 1 });
+  }
+  return lines.map((line) => {
+    if (line.isBlank || line.isComment) return { ...line, text: null };
+    const isIndented = line.raw.startsWith(first.indent);
+    const text = isIndented ? line.raw.slice(first.indent.length) : line.raw;
+    const column = 1 + (isIndented ? lengthOf(first.indent) : 0);
+    return { ...line, text, column, isContinuation: INDENT.exec(text)[0] !== "" };
+  });
+}
+
+function beginsWithTime(text) {
+  const [, time, arrow] = CUE_LINE.exec(text);
+  return arrow.endsWith("=>") || TIME_LIKE.test(time);
+}
+
+/** The one prompt of a text without times; refuses a text that has some, only not at its beginning. */
+function plainPrompt(lines) {
+  for (const line of lines) {
+    if (!line.isContinuation && beginsWithTime(line.text)) {
+      throw new ScheduleError(
+        "this line begins with a time and the first one does not; begin the first line with 0 => " +
+          "(or, where no time is meant, indent this line)",
+        { line: line.number, column: line.column },
+      );
+    }
+  }
+  return lines.map((line) => line.text).join(" ");
+}
+
+/** Each cue's line with those that continue it, and the blanks and comments before it; those at the end. */
+function grouped(lines) {
+  const groups = [];
+  let skipped = [];
+  for (const line of lines) {
+    if (line.text === null) skipped.push(line);
+    else if (line.isContinuation) groups.at(-1).lines.push(...skipped.splice(0), line);
+    else groups.push({ lead: skipped.splice(0), lines: [line] });
+  }
+  return { groups, tail: skipped };
+}
+
+const joined = (lines) => lines.map((line) => `${line.text ?? line.raw}\n`).join("");
+
+function readCue({ lead, lines }) {
+  const [first, ...rest] = lines.filter((line) => line.text !== null);
+  const [, time, arrow, words] = CUE_LINE.exec(first.text);
+  const seconds = located(first.number, first.column, () => readTime(time));
+  const column = first.column + lengthOf(time + arrow);
+  const cue = located(first.number, column, () => {
+    const all = [words, ...rest.map((line) => line.text)].join(" ");
+    return makeCue({ seconds, ...readWords(all.slice(INDENT.exec(all)[0].length)) });
+  });
+  return { ...cue, lead: joined(lead), source: joined(lines) };
+}
+
+/** What follows a time -> prompt, policy, blendSeconds. */
+function readWords(words) {
+  const prefix = POLICY_PREFIX.exec(words);
+  if (!prefix) return { prompt: words };
+  const prompt = words.slice(prefix[0].length);
+  if (prefix[2] === undefined) return { prompt, policy: prefix[1].toLowerCase() };
+  return { prompt, policy: "blend", blendSeconds: readBlend(prefix[2]) };
+}
+
+function readBlend(text) {
+  if (BLEND.test(text)) return Number(text.replace(/s$/, ""));
+  throw new ScheduleError(
+    `${quoted(text)} is not how long a blend takes; write it as blend 3s: or blend 2.5s: (where it is meant ` +
+      "as words of the prompt, write auto: before it)",
+  );
+}
+
+/** `5`, `5s`, `0:05` or `1:02:03` -> seconds. */
+export function readTime(text) {
+  if (!TIME.test(text)) throw new ScheduleError(whyNotATime(text));
+  const parts = text.replace(/s$/, "").split(":");
+  return checkedSeconds(parts.reduce((seconds, part) => seconds * 60 + Number(part), 0));
+}
+
+function whyNotATime(text) {
+  if (!text) return `a time is missing; ${TIME_SPELLINGS}`;
+  if (text.startsWith("-") && TIME.test(text.slice(1))) {
+    return `the time ${quoted(text)} is negative; the video begins at 0`;
+  }
+  return (
+    `${quoted(text)} is not a time; ${TIME_SPELLINGS}; indent a line that continues a prompt, and write ` +
+    "0 => before a first prompt that begins like a time"
+  );
+}
+
+/** Schedule text -> schedule. Comments and blank lines stay with the cue after them (`lead`) or in `tail`. */
+export function fromText(text) {
+  const lines = dedented(numberedLines(text));
+  const filled = lines.filter((line) => line.text !== null);
+  if (!beginsWithTime(filled[0].text)) {
+    return { cues: [makeCue({ seconds: 0, prompt: plainPrompt(filled) })], extra: {} };
+  }
+  const { groups, tail } = grouped(lines);
+  checkNumberOfCues(groups.length);
+  const cues = groups.map(readCue);
+  try {
+    checkOrder(cues);
+  } catch (error) {
+    const first = groups[error.cue - 1].lines[0];
+    throw error.at(first.number, first.column);
+  }
+  return { cues, extra: {}, tail: joined(tail) };
+}
+
+/** A cue as schedule text: its own lines while nobody has edited it, with the comments before it. */
+function writtenCue(cue) {
+  return (cue.lead ?? "") + (cue.source ?? writtenLine(cue));
+}
+
+function writtenLine({ seconds, prompt, policy, blendSeconds }) {
+  let prefix = policy ?? "";
+  if (policy === "blend") prefix += ` ${spelled(blendSeconds)}`;
+  if (!prefix && POLICY_PREFIX.test(prompt)) prefix = AUTO;
+  return `${spelled(seconds)} => ${prefix && `${prefix}: `}${prompt}\n`;
+}
+
+/** Schedule text of a schedule; `extra` has no place in it. */
+export function toText(schedule) {
+  return schedule.cues.map(writtenCue).join("") + (schedule.tail ?? "");
+}

@@ -1,0 +1,417 @@
+// The timeline on the page: shows a schedule text and lets it be edited by mouse and keyboard. It knows
+// neither the host nor nodes: text comes in through `show`, and leaves through `onEdit`.
+
+import * as model from "./model.js";
+import { onKey, SHORTCUTS } from "./keys.js";
+import { button, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
+import { onPress, secondsAt } from "./pointer.js";
+import { addStyle } from "./style.js";
+
+const SPARE = 0.06; // of ruler behind the end, as a part of it
+const MAX_PIXELS_PER_SECOND = 240;
+const ZOOM = 1.5;
+const TICK_PIXELS = 30; // what a tick's words need
+
+export class TimelineView {
+  /**
+   * `onEdit(text)` is told every new text; `endSeconds()` is how long the video is (0: not known);
+   * `onToggleText(isShown)` shows or hides the text itself.
+   */
+  constructor({ onEdit, endSeconds, onToggleText }) {
+    Object.assign(this, { onEdit, endSeconds, selected: 0, zoom: null, schedule: null });
+    Object.assign(this, { isReadOnly: false, played: null });
+    this.history = model.newHistory("");
+    addStyle(document);
+    this.element = this.#build(onToggleText);
+    this.#listen();
+    this.resized = new ResizeObserver(() => this.draw());
+    this.resized.observe(this.element);
+  }
+
+  /** The text came anew: no way back behind it. */
+  reset(text) {
+    this.history = model.newHistory(text);
+    this.selected = 0;
+    this.#read(text);
+  }
+
+  /** The text was changed elsewhere: typed, or set by the host. */
+  show(text) {
+    if (text === this.history.text) return;
+    this.history = model.recorded(this.history, text, "typing");
+    this.#read(text);
+  }
+
+  /** A run of this schedule: how far it is, and what was said while it ran. Null shows none. */
+  showRun(run) {
+    this.played = run;
+    if (this.schedule) this.draw();
+  }
+
+  remove() {
+    this.resized.disconnect();
+  }
+
+  get endBlock() {
+    return model.blockAt(this.endSeconds());
+  }
+
+  // What is on the page
+
+  #build(onToggleText) {
+    this.track = made("div", { className: "ll-track", role: "listbox", "aria-label": "Cues of the schedule" });
+    this.track.setAttribute("aria-orientation", "horizontal");
+    this.grid = made("div", { className: "ll-grid" });
+    this.ruler = made("div", { className: "ll-ruler", "aria-hidden": "true", title: "Double-click: a new cue here" });
+    this.end = made("div", { className: "ll-end" });
+    this.run = made("div", { className: "ll-run", "aria-hidden": "true" });
+    this.drop = made("div", { className: "ll-drop", hidden: true });
+    this.lane = made("div", { className: "ll-lane" }, this.ruler, this.track, this.end, this.run, this.drop);
+    this.scroller = made("div", { className: "ll-scroll", tabIndex: -1 }, this.lane);
+    this.status = made("div", { className: "ll-status", role: "status" });
+    this.help = made("div", { className: "ll-help", textContent: SHORTCUTS, hidden: true });
+    const rows = [this.#bar(onToggleText), this.help, this.scroller, this.#fields(), this.prompt, this.status];
+    const root = made("div", { className: "longlive-timeline", role: "group", "aria-label": "Timeline" }, ...rows);
+    this.track.append(this.grid);
+    return root;
+  }
+
+  #bar(onToggleText) {
+    const act = (edit) => () => this.edit(edit) && this.focusCue();
+    this.undoButton = button("\u21b6", "Undo (Ctrl Z)", () => this.undo());
+    this.redoButton = button("\u21b7", "Redo (Ctrl Shift Z)", () => this.redo());
+    this.textButton = button("Text", "Show the schedule as text", () => this.setTextShown(!this.isTextShown));
+    this.setTextShown = (isShown) => {
+      this.isTextShown = isShown;
+      this.textButton.setAttribute("aria-pressed", isShown);
+      onToggleText(isShown);
+    };
+    const help = button("?", SHORTCUTS, () => (this.help.hidden = !this.help.hidden));
+    help.setAttribute("aria-label", "Shortcuts");
+    return made(
+      "div",
+      { className: "ll-bar", role: "toolbar", "aria-label": "Timeline tools" },
+      button("Add", "Add a cue at the end (Insert)", () => this.add()),
+      button("Split", "Split the cue (S)", act("split")),
+      button("Copy", "Duplicate the cue (D)", act("duplicate")),
+      button("Delete", "Delete the cue (Delete)", act("delete")),
+      button("\u25c2", "Earlier (Ctrl Left)", act("earlier")),
+      button("\u25b8", "Later (Ctrl Right)", act("later")),
+      this.undoButton,
+      this.redoButton,
+      made("span", { className: "ll-gap" }),
+      button("\u2212", "Zoom out (-)", () => this.zoomBy(-1)),
+      button("Fit", "Show everything (0)", () => this.zoomTo(0)),
+      button("+", "Zoom in (+)", () => this.zoomBy(1)),
+      this.textButton,
+      help,
+    );
+  }
+
+  #fields() {
+    this.time = made("input", { "aria-label": "Begins at", title: "When the cue begins: 5s, 0:05, 1:02.5" });
+    const names = ["auto", ...model.POLICIES].map((value) => made("option", { value, textContent: value }));
+    this.policy = made("select", { title: "What happens to the past. auto: what the window's on_switch says" }, ...names);
+    const limits = { min: "0.75", max: String(model.MAX_BLEND_SECONDS), step: "0.75" };
+    this.blend = made("input", { type: "number", title: "Seconds from the prompt before to this one", ...limits });
+    this.blendLabel = made("label", {}, "over", this.blend, "s");
+    this.prompt = made("textarea", { "aria-label": "Prompt", placeholder: "What the video shows", spellcheck: false });
+    this.place = made("span", {});
+    ownKeys(this.policy);
+    const [time, policy] = [made("label", {}, "at", this.time), made("label", {}, "policy", this.policy)];
+    return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel);
+  }
+
+  // From text to page
+
+  #read(text) {
+    try {
+      this.schedule = model.parse(text);
+      this.error = null;
+    } catch (error) {
+      this.error = asScheduleError(error);
+    }
+    this.#say("");
+    this.draw();
+  }
+
+  /** Show a sentence below the timeline; what is wrong with the text comes first. */
+  #say(sentence, isError = false) {
+    this.status.textContent = this.error?.message ?? sentence;
+    this.status.classList.toggle("ll-error", isError || this.error !== null);
+  }
+
+  get pixels() {
+    return this.zoom ?? this.#fitting();
+  }
+
+  get lengthSeconds() {
+    const blocks = model.blocksOf(this.schedule);
+    const lengths = model.lengthsOf(this.schedule, this.endBlock);
+    const last = model.blockSeconds(blocks.at(-1) + lengths.at(-1));
+    return Math.max(last, this.endSeconds(), this.played?.seconds ?? 0) * (1 + SPARE);
+  }
+
+  #fitting() {
+    return Math.max(1, this.scroller.clientWidth || 400) / this.lengthSeconds;
+  }
+
+  /** Draw what is. The elements of cues are used again, so that focus stays where it is. */
+  draw() {
+    if (!this.schedule) return;
+    const { cues } = this.schedule;
+    this.selected = Math.min(this.selected, cues.length - 1);
+    this.lane.style.width = `${Math.floor(this.lengthSeconds * this.pixels)}px`;
+    this.#drawCues();
+    this.#drawGrid();
+    this.#drawRuler();
+    drawRun(this.run, this.played, this.pixels);
+    this.#drawFields();
+    this.element.classList.toggle("ll-stale", this.error !== null || this.isReadOnly);
+    this.undoButton.disabled = !this.history.past.length;
+    this.redoButton.disabled = !this.history.future.length;
+  }
+
+  #drawCues() {
+    const { cues } = this.schedule;
+    const drawn = [...this.track.querySelectorAll(".ll-cue")];
+    const gone = drawn.slice(cues.length);
+    const hadFocus = gone.includes(document.activeElement);
+    gone.forEach((element) => element.remove());
+    const blocks = model.blocksOf(this.schedule);
+    const lengths = model.lengthsOf(this.schedule, this.endBlock);
+    cues.forEach((cue, index) => {
+      const element = drawn[index] ?? emptyCue();
+      if (!drawn[index]) this.track.append(element);
+      const isSelected = index === this.selected;
+      const place = { index, count: cues.length, block: blocks[index], length: lengths[index], isSelected };
+      drawCue(element, cue, place, this.pixels);
+    });
+    if (hadFocus) this.focusCue(); // keys must not go to the host because a cue is gone
+  }
+
+  #drawGrid() {
+    const block = model.BLOCK_SECONDS * this.pixels;
+    this.grid.hidden = block < 4;
+    this.grid.style.backgroundSize = `${block}px 100%`;
+    this.grid.style.backgroundPositionX = `${model.FIRST_BLOCK_SECONDS * this.pixels}px`;
+    const seconds = this.endSeconds();
+    this.end.hidden = !seconds;
+    this.end.style.left = `${seconds * this.pixels}px`;
+    this.end.textContent = "end";
+    this.end.title = `the video ends at ${clock(seconds)}`;
+  }
+
+  #drawRuler() {
+    const from = this.scroller.scrollLeft / this.pixels;
+    const last = this.lengthSeconds - TICK_PIXELS / this.pixels;
+    const to = Math.min(last, from + this.scroller.clientWidth / this.pixels);
+    this.ruler.replaceChildren(...ticks(from, to, this.pixels));
+  }
+
+  #drawFields() {
+    const cue = this.schedule.cues[this.selected];
+    this.place.textContent = `Cue ${this.selected + 1}/${this.schedule.cues.length}`;
+    if (document.activeElement !== this.time) this.time.value = model.spelled(cue.seconds);
+    this.time.disabled = this.selected === 0;
+    this.policy.value = cue.policy ?? "auto";
+    this.blendLabel.hidden = cue.policy !== "blend";
+    if (document.activeElement !== this.blend) this.blend.value = cue.blendSeconds ?? "";
+    if (document.activeElement !== this.prompt) this.prompt.value = cue.prompt;
+    for (const field of [this.policy, this.blend, this.prompt]) field.disabled = this.isReadOnly;
+  }
+
+  // Edits
+
+  /** Take a new schedule, of an edit of this kind; false (and a sentence) where that is not possible now. */
+  commit(schedule, kind = null) {
+    if (this.isReadOnly) return this.#refuse("the schedule comes from another node; change it there");
+    if (this.error) return this.#refuse(this.error.message);
+    this.schedule = schedule;
+    this.#write(model.recorded(this.history, model.serialise(schedule), kind));
+    return true;
+  }
+
+  #write(history) {
+    this.history = history;
+    this.onEdit(history.text);
+    this.#say("");
+    this.draw();
+  }
+
+  #refuse(sentence) {
+    this.#say(sentence, true);
+    return false;
+  }
+
+  /** Do one thing to the selected cue; what cannot be done is said below. */
+  edit(name, ...details) {
+    const edits = {
+      split: () => this.#commitInserted(model.splitCue(this.schedule, this.selected, this.endBlock)),
+      duplicate: () => this.#commitInserted([this.#duplicated(), this.selected + 1]),
+      delete: () => this.#commitAt(model.deleteCue(this.schedule, this.selected), Math.max(0, this.selected - 1)),
+      earlier: () => this.reorder(this.selected, this.selected - 1),
+      later: () => this.reorder(this.selected, this.selected + 1),
+      prompt: (text) => this.commit(model.setPrompt(this.schedule, this.selected, text), `prompt ${this.selected}`),
+      policy: (name_, blend) => this.commit(model.setPolicy(this.schedule, this.selected, name_, blend)),
+      time: (text) => this.commit(model.moveEdge(this.schedule, this.selected, model.readTime(text.trim()))),
+    };
+    return this.#tried(() => edits[name](...details));
+  }
+
+  #tried(act) {
+    try {
+      return act();
+    } catch (error) {
+      return this.#refuse(asScheduleError(error).message);
+    }
+  }
+
+  #duplicated() {
+    return model.duplicateCue(this.schedule, this.selected, this.endBlock);
+  }
+
+  #commitInserted([schedule, index]) {
+    return this.#commitAt(schedule, index);
+  }
+
+  #commitAt(schedule, index) {
+    const before = this.selected;
+    this.selected = index;
+    if (this.commit(schedule)) return true;
+    this.selected = before;
+    return false;
+  }
+
+  reorder(index, to) {
+    if (to < 0 || to >= this.schedule.cues.length) return false;
+    return this.#commitAt(model.reorderCue(this.schedule, index, to, this.endBlock), to);
+  }
+
+  /** A new cue with the words of the one before, ready to be changed. */
+  add(seconds = null) {
+    const inserted =
+      seconds === null ? model.addCue(this.schedule, this.endBlock) : model.insertCue(this.schedule, seconds);
+    if (this.#tried(() => this.#commitInserted(inserted))) this.editPrompt();
+  }
+
+  editPrompt() {
+    this.prompt.focus();
+    this.prompt.select();
+  }
+
+  undo() {
+    this.#goTo(model.undone(this.history));
+  }
+
+  redo() {
+    this.#goTo(model.redone(this.history));
+  }
+
+  #goTo(history) {
+    if (!history || this.isReadOnly) return;
+    this.history = history;
+    this.onEdit(history.text);
+    this.#read(history.text);
+  }
+
+  paste(text) {
+    this.#tried(() => {
+      const schedule = model.imported(text);
+      this.error = null;
+      if (this.#commitAt(schedule, 0)) this.#say(`${schedule.cues.length} cues pasted; Ctrl Z brings the old ones back`);
+    });
+  }
+
+  // Looking around
+
+  select(index) {
+    if (index < 0 || index >= this.schedule.cues.length) return;
+    this.selected = index;
+    this.prompt.value = this.schedule.cues[index].prompt;
+    this.draw();
+    this.focusCue();
+  }
+
+  focusCue() {
+    const element = this.track.querySelectorAll(".ll-cue")[this.selected];
+    element.focus({ preventScroll: true });
+    const [left, right] = [element.offsetLeft, element.offsetLeft + element.offsetWidth];
+    const { scrollLeft, clientWidth } = this.scroller;
+    if (left < scrollLeft || right > scrollLeft + clientWidth) this.scroller.scrollLeft = left - 20;
+  }
+
+  /** Zoom in by so many steps (out, where negative). */
+  zoomBy(steps) {
+    this.zoomTo(this.pixels * ZOOM ** steps);
+  }
+
+  /** Zoom to so many pixels a second, around the selected cue; as few as 0 show everything. */
+  zoomTo(pixels) {
+    this.zoom = pixels <= this.#fitting() ? null : Math.min(pixels, MAX_PIXELS_PER_SECOND);
+    this.draw();
+    const begins = model.blockSeconds(model.blocksOf(this.schedule)[this.selected]);
+    this.scroller.scrollLeft = begins * this.pixels - 20;
+    this.#drawRuler();
+  }
+
+  // Keys, pointer, clipboard
+
+  #listen() {
+    const root = this.element;
+    root.addEventListener("keydown", (event) => onKey(this, event));
+    for (const name of ["keyup", "keypress", "dblclick", "contextmenu"]) {
+      root.addEventListener(name, (event) => event.stopPropagation());
+    }
+    root.addEventListener("pointerdown", (event) => event.button !== 1 && event.stopPropagation());
+    root.addEventListener("copy", (event) => this.#onCopy(event));
+    root.addEventListener("cut", (event) => event.stopPropagation());
+    root.addEventListener("paste", (event) => this.#onPaste(event));
+    this.scroller.addEventListener("scroll", () => this.schedule && this.#drawRuler());
+    this.scroller.addEventListener("wheel", (event) => this.#onWheel(event), { passive: false });
+    this.track.addEventListener("pointerdown", (event) => onPress(this, event));
+    this.track.addEventListener("dblclick", (event) => event.target.closest(".ll-cue") && this.editPrompt());
+    this.ruler.addEventListener("dblclick", (event) => this.add(secondsAt(this, event)));
+    this.#listenToFields();
+  }
+
+  #listenToFields() {
+    this.prompt.addEventListener("input", () => this.edit("prompt", this.prompt.value));
+    this.prompt.addEventListener("blur", () => {
+      this.history = { ...this.history, kind: null };
+      this.#say("");
+      this.draw();
+    });
+    this.time.addEventListener("change", () => this.edit("time", this.time.value));
+    this.policy.addEventListener("change", () => this.edit("policy", this.policy.value));
+    this.blend.addEventListener("change", () => this.edit("policy", "blend", Number(this.blend.value)));
+    for (const field of [this.time, this.blend]) field.addEventListener("blur", () => this.draw());
+  }
+
+  #onCopy(event) {
+    event.stopPropagation();
+    if (isTyping(event.target)) return;
+    event.clipboardData.setData("text/plain", this.history.text);
+    event.preventDefault();
+  }
+
+  #onPaste(event) {
+    event.stopPropagation();
+    if (isTyping(event.target)) return;
+    event.preventDefault();
+    this.paste(event.clipboardData.getData("text/plain"));
+  }
+
+  #onWheel(event) {
+    if (!event.ctrlKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.zoomBy(-Math.sign(event.deltaY));
+  }
+
+}
+
+function asScheduleError(error) {
+  if (error.name !== "ScheduleError") throw error;
+  return error;
+}
