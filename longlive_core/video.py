@@ -1,12 +1,14 @@
 """Frames -> an H.264 mp4 that grows while it is made, with the settings it was made with; no models here."""
 
+import io
 import json
 import logging
 import os
-import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -14,114 +16,132 @@ import numpy as np
 from .geometry import FRAME_RATE
 
 METADATA_KEY = "longlive"
-_GROWING = {"movflags": "frag_keyframe+empty_moov+default_base_moof+use_metadata_tags"}
-_FINISHED = {"movflags": "use_metadata_tags"}
-_ENCODER = {"crf": "16", "preset": "veryfast", "g": "12"}
+PENDING = b"skip"  # the type of a box whose end is not on disk yet; players pass over it
+BOX_HEADER_BYTES = 8  # of a box of an mp4: its length, then its type
+TYPE_BYTES = slice(4, BOX_HEADER_BYTES)
+_GROWING = {
+    "movflags": "frag_custom+frag_discont+empty_moov+default_base_moof+skip_trailer+use_metadata_tags",
+    "avoid_negative_ts": "make_non_negative",  # else every fragment would begin at 0
+}
+_FINISHED = {"movflags": "faststart+use_metadata_tags"}
+_ENCODER = {"crf": "18", "preset": "veryfast", "g": "48", "tune": "zerolatency"}
 
 logger = logging.getLogger("longlive")
 
 
-class _Sink:
-    """A file for the muxer that keeps the first failure for us: the muxer itself would crash on it."""
+class _GrowingFile:
+    """A file that gets one piece after the other, each of them wholly or not at all."""
 
     def __init__(self, path: Path):
         self._path = path
         self._file = path.open("wb", buffering=0)
-        self.error: OSError | None = None
+        self._end = 0
 
-    def write(self, data: bytes) -> int:
+    def add(self, piece: bytes) -> None:
+        """Put boxes behind the others. Their first type is written last: then all of them count at once.
+
+        Raises OSError when they cannot be written; the file is then as it was.
+        """
         try:
-            left = memoryview(data) if self.error is None else b""
-            while left:  # a disk that is nearly full takes a part
-                left = left[self._file.write(left) :]
+            self._put(self._end, piece[: TYPE_BYTES.start] + PENDING + piece[TYPE_BYTES.stop :])
+            self._put(self._end + TYPE_BYTES.start, piece[TYPE_BYTES])
         except OSError as error:
-            self.error = error
-        return len(data)
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            reason = f"{error.strerror}; what was written before stays playable"
+            raise OSError(error.errno, reason, str(self._path)) from error
+        self._end += len(piece)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def check(self) -> None:
-        """Raise the failure, if there was one."""
-        if self.error is not None:
-            reason = f"{self.error.strerror}; what was written before stays playable"
-            raise OSError(self.error.errno, reason, str(self._path))
+    def _put(self, offset: int, data: bytes) -> None:
+        self._file.seek(offset)
+        left = memoryview(data)
+        while left:  # a disk that is nearly full takes a part
+            left = left[self._file.write(left) :]
 
     def close(self) -> None:
         self._file.close()
 
 
 class VideoWriter:
-    """Appends frames to `path`: playable at any moment, an ordinary mp4 once closed.
+    """Appends frames to `path`: whenever `append` returns, the file decodes to all frames so far.
 
-    While growing, the file is fragmented, so that a full disk or a kill leaves what was written playable.
+    While growing, the file is fragmented, a fragment an append, so that a full disk or a kill leaves what was
+    appended playable; once closed it is an ordinary mp4 whose index and metadata come first. `extra_metadata`
+    are texts by name beside our own settings.
     """
 
-    def __init__(self, path: str | Path, width: int, height: int, settings: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        width: int,
+        height: int,
+        settings: dict[str, Any] | None = None,
+        extra_metadata: Mapping[str, str] | None = None,
+    ):
         self.path = Path(path)
         self.num_frames = 0
-        self._metadata = {METADATA_KEY: json.dumps(settings or {}, ensure_ascii=False)}
-        self._sink = _Sink(self.path)
-        self._container = av.open(self._sink, "w", format="mp4", options=_GROWING)
-        self._container.metadata.update(self._metadata)
-        self._stream = self._container.add_stream("libx264", rate=FRAME_RATE, options=_ENCODER)
+        self._metadata = dict(extra_metadata or {})
+        self.describe(settings or {})
+        self._file = _GrowingFile(self.path)
+        self._header = io.BytesIO()
+        self._muxer = av.open(self._header, "w", format="mp4", options=_GROWING)
+        self._stream = self._muxer.add_stream("libx264", rate=FRAME_RATE, options=_ENCODER)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.time_base = Fraction(1, FRAME_RATE)
+        self._num_pieces = 0
         self._is_open = True
+
+    def describe(self, settings: dict[str, Any]) -> None:
+        """Other settings for the finished file; before the first append for the growing one too."""
+        self._metadata[METADATA_KEY] = json.dumps(settings, ensure_ascii=False)
 
     def append(self, frames: np.ndarray) -> None:
         """Frames uint8 [F, H, W, 3]. Raises OSError when they cannot be written."""
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = self.num_frames
-            self._container.mux(self._stream.encode(frame))
-            self.num_frames += 1
-        self._sink.check()
+        packets = [self._encoded(self.num_frames + index, picture) for index, picture in enumerate(frames)]
+        if not packets:
+            return
+        if not self._num_pieces:
+            self._file.add(self._header.getvalue())
+        self._num_pieces += 1
+        self._file.add(fragment(packets, self._stream, self._num_pieces))
+        self.num_frames += len(packets)
+
+    def _encoded(self, index: int, picture: np.ndarray) -> av.Packet:
+        if not index:
+            self._muxer.metadata.update(self._metadata)
+            self._muxer.start_encoding()  # writes the header
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts = index
+        (packet,) = self._stream.encode(frame)
+        return packet
 
     def close(self) -> None:
-        """Write what the encoder still holds, then turn the file into an ordinary mp4.
-
-        Raises OSError when not everything could be written. Without a single frame no file is left.
-        """
+        """Turn the file into an ordinary mp4. Without a single frame no file is left."""
         if not self._is_open:
             return
         self._is_open = False
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        self._sink.close()
-        if not self.num_frames:
-            self._discard()
-        elif self._sink.error is None:
+        self._muxer.close()
+        self._file.close()
+        if self.num_frames:
             self._finish()
-        else:
-            drop_cut_fragment(self.path)
-            self._sink.check()
-
-    def _discard(self) -> None:
-        """No frame was made: no file is left, where there is one to remove."""
-        if self.path.is_file():
+        elif self.path.is_file():
             self.path.unlink()
 
     def _finish(self) -> None:
         """Remux without fragments; where that fails, the fragmented file is complete and stays."""
         part = self.path.with_name(self.path.name + ".part")
         try:
-            sink = _Sink(part)
-            self._remux(sink)
-            sink.check()
+            self._remux(part)
             os.replace(part, self.path)
         except (OSError, av.error.FFmpegError) as error:
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
         finally:
             part.unlink(missing_ok=True)
 
-    def _remux(self, sink: _Sink) -> None:
+    def _remux(self, target: Path) -> None:
         with (
-            av.open(str(self.path)) as grown,
-            av.open(sink, "w", format="mp4", options=_FINISHED) as finished,
+            av.open(file_url(self.path)) as grown,
+            av.open(file_url(target), "w", format="mp4", options=_FINISHED) as finished,
         ):
             finished.metadata.update(self._metadata)
             stream = finished.add_stream_from_template(grown.streams.video[0])
@@ -129,7 +149,6 @@ class VideoWriter:
                 if packet.dts is not None:
                     packet.stream = stream
                     finished.mux(packet)
-        sink.close()
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -138,19 +157,41 @@ class VideoWriter:
         self.close()
 
 
-def drop_cut_fragment(path: Path) -> None:
-    """Cut a fragmented mp4 that lost its end behind its last whole fragment (a moof box and its mdat)."""
-    end, whole, size = 0, 0, path.stat().st_size
-    if not path.is_file():
-        return
-    with path.open("r+b") as file:
-        while end + 8 <= size:
-            file.seek(end)
-            length, kind = struct.unpack(">I4s", file.read(8))
-            end += max(length, 8)
-            if kind in (b"moov", b"mdat") and end <= size:
-                whole = end
-        file.truncate(whole)
+def file_url(path: Path) -> str:
+    """A path as the muxers take it, whatever characters are in it."""
+    return f"file:{path}"
+
+
+def fragment(packets: Sequence[av.Packet], template: av.VideoStream, number: int) -> bytes:
+    """The boxes moof and mdat of encoded frames that follow each other; `number` counts from 1."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options=_GROWING | {"fragment_index": str(number)}) as muxer:
+        stream = muxer.add_stream_from_template(template)
+        muxer.start_encoding()
+        begin = buffer.tell()
+        for packet in packets:
+            packet.stream = stream
+            muxer.mux(packet)
+    return buffer.getvalue()[begin:]
+
+
+def whole_bytes(file: BinaryIO, start: int) -> int:
+    """Where the last box ends that is wholly in a growing file, from the box at `start` on."""
+    size = file.seek(0, os.SEEK_END)
+    for end in _box_ends(file, start, size):
+        start = end
+    return start
+
+
+def _box_ends(file: BinaryIO, start: int, size: int) -> Iterator[int]:
+    while start + BOX_HEADER_BYTES <= size:
+        file.seek(start)
+        header = file.read(BOX_HEADER_BYTES)
+        length = int.from_bytes(header[: TYPE_BYTES.start])
+        start += length
+        if header[TYPE_BYTES] == PENDING or length < BOX_HEADER_BYTES or start > size:
+            return
+        yield start
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

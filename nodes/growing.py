@@ -1,0 +1,83 @@
+"""A video over HTTP while it is still written, and as an ordinary file afterwards; knows no nodes."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from aiohttp import web
+
+from ..longlive_core.video import whole_bytes
+
+CHUNK_BYTES = 256 * 1024
+POLL_SECONDS = 0.05
+HEADERS = {"Content-Type": "video/mp4", "Cache-Control": "no-store"}
+
+
+async def send_video(
+    request: web.Request, path_of: Callable[[], Path], is_done: Callable[[], bool]
+) -> web.StreamResponse:
+    """Answer with all of a video, however long it still grows.
+
+    `path_of` says where the file lies now: it may be moved or replaced while it is read. `is_done` turns true
+    once the file is complete and at its place: from then on ranges of bytes are served too. Where there is no
+    file then, the answer is 404.
+    """
+    if is_done():
+        return finished(path_of())
+    response = web.StreamResponse(headers=HEADERS | {"Accept-Ranges": "none"})
+    try:
+        with await opened(path_of, is_done) as file:
+            await response.prepare(request)
+            if request.method != "HEAD":
+                await follow(file, request, response, is_done)
+    except FileNotFoundError:
+        return gone()
+    except ConnectionResetError:  # the watcher has left
+        pass
+    return response
+
+
+def finished(path: Path) -> web.StreamResponse:
+    """A file that grows no more, or any range of its bytes."""
+    return web.FileResponse(path, headers=HEADERS) if path.is_file() else gone()
+
+
+def gone() -> web.Response:
+    return web.json_response({"error": "the video of this run is gone; run it again"}, status=404)
+
+
+async def opened(path_of: Callable[[], Path], is_done: Callable[[], bool]) -> BinaryIO:
+    """The file, once it is there; FileNotFoundError when the run ends without one."""
+    while True:
+        was_done = is_done()
+        try:
+            return path_of().open("rb")
+        except FileNotFoundError:  # not yet there, or just being moved
+            if was_done:
+                raise
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def follow(
+    file: BinaryIO, request: web.Request, response: web.StreamResponse, is_done: Callable[[], bool]
+) -> None:
+    """Send every box of a growing file as soon as it is whole; raises ConnectionResetError without a reader.
+
+    A file that is replaced stays open here, complete and fragmented.
+    """
+    sent, was_done = 0, False
+    while not was_done:
+        was_done = is_done()
+        end = file.seek(0, os.SEEK_END) if was_done else whole_bytes(file, sent)
+        while sent < end:
+            file.seek(sent)
+            chunk = file.read(min(CHUNK_BYTES, end - sent))
+            await response.write(chunk)
+            sent += len(chunk)
+        if request.transport is None or request.transport.is_closing():
+            raise ConnectionResetError
+        if not was_done:
+            await asyncio.sleep(POLL_SECONDS)
+    await response.write_eof()

@@ -1,0 +1,146 @@
+"""Run by a checkout's Python: a video is sent over HTTP while another thread writes it. Argument: the pack.
+
+Prints `OK name` for everything that was as it should be.
+"""
+
+import asyncio
+import importlib
+import io
+import shutil
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import aiohttp
+import av
+import numpy as np
+from aiohttp import web
+
+PACK = Path(sys.argv[1])
+for name, place in (("pack", PACK), ("pack.nodes", PACK / "nodes")):  # without the nodes, that need a host
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(place)]
+growing = importlib.import_module("pack.nodes.growing")
+VideoWriter = importlib.import_module("pack.longlive_core.video").VideoWriter
+
+SIZE, BLOCK = 64, 12
+
+
+def block(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (BLOCK, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def frames_of(source) -> np.ndarray:
+    with av.open(source) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+class Run:
+    """What a run of the pack would say about its video."""
+
+    def __init__(self, path: Path):
+        self.path, self.is_done, self.answers = path, False, []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        index = len(self.answers)
+        self.answers.append("open")
+        response = await growing.send_video(request, lambda: self.path, lambda: self.is_done)
+        self.answers[index] = response.status
+        return response
+
+
+class Watcher:
+    """A client that keeps what it has read so far."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str):
+        self.data, self.task = bytearray(), asyncio.create_task(self._read(session, url))
+
+    async def _read(self, session: aiohttp.ClientSession, url: str) -> None:
+        async with session.get(url, headers={"Range": "bytes=0-"}) as response:
+            assert response.status == 200 and response.content_type == "video/mp4"
+            async for part in response.content.iter_any():
+                self.data += part
+
+    async def has(self, count: int) -> bool:
+        for _ in range(200):
+            await asyncio.sleep(0.02)
+            if self.data and len(frames_of(io.BytesIO(self.data))) == count:
+                return True
+        return False
+
+
+async def while_it_grows(run: Run, session: aiohttp.ClientSession, url: str) -> None:
+    first = Watcher(session, url)
+    await asyncio.sleep(0.1)  # it comes before there is a file
+    writer = VideoWriter(run.path, SIZE, SIZE)
+    for index in range(3):
+        writer.append(block(index))
+        assert await first.has(BLOCK * (index + 1)), len(first.data)
+    print("OK every block is there once it is appended")
+    late, leaving = Watcher(session, url), Watcher(session, url)
+    assert await late.has(3 * BLOCK) and await leaving.has(3 * BLOCK)
+    leaving.task.cancel()
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        if run.answers.count("open") == 2:
+            break
+    assert run.answers.count("open") == 2, run.answers
+    print("OK a watcher that leaves is forgotten, also where nothing is written")
+    async with session.head(url) as response:
+        assert response.status == 200 and response.headers["Accept-Ranges"] == "none"
+    writer.append(block(3))
+    await asyncio.to_thread(writer.close)
+    assert not first.task.done()
+    run.path = Path(shutil.move(run.path, run.path.with_name("moved.mp4")))
+    run.is_done = True
+    await asyncio.wait_for(asyncio.gather(first.task, late.task), 5)
+    whole = frames_of(str(run.path))
+    assert len(whole) == 4 * BLOCK
+    assert all(np.array_equal(frames_of(io.BytesIO(w.data)), whole) for w in (first, late))
+    print("OK a file that is replaced and moved is still read to its end")
+
+
+async def once_it_is_done(run: Run, session: aiohttp.ClientSession, url: str) -> None:
+    data = run.path.read_bytes()
+    async with session.get(url) as response:
+        assert response.status == 200 and await response.read() == data
+    for asked, part in (("0-99", data[:100]), ("1000-", data[1000:]), ("-7", data[-7:])):
+        async with session.get(url, headers={"Range": f"bytes={asked}"}) as response:
+            assert response.status == 206 and await response.read() == part
+    async with session.get(url, headers={"Range": f"bytes={len(data)}-"}) as response:
+        assert response.status == 416
+    print("OK a finished file is served in ranges")
+    run.path.unlink()
+    async with session.get(url) as response:
+        assert response.status == 404 and "is gone" in (await response.json())["error"]
+    print("OK a file that is gone is said to be")
+
+
+async def a_run_without_a_video(run: Run, session: aiohttp.ClientSession, url: str) -> None:
+    run.is_done = False
+    asking = asyncio.create_task(session.get(url))
+    await asyncio.sleep(0.1)
+    run.is_done = True
+    async with await asking as response:
+        assert response.status == 404
+    print("OK a run that ends without a video is said to")
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run, app = Run(Path(folder, "v.mp4")), web.Application()
+        app.router.add_get("/video", run.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/video"
+        async with aiohttp.ClientSession() as session:
+            for part in (while_it_grows, once_it_is_done, a_run_without_a_video):
+                await part(run, session, url)
+        assert "open" not in run.answers
+        await runner.cleanup()
+
+
+asyncio.run(main())

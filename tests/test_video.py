@@ -1,0 +1,193 @@
+"""The file that grows: what another process decodes from it meanwhile, after a kill, at the end."""
+
+import json
+import multiprocessing
+import resource
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from longlive_core.video import PENDING, VideoWriter, read_settings, whole_bytes
+
+SIZE = 96
+BLOCKS = (9, *[12] * 10)
+PROCESSES = multiprocessing.get_context("fork")  # a fresh Python would import torch first
+
+
+def frames_of(path: Path) -> np.ndarray:
+    """All frames [F, H, W, 3] of a video."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
+
+
+def box_types(path: Path) -> list[bytes]:
+    """The types of the boxes of an mp4, in order."""
+    data, types, at = path.read_bytes(), [], 0
+    while at < len(data):
+        types.append(data[at + 4 : at + 8])
+        at += int.from_bytes(data[at : at + 4])
+    return types
+
+
+def write_blocks(path: Path, blocks: tuple[int, ...], said, wait) -> None:
+    """Write a video, block after block; after each say how many frames are out, and wait for leave."""
+    rng = np.random.default_rng(0)
+    with VideoWriter(path, SIZE, SIZE, {"seed": 1}) as writer:
+        for count in blocks:
+            writer.append(rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8))
+            said.send(writer.num_frames)
+            wait()
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """The frames of a finished file, and those that another process found in it after k blocks."""
+    path, seen = tmp_path_factory.mktemp("grown") / "v.mp4", {}
+    heard, said = PROCESSES.Pipe()
+    writer = PROCESSES.Process(target=write_blocks, args=(path, BLOCKS, said, said.recv))
+    writer.start()
+    for block in range(1, len(BLOCKS) + 1):
+        assert heard.poll(30) and heard.recv() == sum(BLOCKS[:block])
+        if block in (1, 2, 10, len(BLOCKS)):
+            seen[block] = frames_of(path)
+        heard.send("go on")
+    writer.join()
+    assert writer.exitcode == 0
+    return frames_of(path), seen
+
+
+@pytest.mark.parametrize("block", [1, 2, 10, len(BLOCKS)])
+def test_another_process_reads_exactly_the_frames_made_so_far(grown, block) -> None:
+    finished, seen = grown
+    assert len(finished) == sum(BLOCKS)
+    assert np.array_equal(seen[block], finished[: sum(BLOCKS[:block])])
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.011])
+def test_a_killed_writer_leaves_whole_blocks(grown, tmp_path, delay) -> None:
+    """kill -9 in the midst of blocks: all that were announced are there, and at most one more."""
+    path, blocks = tmp_path / "v.mp4", BLOCKS * 50
+    heard, said = PROCESSES.Pipe()
+    writer = PROCESSES.Process(target=write_blocks, args=(path, blocks, said, lambda: None))
+    writer.start()
+    announced = [heard.recv() for _ in range(5)]
+    time.sleep(delay)
+    writer.kill()
+    writer.join()
+    while heard.poll():
+        announced.append(heard.recv())
+    left, finished = frames_of(path), grown[0]
+    assert len(left) in np.cumsum(blocks)[len(announced) - 1 : len(announced) + 1]
+    common = min(len(left), len(finished))
+    assert np.array_equal(left[:common], finished[:common])
+
+
+def test_what_is_half_written_does_not_count(tmp_path) -> None:
+    """Every way in which a kill can cut a fragment off."""
+    path = tmp_path / "v.mp4"
+    writer = VideoWriter(path, SIZE, SIZE)
+    writer.append(noise(12))
+    before = path.stat().st_size
+    writer.append(noise(12, seed=1))
+    data = path.read_bytes()
+    pending = data[: before + 4] + PENDING + data[before + 8 :]
+    for end in (before + 8, before + 100, (before + len(data)) // 2, len(data)):
+        cut = tmp_path / "cut.mp4"
+        cut.write_bytes(pending[:end])
+        assert len(frames_of(cut)) == 12
+        with cut.open("rb") as file:
+            assert whole_bytes(file, 0) == before
+    writer.close()
+
+
+def test_a_finished_file_is_an_ordinary_mp4_whose_index_and_metadata_come_first(tmp_path) -> None:
+    path = tmp_path / "v: 1.mp4"
+    workflow = json.dumps({"nodes": ["ünïcode ✨", "x" * 100_000]})
+    with VideoWriter(path, SIZE, SIZE, {"seed": 1}, {"workflow": workflow, "prompt": "{}"}) as writer:
+        writer.append(noise(30))
+        assert box_types(path) == [b"ftyp", b"moov", b"moof", b"mdat"]
+        with av.open(str(path)) as growing:
+            assert growing.metadata["workflow"] == workflow
+        writer.describe({"seed": 2})
+    assert box_types(path) == [b"ftyp", b"moov", b"free", b"mdat"]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with av.open(f"file:{path}") as container:
+        assert container.metadata["workflow"] == workflow and container.metadata["prompt"] == "{}"
+        stream = container.streams.video[0]
+        assert (stream.frames, stream.average_rate, stream.start_time) == (30, 16, 0)
+        assert stream.duration * stream.time_base == 30 / 16
+    assert read_settings(path) == {"seed": 2}
+
+
+def test_single_frames_and_nothing_at_all(tmp_path) -> None:
+    with VideoWriter(tmp_path / "v.mp4", SIZE, SIZE) as writer:
+        writer.append(noise(0))
+        for index in range(3):
+            writer.append(noise(1, seed=index))
+            assert len(frames_of(writer.path)) == index + 1
+    assert len(frames_of(tmp_path / "v.mp4")) == 3
+    VideoWriter(tmp_path / "none.mp4", SIZE, SIZE).close()
+    assert not (tmp_path / "none.mp4").exists()
+
+
+def test_the_file_is_not_much_larger_than_its_frames_need(tmp_path) -> None:
+    """A still with a moving square: 10 s at 256x256 in less than 100 kB, fragments and all."""
+    still = np.zeros((160, 256, 256, 3), np.uint8) + np.linspace(0, 255, 256, dtype=np.uint8)[:, None]
+    for index, frame in enumerate(still):
+        frame[100:140, index : index + 40] = (255, 0, 0)
+    with VideoWriter(tmp_path / "v.mp4", 256, 256) as writer:
+        for block in np.split(still, range(9, 160, 12)):
+            writer.append(block)
+        growing = writer.path.stat().st_size
+    assert writer.path.stat().st_size < 100_000 and growing < 1.2 * writer.path.stat().st_size
+
+
+class FullFile:
+    """A raw file on a disk with room for so many bytes more."""
+
+    def __init__(self, file, room: int):
+        self._file, self._room = file, room
+
+    def write(self, data) -> int:
+        taken = min(len(data), self._room)
+        self._room -= taken
+        if not taken:
+            raise OSError(28, "No space left on device")
+        return self._file.write(data[:taken])
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room", [200_000, 330_000, 444_444])
+def test_a_full_disk_leaves_whole_fragments(tmp_path, room) -> None:
+    path = tmp_path / "v.mp4"
+    writer = VideoWriter(path, SIZE, SIZE, {"schedule": "x" * 100_000})
+    writer._file._file = FullFile(writer._file._file, room)
+    with pytest.raises(OSError, match="No space left on device; what was written"), writer:
+        for _ in range(100):
+            writer.append(noise(12))
+    assert len(frames_of(path)) == writer.num_frames >= 12
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_where_the_finished_copy_has_no_room_the_fragments_stay(tmp_path, caplog) -> None:
+    path = tmp_path / "v.mp4"
+    writer = VideoWriter(path, SIZE, SIZE)
+    writer.append(noise(24))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, limits[1]))
+    try:
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "stays a fragmented mp4" in caplog.text
+    assert len(frames_of(path)) == 24 and [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
