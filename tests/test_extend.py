@@ -1,0 +1,336 @@
+"""A video that is continued: from the exact state bit for bit, from latents alone without a seam."""
+
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longlive_core.cli import main
+from longlive_core.config import (
+    ModelConfig,
+    SigmaConfig,
+    TinyAutoencoderConfig,
+    WanAutoencoderConfig,
+    WindowConfig,
+)
+from longlive_core.geometry import FRAME_RATE, block_first_frame
+from longlive_core.live import LiveControl
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
+from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.prompts import Policy, PromptSchedule
+from longlive_core.rollout.rollout import Hook, Switch, rollout
+from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.state import Ending, VideoState
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.vae.streaming import StreamingDecoder
+from longlive_core.vae.tiled import TiledDecoder
+from longlive_core.vae.tiny import TinyAutoencoder
+
+CONFIG = ModelConfig(
+    dim=48, ffn_dim=96, num_heads=2, num_layers=2, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4
+)
+SIGMAS = shifted_sigmas(SigmaConfig())
+PROMPTS = torch.randn(3, 1, 4, 8, generator=torch.Generator().manual_seed(5))
+WINDOWS = [
+    WindowConfig(),
+    WindowConfig(endless=True),
+    WindowConfig(3, 1, 7),
+    WindowConfig(2, 2, 9, endless=True),
+    WindowConfig(1, 0, 4),
+    WindowConfig(3, 3, None),
+    WindowConfig(has_small_cache=True),
+]
+
+
+class Opened(Hook):
+    def on_open(self, scene):
+        self.scene = scene
+
+
+@pytest.fixture(scope="module")
+def random_model() -> CausalWan:
+    torch.manual_seed(0)
+    model = CausalWan(CONFIG).eval()
+    with torch.no_grad():  # louder than the usual start, so that the past and the prompt matter
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    return model
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("policies", [(Policy.RECACHE, Policy.REFRESH), (Policy.KEEP, Policy.CUT)])
+def test_a_rollout_goes_on_from_its_state(random_model, window, policies) -> None:
+    """Switches before the seam, right at it and behind it; what a state holds is copied, not shared."""
+    shape = (1, 4, window.block_latent_frames, 4, 6)
+    switches = {0: Switch(PROMPTS[0]), 2: Switch(PROMPTS[1], policies[0])}
+    switches |= {5: Switch(PROMPTS[2], policies[1]), 6: Switch(PROMPTS[0], policies[0])}
+
+    def made(blocks, past=None, hook=None):
+        noise = SeededNoise(0, shape)
+        return list(rollout(random_model, switches.get, noise, SIGMAS, window, blocks, past, hook))
+
+    whole, opened = made(range(7)), Opened()
+    for first in (3, 5):
+        made(range(first), hook=opened)
+        state = opened.scene.state(PROMPTS[1])
+        for _ in range(2):
+            again = made(range(first, 7), state)
+            assert all(torch.equal(a.latents, b.latents) for a, b in zip(whole[first:], again, strict=True))
+            assert [a.opens_scene for a in again] == [a.opens_scene for a in whole[first:]]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return load_pipeline("mini")
+
+
+@torch.inference_mode()
+def made(pipeline, text: str, seconds: float, live=None, **request):
+    """Frames [F, H, W, 3], latents [1, C, T, H, W] and the state at the end of a video of Mini."""
+    ending = Ending()
+    asked = Request(PromptSchedule.parse(text), seconds, seed=3, **request)
+    chunks = list(pipeline.run(asked, live=live, ending=ending))
+    return (
+        torch.cat([chunk.frames for chunk in chunks]),
+        torch.cat([chunk.block.latents for chunk in chunks], dim=2),
+        ending.state,
+    )
+
+
+def joined(*parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """The frames and the latents of videos that follow each other."""
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=2)
+
+
+WHOLE = {}
+
+
+def whole_of(pipeline, text: str):
+    """A video of SECONDS in one run; made once."""
+    if text not in WHOLE:
+        WHOLE[text] = made(pipeline, text, SECONDS)
+    return WHOLE[text]
+
+
+def is_same(one, other) -> bool:
+    return all(map(torch.equal, one[:2], other[:2]))
+
+
+RED, BLUE, GREEN = "a red circle drifts right over navy", "it turns into a blue star", "it turns green"
+PLUM = "cut: a red square rests over plum"
+# schedule of the whole; where it is parted, in seconds; schedule of the second part, counted from there
+PARTED = {
+    "no switch": (f"0 {RED}", 3.0, f"0 {RED}"),
+    "a switch at the seam": (f"0 {RED}\n3s => {BLUE}", 3.0, f"0 {BLUE}"),
+    "a switch behind": (f"0 {RED}\n4s => {BLUE}", 3.0, f"0 {RED}\n1s => {BLUE}"),
+    "the same prompt, told to": (f"0 {RED}\n3s => refresh: {RED}", 3.0, f"0 => refresh: {RED}"),
+    "a blend across": (f"0 {RED}\n2s => blend 3s: {GREEN}", 3.0, f"0 {GREEN}"),
+    "a blend cut short": (
+        f"0 {RED}\n2s => blend 3s: {GREEN}\n3s => blend: {BLUE}",
+        3.0,
+        f"0 => blend: {BLUE}",
+    ),
+    "a cut before": (f"0 {RED}\n2s => {PLUM}", 3.5, "0 a red square rests over plum"),
+    "a cut behind": (f"0 {RED}\n4s => {PLUM}", 2.5, f"0 {RED}\n1.5s => {PLUM}"),
+    "one frame": (f"0 {RED}", 0.0625, f"0 {RED}"),
+    "whole blocks": (f"0 {RED}", block_first_frame(4, 3) / FRAME_RATE, f"0 {RED}"),
+}
+SECONDS = 4.5
+
+
+@pytest.mark.parametrize("case", PARTED)
+def test_two_parts_are_the_whole(pipeline, case) -> None:
+    whole, seam, second = PARTED[case]
+    lines = whole.splitlines()
+    first = "\n".join(line for line in lines if line[0] == "0" or float(line.split("s")[0]) < seam)
+    one = made(pipeline, first, seam)
+    assert len(one[0]) == round(seam * FRAME_RATE) == one[2].num_frames
+    other = made(pipeline, second, SECONDS - seam, state=one[2])
+    assert is_same(joined(one, other), whole_of(pipeline, whole))
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        WindowConfig(window_latent_frames=6),
+        WindowConfig(3, 0, None),
+        WindowConfig(3, 3, 12, True),
+    ],
+    ids=str,
+)
+def test_two_parts_are_the_whole_in_any_window(pipeline, window) -> None:
+    one = made(pipeline, f"0 {RED}\n1s => {BLUE}", 2.8, window=window)
+    other = made(pipeline, f"0 {BLUE}\n1s => refresh: {GREEN}", 1.6875, state=one[2])
+    whole = made(pipeline, f"0 {RED}\n1s => {BLUE}\n3.8125s => refresh: {GREEN}", 4.5, window=window)
+    assert is_same(joined(one, other), whole)
+
+
+def test_many_parts_and_a_saved_state_are_the_whole_too(pipeline, tmp_path) -> None:
+    parts, state = [], None
+    for index, seconds in enumerate((1.5, 0.75, 1.0, 1.25)):
+        parts.append(made(pipeline, f"0 {RED}", seconds, state=state))
+        parts[-1][2].save(tmp_path / f"{index}.safetensors")
+        state = VideoState.load(tmp_path / f"{index}.safetensors")
+    assert is_same(joined(*parts), whole_of(pipeline, f"0 {RED}"))
+    assert is_same(parts[1], made(pipeline, f"0 {RED}", 0.75, state=parts[0][2])), "a state serves twice"
+
+
+def test_a_video_that_was_stopped_is_continued_too(pipeline) -> None:
+    live = LiveControl()
+
+    class StopInBlock2(Hook):
+        def on_step(self, block, step, flow, clean):
+            if block == 2:
+                live.stop()
+
+    asked, ending = Request(PromptSchedule.single(RED), UNTIL_STOPPED, seed=3), Ending()
+    with torch.inference_mode():
+        chunks = list(pipeline.run(asked, StopInBlock2(), live, ending))
+    one = torch.cat([c.frames for c in chunks]), torch.cat([c.block.latents for c in chunks], dim=2)
+    assert len(one[0]) == ending.state.num_frames == block_first_frame(3, 3)
+    other = made(pipeline, f"0 {RED}", 1.0, state=ending.state, live=LiveControl())
+    seconds = 1 + len(one[0]) / FRAME_RATE
+    assert is_same(joined(one, other), made(pipeline, f"0 {RED}", seconds, positions="endless"))
+
+
+def test_times_of_the_second_part_count_from_the_end_of_the_first(pipeline) -> None:
+    """The first ends 3 frames into its last block: what is asked for at 0 begins 9 frames later."""
+    state = made(pipeline, f"0 {RED}", 24 / FRAME_RATE)[2]
+    schedule = PromptSchedule.parse(f"0 {BLUE}\n0.6s => {RED}")
+    plan = pipeline.plan(Request(schedule, 2.0, state=state))
+    assert [segment.seconds for segment in plan.timeline.segments] == [9 / FRAME_RATE, 21 / FRAME_RATE]
+    latents = made(pipeline, f"0 {RED}", 24 / FRAME_RATE)[1]
+    alone = pipeline.plan(Request(schedule, 2.0, past=latents, cut_off=9))
+    assert alone.timeline.segments == plan.timeline.segments and alone.blocks == plan.blocks
+
+
+@pytest.mark.parametrize("seconds", [24 / FRAME_RATE, 4.5])
+def test_latents_alone_go_on_smoothly_and_on_the_same_clock(pipeline, seconds) -> None:
+    """The step across the seam is an ordinary one, as large as those around it in the video itself."""
+    one = made(pipeline, f"0 {RED}", seconds)
+    cut_off = len(one[2].cut_off)
+    other = made(pipeline, f"0 {RED}", 2.0, past=one[1], cut_off=cut_off)
+    assert len(other[0]) == 2 * FRAME_RATE
+    held = one[2].cut_off.permute(0, 2, 3, 1)
+    torch.testing.assert_close(other[0][:cut_off], held, atol=1e-5, rtol=0)
+    frames = torch.cat((one[0], other[0]))
+    steps = (frames[1:] - frames[:-1]).square().mean((1, 2, 3)).sqrt()
+    seams = {len(one[0]) - 1, len(one[0]) + cut_off - 1}  # of the files, and of the blocks
+    ordinary = steps[len(one[0]) - FRAME_RATE : len(one[0]) - 1]
+    assert max(steps[seam] for seam in seams) < 1.5 * ordinary.max()
+
+
+def test_a_hook_is_told_everything_also_where_the_state_is_kept(pipeline) -> None:
+    told = []
+
+    class Recording(Hook):
+        def __getattribute__(self, name):
+            return (
+                (lambda *_: told.append(name)) if name.startswith("on_") else super().__getattribute__(name)
+            )
+
+    asked = Request(PromptSchedule.parse(f"0 {RED}\n0.5s => {BLUE}"), 1.0, seed=3)
+    with torch.inference_mode():
+        list(pipeline.run(asked, Recording()))
+        alone, told = told, []
+        list(pipeline.run(asked, Recording(), ending=Ending()))
+    assert alone == told and {"on_open", "on_step", "on_commit", "on_recache"} <= set(told)
+
+
+def test_a_first_cue_may_cut_also_where_there_are_latents_alone(pipeline) -> None:
+    latents, ending = whole_of(pipeline, f"0 {RED}")[1][:, :, :12], Ending()
+    asked = Request(PromptSchedule.parse(f"0 {PLUM}"), 2.0, seed=3, past=latents)
+    with torch.inference_mode():
+        chunks = list(pipeline.run(asked, ending=ending))
+    assert [chunk.block.opens_scene for chunk in chunks] == [True, False, False]
+    assert [len(chunk.frames) for chunk in chunks] == [12, 12, 8] and ending.state.rollout.end == 9
+
+
+DECODERS = {
+    "wan": lambda: WanAutoencoder(WanAutoencoderConfig(width=8)),
+    "tiles": lambda: TiledDecoder(WanAutoencoder(WanAutoencoderConfig(width=8)), 32, 16, past_device="cpu"),
+    "tiny": lambda: TinyAutoencoder(TinyAutoencoderConfig(16, (16, 8, 8, 8), (1, 2, 1), 1, None)),
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", DECODERS)
+def test_any_decoder_goes_on_from_its_state(kind, tmp_path) -> None:
+    torch.manual_seed(0)
+    autoencoder, blocks = DECODERS[kind](), torch.randn(3, 1, 16, 3, 2, 6)
+    whole = StreamingDecoder(autoencoder)
+    for index, block in enumerate(blocks):
+        if index == 2:
+            state = whole.state()
+        frames = whole.push(block, index == 0)
+    save_file({str(index): tensor.contiguous() for index, tensor in enumerate(state.tensors)}, tmp_path / "x")
+    read = load_file(tmp_path / "x")
+    loaded = replace(state, tensors=tuple(read[str(index)] for index in range(len(read))))
+    for kept in (state, state, loaded):
+        other = StreamingDecoder(autoencoder)
+        other.restore(kept)
+        assert torch.equal(other.push(blocks[2]), frames)
+
+
+def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
+    state = made(pipeline, f"0 {RED}", 1.0)[2]
+    asked = Request(PromptSchedule.single(RED), 1.0, state=state)
+    bad = {
+        "made by other, and the model is mini": replace(asked, state=replace(state, model="other")),
+        "of 64x64 pixels, and 128x64 are asked for": replace(asked, width=128),
+        "sink 3, blocks of 3, absolute positions, and a window of 9": replace(
+            asked, window=WindowConfig(3, 3, 9)
+        ),
+        "absolute positions, and a window of 12, sink 3, blocks of 3, endless": replace(
+            asked, positions="endless"
+        ),
+        "choose more than 0.3125 seconds": replace(asked, seconds=0.3),
+    }
+    for sentence, request in bad.items():
+        with pytest.raises(ValueError, match=sentence):
+            pipeline.plan(request)
+    half = replace(state, dtype="torch.bfloat16")
+    with pytest.raises(ValueError, match=r"made in torch\.bfloat16, and the model runs in torch\.float32"):
+        next(pipeline.run(replace(asked, state=half)))
+    wrong = replace(state, decoder=replace(state.decoder, tensors=state.decoder.tensors[::-1]))
+    with pytest.raises(ValueError, match="does not fit this VAE"):
+        list(pipeline.run(replace(asked, state=wrong)))
+    with pytest.raises(ValueError, match="12 frames cannot be cut off"):
+        pipeline.plan(Request(asked.schedule, 1.0, past=torch.zeros(1, 16, 6, 8, 8), cut_off=12))
+    (tmp_path / "x").write_bytes(b"nothing")
+    for file in (tmp_path / "x", tmp_path / "none", tmp_path):
+        with pytest.raises(ValueError, match="cannot be read as the state"):
+            VideoState.load(file)
+
+
+def pictures(path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["generate", "--prompt", RED, "--seed", "4"]
+    assert main([*common, "--seconds", "1.3", "--window", "9", "--state", "a.state", "--out", "a.mp4"]) == 0
+    more = ["--resume", "a.state", "--on-switch", "cut", "--state", "b.state"]
+    assert main([*common, "--seconds", "1", *more, "--out", "b.mp4"]) == 0
+    assert main([*common, "--seconds", "2.3", "--window", "9", "--out", "whole.mp4"]) == 0
+    both = np.concatenate((pictures("a.mp4"), pictures("b.mp4")))
+    whole = pictures("whole.mp4")
+    assert len(both) == len(whole) == 37 and VideoState.load("b.state").num_frames == 37
+    assert np.abs(both.astype(int) - whole).mean() < 2, "but for what H.264 makes of them"
+    capsys.readouterr()
+    for wrong, sentence in (
+        (["--resume", "a.mp4"], "cannot be read as the state"),
+        (["--resume", "a.state", "--size", "128x64"], "of 64x64 pixels, and 128x64 are asked for"),
+        (["--resume", "a.state", "--state", "a.state"], "is the state itself"),
+        (["--state", "c.mp4"], "are the same file"),
+        (["--state", "/nowhere/a.state"], "cannot be written"),
+    ):
+        assert main([*common, "--seconds", "1", "--out", "c.mp4", *wrong]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert sentence in error and not (tmp_path / "c.mp4").exists()
