@@ -1,0 +1,228 @@
+"""The runs that watchers can see and steer: registered while they last, remembered for a while after."""
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..longlive_core.live import LiveControl, Room
+from ..longlive_core.overlap import BackgroundWriter
+from ..longlive_core.rollout.prompts import Policy
+from ..longlive_core.vae.streaming import Decoder
+from ..longlive_core.video import VideoWriter
+from . import host
+
+EVENT = "longlive.run"
+EVENT_SECONDS = 0.1  # between two events of a run
+SCHEDULE_KEY = "longlive_schedule"
+KEPT_RUNS = 16  # that have ended
+CURRENT = "current"
+MAX_PROMPTS, RATE_SECONDS = 20, 1.0
+
+
+class NoSuchRun(LookupError):
+    """There is no run of that name."""
+
+
+class TooManyPrompts(RuntimeError):
+    """Prompts came faster than anyone could mean them."""
+
+
+class Announcer:
+    """Tells all pages about a run: at once, and then at most every EVENT_SECONDS, the newest last."""
+
+    def __init__(self, snapshot: Callable[[], dict[str, Any]]):
+        self._snapshot = snapshot
+        self._lock = threading.Lock()
+        self._is_due, self._next = False, 0.0
+
+    def __call__(self) -> None:
+        with self._lock:
+            if self._is_due:
+                return
+            self._is_due = True
+            delay = max(0.0, self._next - time.monotonic())
+        host.later(delay, self._tell)
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._is_due, self._next = False, time.monotonic() + EVENT_SECONDS
+        host.broadcast(EVENT, self._snapshot())
+
+
+class LiveWriter(BackgroundWriter):
+    """Writes beside the caller, and puts into the finished file what was really played."""
+
+    def __init__(self, file: VideoWriter, played: Callable[[], dict[str, Any]]):
+        super().__init__(file)
+        self._file, self._played = file, played
+
+    def close(self) -> None:
+        self._file.describe(self._played())
+        super().close()
+
+
+class LiveRun:
+    """One run of a Stream node as watchers see it: its control, and where and how its video is made."""
+
+    def __init__(self, node_id: str, size: tuple[int, int], settings: dict[str, Any]):
+        self.id = secrets.token_hex(3)
+        self.node_id, self.size, self.settings = node_id, size, settings
+        self.is_closed = False
+        self._announce = Announcer(self.snapshot)
+        self._sent: deque[float] = deque(maxlen=MAX_PROMPTS)
+        self._video: host.VideoFile | None = None
+        self._num_frames: Callable[[], int] = lambda: 0
+
+    def steered(self, pace: str, on_switch: Policy | None, room: Room) -> LiveControl:
+        """The control of this run, with its prompts encoded in that room."""
+        self.control = LiveControl(pace, on_switch, self._announce, host.throw_if_interrupted, room)
+        return self.control
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Registered from the beginning; what ends the run is told to its watchers."""
+        RUNS.add(self)
+        try:
+            yield
+        except BaseException as error:
+            self._close("interrupted" if host.is_interrupt(error) else "failed", str(error) or None)
+            raise
+        self._close()
+
+    def writing(self, video: host.VideoFile, metadata: dict[str, str]) -> LiveWriter:
+        """The writer of this run's video, with further texts in it."""
+        self._video = video
+        file = VideoWriter(video.path, *self.size, self.settings, metadata)
+        writer = LiveWriter(file, self.played_settings)
+        self._num_frames = lambda: writer.num_frames
+        return writer
+
+    def path(self) -> Path:
+        """Where the video lies now; FileNotFoundError before there is one."""
+        if self._video is None:
+            raise FileNotFoundError(f"the video of run {self.id} has not begun yet")
+        return self._video.path
+
+    def snapshot(self) -> dict[str, Any]:
+        """All there is to show, for JSON."""
+        names = {"run": self.id, "node": self.node_id, "video": f"/longlive/runs/{self.id}/video"}
+        width, height = self.size
+        video = {"width": width, "height": height, "num_frames": self._num_frames()}
+        return names | self.control.snapshot() | video
+
+    def send(self, prompt: Any, policy: Any = None, blend: Any = None) -> dict[str, Any]:
+        """Send a prompt; ScheduleError, LiveError or TooManyPrompts when that is not possible."""
+        now = time.monotonic()
+        if len(self._sent) == MAX_PROMPTS and now - self._sent[0] < RATE_SECONDS:
+            raise TooManyPrompts(
+                f"more than {MAX_PROMPTS} prompts came within a second; send the next one a little later"
+            )
+        ticket = self.control.send(prompt, policy, blend)
+        self._sent.append(now)
+        return {"ticket": ticket.number, "run": self.id}
+
+    def frozen(self) -> dict[str, Any]:
+        """What was played, and all that is needed to play it again; LiveError before the first block."""
+        schedule = self.control.schedule()
+        text = schedule.to_text()
+        settings = self.settings | {"schedule": text, "seconds": self.control.seconds}
+        return {"text": text, "json": schedule.to_json(), "seed": settings["seed"], "settings": settings}
+
+    def played_settings(self) -> dict[str, Any]:
+        """The settings that make the video again."""
+        return self.frozen()["settings"] if self.control.was_steered else self.settings
+
+    def as_listing(self) -> dict[str, list[str]]:
+        """What was played, as /history tells it."""
+        return {SCHEDULE_KEY: [self.control.schedule().to_text()]}
+
+    def _close(self, state: str | None = None, error: str | None = None) -> None:
+        frames = self._num_frames()
+        self._num_frames = lambda: frames
+        self.is_closed = True
+        self.control.finish(state, error)
+
+
+class Runs:
+    """All runs of this server, by id. Every method may be called from any thread."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._runs: dict[str, LiveRun] = {}
+
+    def add(self, run: LiveRun) -> None:
+        """Register a run; the oldest ended ones are forgotten."""
+        with self._lock:
+            self._runs[run.id] = run
+            ended = [known.id for known in self._runs.values() if known.control.has_ended]
+            for name in ended[: max(0, len(ended) - KEPT_RUNS)]:
+                del self._runs[name]
+
+    def get(self, name: str) -> LiveRun:
+        """A run by its id, or the newest that goes on as `current`; NoSuchRun."""
+        with self._lock:
+            if name == CURRENT:
+                going_on = [run for run in self._runs.values() if not run.control.has_ended]
+                if going_on:
+                    return going_on[-1]
+                raise NoSuchRun("no run is going on; start one with LongLive: Stream")
+            if name in self._runs:
+                return self._runs[name]
+        raise NoSuchRun(f"there is no run {name[:40]!r}; GET /longlive/runs lists them")
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """Of all runs, the newest first; of ended ones those that are kept."""
+        with self._lock:
+            runs = list(self._runs.values())
+        ended = [run for run in runs if run.control.has_ended][-KEPT_RUNS:]
+        return [run.snapshot() for run in reversed(runs) if run in ended or not run.control.has_ended]
+
+
+RUNS = Runs()
+
+
+class Turns(Room):
+    """Where the memory has no room for the text encoder beside the model, they take turns between two blocks.
+
+    `reload` brings the model back. The decoder, which works beside the sampling, waits meanwhile.
+    """
+
+    def __init__(self, has_room: Callable[[], bool], reload: Callable[[], Any]):
+        self._has_room, self._reload = has_room, reload
+        self._lock = threading.Lock()
+
+    def is_free(self) -> bool:
+        return self._has_room()
+
+    @contextmanager
+    def cleared(self) -> Iterator[None]:
+        with self._lock:
+            host.wait_for_device()
+            try:
+                yield
+            finally:
+                self._reload()
+                host.wait_for_device()
+
+    def guarded(self, decoder: Decoder) -> Decoder:
+        """The decoder, taking its turns."""
+        return TakingTurns(decoder, self._lock)
+
+
+class TakingTurns:
+    """A decoder that works only while it holds the lock."""
+
+    def __init__(self, decoder: Decoder, lock: threading.Lock):
+        self._decoder, self._lock = decoder, lock
+
+    def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+        """As the decoder itself."""
+        with self._lock:
+            return self._decoder.decode(latents, past)

@@ -1,0 +1,138 @@
+"""The HTTP routes of live runs: JSON in, JSON out, and a sentence where something is not possible."""
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+from aiohttp import web
+
+from ..longlive_core.live import LiveError
+from ..longlive_core.rollout.prompts import ScheduleError
+from . import host
+from .growing import send_video
+from .live import RUNS, LiveRun, NoSuchRun, TooManyPrompts
+
+MAX_BODY_BYTES = 64 * 1024
+FIELDS = ("prompt", "policy", "blend")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refused(Exception):
+    """A request that cannot be read, and the HTTP status that says so."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+STATUS_OF = {NoSuchRun: 404, LiveError: 409, ScheduleError: 400, TooManyPrompts: 429}
+
+
+def answered(handler: Handler) -> Handler:
+    """The handler, whose errors become a status and a sentence."""
+
+    @wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except (Refused, *STATUS_OF) as error:
+            status = error.status if isinstance(error, Refused) else STATUS_OF[type(error)]
+            return web.json_response({"error": str(error)}, status=status)
+
+    return answer
+
+
+def named(request: web.Request) -> LiveRun:
+    return RUNS.get(request.match_info["run"])
+
+
+@answered
+async def list_runs(request: web.Request) -> web.Response:
+    return web.json_response({"runs": RUNS.snapshots()})
+
+
+@answered
+async def show_run(request: web.Request) -> web.Response:
+    return web.json_response(named(request).snapshot())
+
+
+@answered
+async def send_prompt(request: web.Request) -> web.Response:
+    run = named(request)
+    body = await fields_of(request)
+    return web.json_response(run.send(body["prompt"], body.get("policy"), body.get("blend")), status=202)
+
+
+@answered
+async def pause(request: web.Request) -> web.Response:
+    run = named(request)
+    run.control.pause()
+    return web.json_response(run.snapshot())
+
+
+@answered
+async def resume(request: web.Request) -> web.Response:
+    run = named(request)
+    run.control.resume()
+    return web.json_response(run.snapshot())
+
+
+@answered
+async def stop(request: web.Request) -> web.Response:
+    run = named(request)
+    run.control.stop()
+    return web.json_response(run.snapshot())
+
+
+@answered
+async def show_schedule(request: web.Request) -> web.Response:
+    return web.json_response(named(request).frozen())
+
+
+@answered
+async def show_video(request: web.Request) -> web.StreamResponse:
+    run = named(request)
+    return await send_video(request, run.path, lambda: run.is_closed)
+
+
+async def fields_of(request: web.Request) -> dict[str, Any]:
+    """The JSON object of a prompt; Refused unless it is one, small enough, and named for what it is."""
+    if request.content_type != "application/json":
+        raise Refused(415, f"the body came as {request.content_type}; send it as application/json")
+    try:
+        body = json.loads(await body_of(request))
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f'the body is not JSON ({error}); send {{"prompt": "..."}}') from None
+    if not isinstance(body, dict) or "prompt" not in body:
+        raise Refused(400, 'the body names no prompt; send {"prompt": "..."}')
+    if unknown := [name[:40] for name in body if name not in FIELDS]:
+        raise Refused(400, f"unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
+    return body
+
+
+async def body_of(request: web.Request) -> bytes:
+    """The body, read no further than the limit; Refused beyond it."""
+    body = b""
+    while part := await request.content.readany():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise Refused(413, f"the body has more than {MAX_BODY_BYTES} bytes; a prompt is shorter")
+    return body
+
+
+ROUTES = (
+    ("GET", "/longlive/runs", list_runs),
+    ("GET", "/longlive/runs/{run}", show_run),
+    ("POST", "/longlive/runs/{run}/prompt", send_prompt),
+    ("POST", "/longlive/runs/{run}/pause", pause),
+    ("POST", "/longlive/runs/{run}/resume", resume),
+    ("POST", "/longlive/runs/{run}/stop", stop),
+    ("GET", "/longlive/runs/{run}/schedule", show_schedule),
+    ("GET", "/longlive/runs/{run}/video", show_video),
+)
+
+
+def register() -> None:
+    """Add the routes to the server, once, before it starts."""
+    host.add_routes(ROUTES)

@@ -1,0 +1,295 @@
+"""Runs steered over HTTP while they last, in a real ComfyUI: prompts, pause, stop, watchers, and abuse."""
+
+import http.client
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from longlive_core import PromptSchedule
+from longlive_core.cli import main
+from longlive_core.geometry import FRAME_RATE
+from longlive_core.training.judge import read
+from longlive_core.video import read_settings
+
+PROMPTS = "0 a red circle drifts right over navy\n"
+SECONDS = 6.75
+ACKNOWLEDGED_SECONDS = 0.2
+VISIBLE_FRAMES = 24  # 1.5 s
+FLOOD_SECONDS = 3.0
+FLOOD_CLIENTS = 4
+GROWTH_MB = 60
+
+
+def graph(prompts: str = PROMPTS, **stream) -> dict:
+    """Mini, a schedule, a stream; its video and its latents saved."""
+    settings = {"width": 64, "height": 64, "seconds": SECONDS, "seed": 3, "pace": "real time", **stream}
+    links = {"model": ["1", 0], "schedule": ["2", 0], "vae": ["1", 2]}
+    return {
+        "1": {"class_type": "LongLiveLoadMini", "inputs": {}},
+        "2": {"class_type": "LongLivePromptSchedule", "inputs": {"clip": ["1", 1], "prompts": prompts}},
+        "3": {"class_type": "LongLiveStream", "inputs": links | settings},
+        "4": {
+            "class_type": "SaveVideo",
+            "inputs": {"video": ["3", 0], "filename_prefix": "live", "format": "auto", "codec": "auto"},
+        },
+        "5": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 1], "filename_prefix": "live"}},
+    }
+
+
+class Client:
+    """One connection to the routes of live runs."""
+
+    def __init__(self, server):
+        self._connection = http.client.HTTPConnection(server.address, timeout=30)
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict | None = None) -> tuple[int, Any]:
+        """Status and JSON of the answer; a body that is not text is sent as JSON."""
+        data = body if isinstance(body, str | bytes | None) else json.dumps(body)
+        headers = {"Content-Type": "application/json"} if headers is None else headers
+        self._connection.request(method, f"/longlive/runs{path}", data, headers)
+        answer = self._connection.getresponse()
+        text = answer.read()
+        return answer.status, json.loads(text) if text[:1] in (b"{", b"[") else text
+
+    def snapshot(self, name: str = "current") -> dict:
+        status, snapshot = self.ask("GET", f"/{name}")
+        return snapshot if status == 200 else {}
+
+    def until(self, is_met, name: str = "current", seconds: float = 60.0) -> dict:
+        """The first snapshot that meets a condition."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if (snapshot := self.snapshot(name)) and is_met(snapshot):
+                return snapshot
+            time.sleep(0.02)
+        raise AssertionError(f"waited in vain: {snapshot}")
+
+    def settled(self, name: str, seconds: float = 1.0) -> dict:
+        """The snapshot that has stayed the same for a while: the block that was being made is out."""
+        newest, since = self.snapshot(name), time.monotonic()
+        while time.monotonic() < since + seconds:
+            time.sleep(0.05)
+            if (snapshot := self.snapshot(name)) != newest:
+                newest, since = snapshot, time.monotonic()
+        return newest
+
+    def send(self, prompt: str, name: str = "current", **fields) -> tuple[dict, float]:
+        """Send a prompt: the answer, and how long it took in seconds."""
+        start = time.monotonic()
+        status, answer = self.ask("POST", f"/{name}/prompt", {"prompt": prompt, **fields})
+        assert status == 202, answer
+        return answer, time.monotonic() - start
+
+
+@pytest.fixture
+def client(server):
+    return Client(server)
+
+
+@contextmanager
+def running(server, prompt: dict):
+    """A run of a graph in the background; its end is in `.result()`. It does not outlast the test."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(server.run, prompt)
+        try:
+            yield future
+        finally:
+            while not future.done():
+                server.post("/interrupt", {})
+                time.sleep(0.2)
+
+
+def latents_of(server, run) -> torch.Tensor:
+    (saved,) = run.outputs["5"]["latents"]
+    return load_file(server.path_of(saved))["latent_tensor"]
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def listen(server) -> Any:
+    import websocket
+
+    return websocket.create_connection(f"ws://{server.address}/ws?clientId={time.monotonic()}", timeout=10)
+
+
+def events_of(listener) -> list[dict]:
+    """All snapshots a listener has been sent so far."""
+    import websocket
+
+    listener.settimeout(0.5)
+    events = []
+    try:
+        while True:
+            message = listener.recv()
+            if isinstance(message, str) and (event := json.loads(message))["type"] == "longlive.run":
+                events.append(event["data"])
+    except websocket.WebSocketTimeoutException:
+        return events
+
+
+def test_prompts_take_effect_at_the_next_block_and_can_be_replayed(server, client):
+    base = server.run(graph(pace="full speed"))
+    listeners = [listen(server), listen(server)]
+    with running(server, graph()) as future:
+        name = client.until(lambda s: s["block"] is not None)["run"]
+        sent = []
+        for prompt, fields in (("it turns blue", {}), ("it turns into a green star", {"policy": "keep"})):
+            before = client.snapshot(name)["block"]
+            answer, took = client.send(prompt, name, **fields)
+            assert took < ACKNOWLEDGED_SECONDS
+            taken = client.until(lambda s: len(s["cues"]) == len(sent) + 2, name)["cues"][-1]
+            assert taken["ticket"] == answer["ticket"] and taken["prompt"] == prompt
+            assert before < taken["block"] <= before + 3, "the block being made, and one that is decoded"
+            sent.append(taken["block"])
+            client.until(lambda s: s["block"] > sent[-1], name)
+        live = future.result()
+    assert live.has_succeeded, live.history["status"]
+    ended = client.snapshot(name)
+    assert ended["state"] == "done" and ended["num_frames"] == SECONDS * FRAME_RATE
+    assert all(0 < cue["latency"] < 3 for cue in ended["cues"][1:])
+
+    one, other = (events_of(listener) for listener in listeners)
+    assert one == other and one[-1]["state"] == "done" and one[-1] == ended
+    assert {"running", "done"} <= {event["state"] for event in one}
+
+    ours, plain = latents_of(server, live), latents_of(server, base)
+    first = sent[0] * 3
+    assert torch.equal(ours[:, :, :first], plain[:, :, :first]) and not torch.equal(ours, plain)
+
+    video = server.path_of(live.outputs["4"]["images"][0])
+    seen = read(torch.from_numpy(frames_of(video)).permute(0, 3, 1, 2) / 255)
+    begins = [round(cue["seconds"] * FRAME_RATE) for cue in ended["cues"][1:]]
+    for colour, begin, end in zip(("blue", "green"), begins, [*begins[1:], len(seen.colour)], strict=True):
+        assert seen.names(min(begin + VISIBLE_FRAMES, end) - 1)["colour"] == colour
+
+    status, frozen = client.ask("GET", f"/{name}/schedule")
+    assert status == 200 and frozen["seed"] == 3 and frozen["settings"]["seconds"] == SECONDS
+    assert live.outputs["3"]["longlive_schedule"] == [frozen["text"]]
+    assert read_settings(video)["schedule"] == frozen["text"]
+    assert PromptSchedule.parse(frozen["json"]) == PromptSchedule.parse(frozen["text"])
+    again = server.run(graph(frozen["text"], pace="full speed"))
+    assert torch.equal(latents_of(server, again), ours)
+
+
+def test_pause_holds_stop_finalises_and_nobody_need_watch(server, client, tmp_path, capsys):
+    with running(server, graph(seconds=0.0, seed=21, pace="full speed")) as future:
+        name = client.until(lambda s: (s["block"] or 0) >= 2)["run"]
+        assert client.snapshot(name)["num_blocks"] is None
+        at = ["--server", f"http://{server.address}", "--run", name]
+        for _ in range(2):
+            assert client.ask("POST", f"/{name}/pause")[1]["state"] == "paused"
+        held = client.settled(name)
+        memory = resident_mb(server)
+        time.sleep(0.5)
+        assert client.snapshot(name) == held and abs(resident_mb(server) - memory) < 5
+        client.send("it turns yellow", name)
+        assert client.until(lambda s: s["pending"]["state"] == "ready", name)["block"] == held["block"]
+        assert main(["live", *at, "--resume"]) == 0 and client.snapshot(name)["state"] == "running"
+        taken = client.until(lambda s: len(s["cues"]) == 2, name)["cues"][-1]
+        assert taken["block"] <= held["block"] + 2
+        client.until(lambda s: s["block"] > taken["block"], name)
+        assert main(["live", *at, "--blend", "1.5", "it turns pink"]) == 0
+        client.until(lambda s: s["cues"][-1]["blend"] == 1.5, name)
+        assert main(["live", *at, "--status"]) == 0
+        assert main(["live", *at, "--freeze", str(tmp_path / "frozen.txt")]) == 0
+        assert client.ask("POST", f"/{name}/stop")[1]["state"] == "stopping"
+        run = future.result()
+    assert main(["live", *at, "it turns red"]) == 2 and "has ended (stopped)" in capsys.readouterr().err
+    assert run.has_succeeded, run.history["status"]
+    ended = client.snapshot(name)
+    assert ended["state"] == "stopped" and ended["pending"] is None
+    video = server.path_of(run.outputs["4"]["images"][0])
+    assert len(frames_of(video)) == ended["num_frames"] == 12 * (ended["block"] + 1) - 3
+    settings = read_settings(video)
+    assert (tmp_path / "frozen.txt").read_text() == settings["schedule"]
+    assert settings["seconds"] == ended["num_frames"] / FRAME_RATE and "yellow" in settings["schedule"]
+    again = graph(settings["schedule"], seconds=settings["seconds"], seed=21, pace="full speed")
+    again["3"]["inputs"]["window"] = ["6", 0]
+    endless = {"window": 12, "sink": 3, "on_switch": "recache", "positions": "endless"}
+    again["6"] = {"class_type": "LongLiveFrameSink", "inputs": endless}
+    assert torch.equal(latents_of(server, server.run(again)), latents_of(server, run))
+
+
+def test_an_interrupt_ends_a_paused_run(server, client):
+    with running(server, graph(seconds=0.0, seed=22)) as future:
+        name = client.until(lambda s: s["block"] is not None)["run"]
+        client.ask("POST", f"/{name}/pause")
+        server.post("/interrupt", {})
+        assert future.result().event("execution_interrupted")
+    assert client.snapshot(name)["state"] == "interrupted"
+    status, answer = client.ask("POST", f"/{name}/prompt", {"prompt": "it turns blue"})
+    assert status == 409 and "has ended (interrupted)" in answer["error"]
+
+
+BAD = {
+    "unknown run": ("POST", "/zzz/prompt", {"prompt": "a"}, None, 404),
+    "unknown run paused": ("POST", "/zzz/pause", None, None, 404),
+    "not JSON": ("POST", "/{run}/prompt", '{"prompt": "a"', None, 400),
+    "nested too deep": ("POST", "/{run}/prompt", "[" * 60_000, None, 400),
+    "no object": ("POST", "/{run}/prompt", [1], None, 400),
+    "no prompt": ("POST", "/{run}/prompt", {}, None, 400),
+    "empty prompt": ("POST", "/{run}/prompt", {"prompt": " "}, None, 400),
+    "prompt of a wrong type": ("POST", "/{run}/prompt", {"prompt": ["a"]}, None, 400),
+    "unknown policy": ("POST", "/{run}/prompt", {"prompt": "a", "policy": "jump"}, None, 400),
+    "blend of nothing": ("POST", "/{run}/prompt", {"prompt": "a", "policy": "blend", "blend": 0}, None, 400),
+    "unknown field": ("POST", "/{run}/prompt", {"prompt": "a", "polcy": "cut"}, None, 400),
+    "20,001 characters": ("POST", "/{run}/prompt", {"prompt": "a" * 20_001}, None, 400),
+    "1 MB": ("POST", "/{run}/prompt", {"prompt": "a" * 1_000_000}, None, 413),
+    "a form": ("POST", "/{run}/prompt", "prompt=a", {"Content-Type": "text/plain"}, 415),
+    "another origin": (
+        *("POST", "/{run}/prompt", {"prompt": "a"}),
+        *({"Content-Type": "application/json", "Origin": "http://elsewhere.example"}, 403),
+    ),
+}
+
+
+def test_bad_requests_and_floods_leave_server_and_run_healthy(server):
+    with running(server, graph(seconds=0.0, seed=23)) as future:
+        name = Client(server).until(lambda s: s["block"] is not None)["run"]
+        for case, (method, path, body, headers, expected) in BAD.items():
+            status, answer = Client(server).ask(method, path.format(run=name), body, headers)
+            assert status == expected, (case, status, answer)
+            assert expected == 403 or len(answer["error"]) > 20, case
+        before = resident_mb(server)
+        with ThreadPoolExecutor(FLOOD_CLIENTS) as pool:
+            floods = list(pool.map(lambda _: flood(server, name), range(FLOOD_CLIENTS)))
+        statuses = [status for flooded in floods for status in flooded]
+        rate = len(statuses) / FLOOD_SECONDS
+        print(f"{rate:.0f} prompts a second")
+        assert set(statuses) == {202, 429} or (set(statuses) == {202} and rate < 25), "a machine at its limit"
+        assert statuses.count(202) <= 20 * (FLOOD_SECONDS + 2)
+        client = Client(server)
+        block = client.snapshot(name)["block"]
+        client.until(lambda s: s["block"] > block + 1, name)
+        assert resident_mb(server) - before < GROWTH_MB
+        client.ask("POST", f"/{name}/stop")
+        assert future.result().has_succeeded
+    assert "Error handling request" not in server.log
+
+
+def flood(server, name: str) -> list[int]:
+    """Prompts one after the other, as fast as they are answered: the statuses."""
+    client, statuses, end = Client(server), [], time.monotonic() + FLOOD_SECONDS
+    while time.monotonic() < end:
+        statuses.append(
+            client.ask("POST", f"/{name}/prompt", {"prompt": f"it turns blue {len(statuses)}"})[0]
+        )
+    return statuses
+
+
+def resident_mb(server) -> float:
+    """Memory of the server's process."""
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024

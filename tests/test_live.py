@@ -1,0 +1,368 @@
+"""A run steered while it goes on: when prompts take effect, what holds it, and playing it again."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from longlive_core.cli import main
+from longlive_core.config import WindowConfig
+from longlive_core.live import SHOWN_CHARACTERS, SHOWN_CUES, LiveControl, LiveError, Room
+from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
+from longlive_core.rollout.prompts import Policy, PromptSchedule, ScheduleError
+
+BLOCK = 3
+SCHEDULE = PromptSchedule.parse("0 first\n3.2 => keep: second\n")  # second begins at block 5
+
+
+def encode(prompt: str) -> Tensor:
+    return torch.full((1, 2, 4), float(len(prompt)))
+
+
+def script_for(control: LiveControl, blocks: int = 100, encode=encode, **more):
+    timeline = SCHEDULE.resolve(BLOCK)
+    return control.script(timeline, encode, range(blocks), BLOCK, **more)
+
+
+def wait_for(is_met, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_met():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def beside(call, *arguments):
+    """A call in another thread, whose result or error is in the future."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(call, *arguments)
+
+
+def test_a_prompt_takes_effect_at_the_first_block_after_it_is_encoded():
+    go = threading.Event()
+
+    def slow(prompt: str) -> Tensor:
+        assert prompt == "first" or go.wait(10)
+        return encode(prompt)
+
+    control = LiveControl()
+    script = script_for(control, encode=slow)
+    assert script(0).embeds.mean() == len("first")
+    start = time.monotonic()
+    ticket = control.send("live  one", "cut")
+    assert time.monotonic() - start < 0.2 and ticket.state == "encoding"
+    assert script(1) is None and control.snapshot()["pending"]["state"] == "encoding"
+    go.set()
+    wait_for(lambda: ticket.state == "ready")
+    assert control.snapshot()["pending"] == {
+        **{"ticket": 1, "state": "ready", "error": None, "prompt": "live one", "policy": "cut", "blend": None}
+    }
+    switch = script(2)
+    assert switch.policy is Policy.CUT and switch.embeds.mean() == len("live one")
+    assert ticket.state == "played" and ticket.embeds is None and control.snapshot()["pending"] is None
+    assert control.schedule().cues[-1].seconds == 1.3125
+    assert [script(block) is not None for block in (3, 4, 5)] == [False, False, True]
+
+
+def test_the_newest_prompt_replaces_the_one_that_waits_and_wins_over_the_schedule():
+    control = LiveControl(on_switch=Policy.REFRESH)
+    script = script_for(control)
+    tickets = [control.send(prompt) for prompt in ("one", "two!")]
+    wait_for(lambda: tickets[1].state == "ready")
+    assert tickets[0].state == "replaced"
+    assert script(0).embeds.mean() == len("two!")  # sent before the first block: the first cue of all
+    for block in range(1, 5):
+        assert script(block) is None
+    ticket = control.send("three", "blend", 1.5)
+    wait_for(lambda: ticket.state == "ready")
+    assert script(5).embeds.mean() == 4.5 and script(6).embeds.mean() == 5
+    assert control.schedule().to_text() == "0s => refresh: two!\n3.5625s => blend 1.5s: three\n"
+
+
+def test_where_there_is_no_room_the_encoder_runs_between_two_blocks():
+    places = []
+
+    class Full(Room):
+        def is_free(self) -> bool:
+            return False
+
+        @contextmanager
+        def cleared(self):
+            places.append("cleared")
+            yield
+            places.append("back")
+
+    def noted(prompt: str) -> Tensor:
+        places.append((prompt, threading.current_thread() is threading.main_thread()))
+        return encode(prompt)
+
+    control = LiveControl(room=Full())
+    script = script_for(control, encode=noted)
+    script(0)
+    ticket = control.send("live")
+    wait_for(lambda: ticket.is_held)
+    assert script(1).embeds.mean() == 4
+    assert places == [("first", True), "cleared", ("live", True), "back"]
+
+
+def test_a_prompt_that_cannot_be_encoded_fails_alone():
+    def broken(prompt: str) -> Tensor:
+        if prompt == "bad":
+            raise RuntimeError("no such word")
+        return encode(prompt)
+
+    control = LiveControl()
+    script = script_for(control, encode=broken)
+    script(0)
+    ticket = control.send("bad")
+    wait_for(lambda: ticket.state == "failed")
+    assert "no such word" in control.snapshot()["pending"]["error"] and script(1) is None
+    good = control.send("good")
+    wait_for(lambda: good.state == "ready")
+    assert ticket.state == "failed" and script(2) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((" ",), "the prompt is empty"),
+        ((7,), "is not text"),
+        (("a" * 20_001,), "at most 20000"),
+        (("a", "jump"), "is not a policy"),
+        (("a", "cut", 2.0), "only blend takes seconds"),
+        (("a", "blend", float("nan")), "blend"),
+    ],
+)
+def test_bad_prompts_are_refused_with_a_sentence(arguments, sentence):
+    with pytest.raises(ScheduleError, match=sentence):
+        LiveControl().send(*arguments)
+
+
+def test_pause_holds_the_next_block_and_resume_lets_it_go():
+    control = LiveControl()
+    script = script_for(control)
+    script(0)
+    control.pause()
+    control.pause()
+    assert control.state == "paused"
+    with beside(script, 1) as future:
+        time.sleep(0.2)
+        assert not future.done()
+        control.resume()
+        assert future.result(5) is None
+    assert control.state == "running"
+
+
+def test_stop_ends_at_the_next_block_but_makes_one():
+    control = LiveControl()
+    control.stop()
+    assert not control.was_steered
+    with pytest.raises(LiveError, match="nothing was played yet"):
+        control.schedule()
+    script = script_for(control)
+    blocks = list(control.until_stopped(script(block) and block for block in range(9)))
+    assert blocks == [0]
+    with pytest.raises(LiveError, match="stopping"):
+        control.send("late")
+    control.stop()
+    control.finish()
+    assert control.state == "stopped" and control.was_steered
+    for call in (lambda: control.send("late"), control.pause, control.resume, control.stop):
+        with pytest.raises(LiveError, match="has ended"):
+            call()
+
+
+def test_a_held_run_still_listens_to_its_host_and_to_a_caller_that_left():
+    class Interrupted(BaseException):
+        pass
+
+    is_over = threading.Event()
+
+    def check() -> None:
+        if is_over.is_set():
+            raise Interrupted
+
+    unwanted = threading.Event()
+    held, left = LiveControl(check=check), LiveControl()
+    for control in (held, left):
+        control.pause()
+    with beside(script_for(held), 0) as future:
+        is_over.set()
+        with pytest.raises(Interrupted):
+            future.result(5)
+    script = script_for(left, unwanted=unwanted)
+    with beside(list, left.until_stopped(script(block) for block in range(3))) as future:
+        unwanted.set()
+        assert future.result(5) == []
+
+
+def test_real_time_is_never_more_than_a_block_ahead_and_pauses_do_not_count():
+    clock = Clock()
+    control = LiveControl("real time", clock=clock)
+    script = script_for(control)
+    script(0)
+    script(1)  # begins at 0.5625 s
+    with beside(script, 2) as future:
+        clock.now += 0.55
+        time.sleep(0.12)
+        assert not future.done()
+        clock.now += 0.02
+        future.result(5)
+    control.pause()
+    clock.now += 60
+    control.resume()
+    with beside(script, 3) as future:
+        time.sleep(0.12)
+        assert not future.done()
+        clock.now += 0.75
+        future.result(5)
+    control.out(0, 9)
+    assert control.snapshot()["fps"] == pytest.approx(9 / 1.32, abs=0.01)
+
+
+def test_latency_is_from_sending_to_frames_that_are_out():
+    clock = Clock()
+    control = LiveControl(clock=clock)
+    script = script_for(control)
+    script(0)
+    ticket = control.send("live")
+    wait_for(lambda: ticket.state == "ready")
+    script(1)
+    clock.now += 0.5
+    control.out(0, 9)
+    assert control.snapshot()["cues"][-1]["latency"] is None
+    control.out(1, 12)
+    assert control.snapshot()["cues"][-1] == {
+        **{"block": 1, "seconds": 0.5625, "prompt": "live", "policy": None, "blend": None},
+        **{"origin": "live", "ticket": 1, "latency": 0.5},
+    }
+    assert control.snapshot()["block"] == 1 and control.snapshot()["seconds"] == 21 / 16
+
+
+def test_a_snapshot_stays_small_and_the_schedule_is_whole():
+    control = LiveControl()
+    script = script_for(control, blocks=1000)
+    script(0)
+    for block in range(1, SHOWN_CUES + 20):
+        ticket = control.send(f"{block} " + "long " * 1000)
+        wait_for(lambda ticket=ticket: ticket.state == "ready")
+        script(block)
+    snapshot = control.snapshot()
+    assert len(json.dumps(snapshot)) < 2 * SHOWN_CHARACTERS
+    assert snapshot["cues"][-1]["prompt"].startswith(f"{SHOWN_CUES + 19} ")
+    assert len(control.schedule().cues) == SHOWN_CUES + 20
+
+
+def test_many_senders_at_once_leave_one_prompt_and_every_ticket_settled():
+    changes = []
+    control = LiveControl(on_change=lambda: changes.append(control.snapshot()["state"]))
+    script = script_for(control, blocks=10_000)
+    script(0)
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(control.send, f"prompt {n}") for n in range(800)]
+        for block in range(1, 400):
+            script(block)
+        tickets = [future.result() for future in sent]
+    wait_for(lambda: all(ticket.state != "encoding" for ticket in tickets))
+    control.finish()
+    states = {ticket.state for ticket in tickets}
+    assert states <= {"played", "replaced", "dropped"} and "replaced" in states
+    assert all(ticket.embeds is None for ticket in tickets)
+    played = sorted(ticket.number for ticket in tickets if ticket.state == "played")
+    shown = [cue["ticket"] for cue in control.snapshot()["cues"] if cue["origin"] == "live"]
+    assert shown == [number for number in shown if number in played] and changes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--server", "http://127.0.0.1:9", "it turns blue"], "no server answers at http://127.0.0.1:9"),
+        (["--server", "127.0.0.1:8188", "it turns blue"], "not the address of a server"),
+        (["--stop", "--policy", "cut"], "go with a prompt"),
+    ],
+)
+def test_the_command_says_what_is_wrong_and_exits_with_2(arguments, sentence, capsys):
+    assert main(["live", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_unknown_pace_is_refused():
+    with pytest.raises(ValueError, match="full speed, real time"):
+        LiveControl("warp")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return load_pipeline("mini")
+
+
+PLAYED = PromptSchedule.parse("0 a red circle drifts right over navy\n3s => it turns blue\n")
+SENDS = {
+    1: ("it turns into a white star", "blend", 1.5),
+    2: ("it moves over plum", "keep", None),
+    4: ("a green square rests over slate", "cut", None),
+}
+
+
+@torch.inference_mode()
+def latents(pipeline: Pipeline, schedule: PromptSchedule, control: LiveControl | None = None) -> Tensor:
+    """Of seven blocks; with a control, the prompts of SENDS are sent as their blocks come out."""
+    parts = []
+    for chunk in pipeline.run(Request(schedule, 5.25, seed=4), live=control):
+        parts.append(chunk.block.latents)
+        if control and chunk.block.index in SENDS:
+            ticket = control.send(*SENDS[chunk.block.index])
+            wait_for(lambda ticket=ticket: ticket.state != "encoding")
+    return torch.cat(parts, dim=2)
+
+
+def test_blocks_before_a_prompt_are_untouched_and_the_frozen_schedule_replays_it(pipeline):
+    control = LiveControl()
+    live, plain = latents(pipeline, PLAYED, control), latents(pipeline, PLAYED)
+    control.finish()
+    cues = control.snapshot()["cues"]
+    sent = [cue for cue in cues if cue["origin"] == "live"]
+    assert [cue["prompt"] for cue in sent] == [send[0] for send in SENDS.values()]
+    assert all(block < cue["block"] <= block + 2 for block, cue in zip(SENDS, sent, strict=True))
+    first = sent[0]["block"] * BLOCK
+    assert torch.equal(live[:, :, :first], plain[:, :, :first])
+    assert not torch.equal(live[:, :, first : first + BLOCK], plain[:, :, first : first + BLOCK])
+    frozen = control.schedule()
+    assert torch.equal(latents(pipeline, frozen), live)
+    assert PromptSchedule.parse(frozen.to_text()) == PromptSchedule.parse(frozen.to_json()) == frozen
+
+
+@torch.inference_mode()
+def test_a_video_without_end_stops_when_it_is_told(pipeline):
+    control = LiveControl()
+    request = Request(PLAYED, UNTIL_STOPPED, seed=4)
+    assert pipeline.plan(request).window.endless
+    made = []
+    for chunk in pipeline.run(request, live=control):
+        made.append(len(chunk.frames))
+        if chunk.block.index == 2:
+            control.stop()
+    assert made[0] == 9 and set(made[1:]) == {12} and 3 <= len(made) <= 5
+    control.finish()
+    assert control.snapshot()["num_blocks"] is None and control.seconds == sum(made) / 16
+    with pytest.raises(ValueError, match="full attention"):
+        pipeline.plan(
+            Request(
+                PLAYED, UNTIL_STOPPED, window=WindowConfig(sink_latent_frames=0, window_latent_frames=None)
+            )
+        )
