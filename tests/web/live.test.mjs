@@ -1,0 +1,200 @@
+/** The live panel's pure parts: which run a node shows, what of it, and what goes to the server. */
+
+import assert from "node:assert/strict";
+import { readdirSync } from "node:fs";
+import test from "node:test";
+
+import { Client, Refused } from "../../web/js/live/client.js";
+import { nodeAt, promptsWidget, setWidget } from "../../web/js/live/graph.js";
+import { codecOf, joined } from "../../web/js/live/growing.js";
+import { isLive, Runs } from "../../web/js/live/runs.js";
+import { clock, fate, message, replayed, view } from "../../web/js/live/view.js";
+
+const MODULES = new URL("../../web/js/live/", import.meta.url);
+const FIRST = { block: 0, seconds: 0, prompt: "a red circle", policy: null, blend: null, origin: "schedule" };
+const LIVE = { block: 7, seconds: 5, prompt: "it turns blue", policy: "blend", blend: 3, origin: "live" };
+
+function snapshot(changes = {}) {
+  return {
+    ...{ run: "a", node: "3", state: "running", block: 12, num_blocks: null, seconds: 10, fps: 16 },
+    ...{ pace: "real time", cues: [{ ...FIRST, ticket: null, latency: null }], pending: null },
+    ...{ video: "/longlive/runs/a/video", width: 64, height: 64, num_frames: 160, error: null },
+    ...changes,
+  };
+}
+
+function nodeShown(...snapshots) {
+  const runs = new Runs();
+  snapshots.forEach((one) => runs.take(one));
+  return runs.all();
+}
+
+test("a node shows its newest run, and every node its own", () => {
+  const other = snapshot({ node: "10:3", run: "b" });
+  const again = snapshot({ run: "c", block: null, state: "starting" });
+  const shown = nodeShown(snapshot({ state: "done" }), other, again);
+  assert.deepEqual(shown.map(({ run }) => run), ["c", "b"]);
+});
+
+test("what comes late takes nothing back", () => {
+  assert.equal(nodeShown(snapshot(), snapshot({ block: 11 }))[0].block, 12);
+  assert.equal(nodeShown(snapshot({ state: "done" }), snapshot({ block: 12 }))[0].state, "done");
+  assert.equal(nodeShown(snapshot({ run: "new" }), snapshot({ state: "done" }))[0].run, "new");
+  assert.equal(nodeShown(snapshot(), snapshot({ state: "paused" }))[0].state, "paused");
+  assert.equal(nodeShown(snapshot(), snapshot({ state: "stopped", block: 11 }))[0].state, "stopped");
+});
+
+test("a run lives until it has ended", () => {
+  const live = ["starting", "running", "paused", "stopping"];
+  for (const state of live) assert.ok(isLive({ state }));
+  for (const state of ["done", "stopped", "failed", "interrupted"]) assert.ok(!isLive({ state }));
+  assert.ok(!isLive(undefined));
+});
+
+test("without a run everything is disabled and a hint says why", () => {
+  const idle = view(null);
+  assert.match(idle.hint, /Press Run/);
+  assert.deepEqual([idle.canSend, idle.canPause, idle.canStop, idle.canFreeze], [false, false, false, false]);
+  assert.deepEqual(idle.marks, []);
+});
+
+test("every state allows what the server allows", () => {
+  const allowed = (state) => {
+    const { canSend, canPause, canStop, canFreeze } = view(snapshot({ state }));
+    return [canSend, canPause, canStop, canFreeze].map(Number).join("");
+  };
+  const states = ["starting", "running", "paused", "stopping", "done", "stopped", "failed"];
+  assert.deepEqual(states.map(allowed), ["1011", "1111", "1111", "0001", "0001", "0001", "0001"]);
+  assert.equal(view(snapshot({ cues: [] })).canFreeze, false);
+});
+
+test("the status line tells state, block, seconds, speed and pace", () => {
+  assert.equal(view(snapshot()).status, "running · block 13 · 10.0 s · 16 fps · real time");
+  const finite = snapshot({ num_blocks: 40, fps: 8.25, pace: "full speed" });
+  assert.equal(view(finite).status, "running · block 13 of 40 · 10.0 s · 8.3 fps");
+  assert.equal(view(snapshot({ state: "starting", block: null, fps: 0, pace: "full speed" })).status, "starting");
+});
+
+test("seconds are shown as people read them", () => {
+  assert.deepEqual([0, 5.06, 59.94, 59.96, 62.3, 600].map(clock), [
+    ...["0.0 s", "5.1 s", "59.9 s", "1:00.0", "1:02.3", "10:00.0"],
+  ]);
+});
+
+test("the strip shows cues where they took effect, schedule and live told apart", () => {
+  const cues = [{ ...FIRST, ticket: null, latency: null }, { ...LIVE, ticket: 1, latency: 0.816 }];
+  const [first, second] = view(snapshot({ cues })).marks;
+  assert.deepEqual([first.start, first.width, first.origin], [0, 50, "schedule"]);
+  assert.deepEqual([second.start, second.width, second.origin], [50, 50, "live"]);
+  assert.equal(first.label, "0.0 s, schedule: a red circle");
+  assert.equal(second.label, "5.0 s, live, blend 3 s: it turns blue (0.82 s after it was sent)");
+});
+
+test("a strip of nothing yet has finite places", () => {
+  for (const { start, width } of view(snapshot({ seconds: 0 })).marks) assert.ok(start >= 0 && width <= 100);
+});
+
+test("a waiting prompt is shown until it takes effect", () => {
+  const pending = { ticket: 4, prompt: "it circles", policy: null, blend: null, state: "encoding" };
+  assert.equal(view(snapshot({ pending })).pending, "#4 being read: it circles");
+  const ready = { ...pending, state: "ready" };
+  assert.equal(view(snapshot({ pending: ready })).pending, "#4 takes effect at the next block: it circles");
+  assert.equal(view(snapshot()).pending, "");
+});
+
+test("what became of a prompt", () => {
+  const pending = { ticket: 2, prompt: "b", policy: null, blend: null, state: "ready" };
+  const taken = [{ ...LIVE, ticket: 2, latency: 0.8 }];
+  assert.equal(fate(snapshot({ pending }), 2).kind, "waiting");
+  assert.equal(fate(snapshot({ pending }), 1).kind, "replaced");
+  assert.equal(fate(snapshot({ cues: taken }), 1).kind, "replaced");
+  assert.match(fate(snapshot({ cues: taken }), 2).text, /#2 took effect at 5.0 s, first frames 0.80 s after/);
+  assert.equal(fate(snapshot({ state: "done" }), 2).kind, "late");
+  const unseen = [{ ...LIVE, ticket: 2, latency: null }];
+  assert.deepEqual(fate(snapshot({ cues: unseen }), 2), {
+    ...{ kind: "taken", text: "#2 took effect at 5.0 s", isSettled: false },
+  });
+});
+
+test("a prompt names only what was chosen", () => {
+  assert.deepEqual(JSON.parse(JSON.stringify(message(" a star\n", "auto", 3))), { prompt: "a star" });
+  assert.deepEqual(JSON.parse(JSON.stringify(message("a", "cut", 3))), { prompt: "a", policy: "cut" });
+  assert.deepEqual(message("a", "blend", 3), { prompt: "a", policy: "blend", blend: 3 });
+});
+
+test("freezing sets the seed, and for good", () => {
+  assert.deepEqual(replayed({ text: "0:00 a", seed: 7 }), { seed: 7, control_after_generate: "fixed" });
+});
+
+function answering(status, answer) {
+  const asked = [];
+  const client = new Client(async (path, options) => {
+    asked.push([options.method ?? "GET", path, options.body]);
+    return new Response(JSON.stringify(answer), { status });
+  });
+  return { client, asked };
+}
+
+test("the client calls the routes of the contract", async () => {
+  const { client, asked } = answering(200, { runs: [1], ticket: 5 });
+  assert.deepEqual(await client.runs(), [1]);
+  assert.equal(await client.prompt("a", message("it rests", "keep")), 5);
+  await client.command("a", "pause");
+  await client.schedule("a");
+  assert.deepEqual(asked, [
+    ["GET", "/longlive/runs", undefined],
+    ["POST", "/longlive/runs/a/prompt", '{"prompt":"it rests","policy":"keep"}'],
+    ["POST", "/longlive/runs/a/pause", undefined],
+    ["GET", "/longlive/runs/a/schedule", undefined],
+  ]);
+});
+
+test("what the server refuses is told in its words", async () => {
+  const { client } = answering(409, { error: "the run has ended" });
+  await assert.rejects(client.command("a", "stop"), new Refused("the run has ended"));
+  const bare = new Client(async () => new Response("<html>", { status: 502 }));
+  await assert.rejects(bare.runs(), new Refused("the server answered 502"));
+});
+
+function graph(nodes) {
+  return { getNodeById: (id) => nodes.find((node) => node.id === id) ?? null };
+}
+
+test("nodes are found by display id, in subgraphs too, and nothing where there is none", () => {
+  const inner = { id: 3 };
+  const root = graph([{ id: 10, subgraph: graph([inner]) }, { id: 3, isOuter: true }]);
+  assert.equal(nodeAt(root, "10:3"), inner);
+  assert.ok(nodeAt(root, "3").isOuter);
+  for (const id of ["4", "3:3", "10:4", "x"]) assert.equal(nodeAt(root, id), undefined);
+  assert.equal(nodeAt(undefined, "3"), undefined);
+});
+
+test("the connected schedule is found through reroutes and set as a user would", () => {
+  const seen = [];
+  const widget = { name: "prompts", value: "old", callback: (value) => seen.push(value) };
+  const schedule = { widgets: [widget] };
+  const reroute = { type: "Reroute", getInputNode: () => schedule };
+  const stream = { inputs: [{ name: "model" }, { name: "schedule" }], getInputNode: (slot) => slot && reroute };
+  const found = promptsWidget(stream);
+  assert.equal(found.widget, widget);
+  setWidget(found.node, found.widget, "new");
+  assert.deepEqual([widget.value, seen], ["new", ["new"]]);
+  assert.equal(promptsWidget({ inputs: [], getInputNode: () => null }), undefined);
+  assert.equal(promptsWidget({ inputs: [{ name: "schedule" }], getInputNode: () => null }), undefined);
+});
+
+test("the codec is read from the beginning of an mp4, however it is cut", () => {
+  const box = Uint8Array.from([0, 0, 0, 40, ...Buffer.from("avcC"), 1, 0x64, 0, 0x0a, 255]);
+  assert.equal(codecOf(box), "avc1.64000a");
+  for (let cut = 0; cut < 12; cut++) {
+    const head = box.subarray(0, cut);
+    assert.equal(codecOf(head), "");
+    assert.equal(codecOf(joined(head, box.subarray(cut))), "avc1.64000a");
+  }
+});
+
+test("the host loads every module by itself: none does anything then, not even without a page", async () => {
+  const before = Object.keys(globalThis);
+  for (const name of readdirSync(MODULES)) await import(new URL(name, MODULES));
+  assert.deepEqual(Object.keys(globalThis), before);
+});

@@ -1,0 +1,93 @@
+/** The live panel of LongLiveStream: finds its runs, through the host's page and the server's events. */
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { Client } from "./live/client.js";
+import { nodeAt, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
+import { Panel } from "./live/panel.js";
+import { Runs } from "./live/runs.js";
+import { STYLE } from "./live/style.js";
+import { replayed } from "./live/view.js";
+
+const NODE = "LongLiveStream";
+const EVENT = "longlive.run";
+const STILL = "$$canvas-image-preview";
+const panels = new WeakMap(); // node -> Panel
+const runs = new Runs();
+const client = new Client((path, options) => api.fetchApi(path, options));
+
+/** Show every node of the page what is known about its run. */
+function show() {
+  for (const snapshot of runs.all()) {
+    const node = nodeAt(app.rootGraph ?? app.graph, snapshot.node);
+    const panel = node && panels.get(node);
+    if (!panel) continue;
+    panel.take(snapshot);
+    hideStill(node, panel);
+  }
+}
+
+/** Hide the host's still picture of the newest block, below a player that shows all of them (classic nodes). */
+function hideStill(node, panel) {
+  const still = widgetOf(node, STILL);
+  if (still) still.hidden = panel.isShowing;
+}
+
+/** Ask the server: after a reload, in a second tab, after a lost connection. */
+async function refresh() {
+  try {
+    (await client.runs()).reverse().forEach((snapshot) => runs.take(snapshot)); // they come newest first
+    show();
+  } catch (error) {
+    console.warn(`LongLive: the runs of the server are not known: ${error.message}`);
+  }
+}
+
+/** Put what was played where the next run reads it. -> what was done, in a sentence */
+async function freeze(node, snapshot) {
+  const schedule = await client.schedule(snapshot.run);
+  for (const [name, value] of Object.entries(replayed(schedule))) {
+    const widget = widgetOf(node, name);
+    if (widget) setWidget(node, widget, value);
+  }
+  const prompts = promptsWidget(node);
+  if (prompts?.widget) {
+    setWidget(prompts.node, prompts.widget, schedule.text);
+    return "What was played is now the schedule, and its seed is set: Run makes the same again.";
+  }
+  await navigator.clipboard.writeText(schedule.text);
+  return "No Prompt Schedule is connected: what was played is in the clipboard, and its seed is set.";
+}
+
+/** The panel of a node, as its last widget: neither saved with the workflow nor sent with the prompt. */
+function addPanel(node) {
+  const panel = new Panel({
+    prompt: (run, message) => client.prompt(run, message),
+    command: (run, name) => client.command(run, name),
+    freeze: (snapshot) => freeze(node, snapshot),
+    videoUrl: (snapshot) => api.apiURL(snapshot.video),
+    resized: () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]),
+  });
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.height };
+  node.addDOMWidget("live", "longlive.live", panel.element, options).serialize = false;
+  panels.set(node, panel);
+  const { onRemoved } = node;
+  node.onRemoved = function (...args) {
+    panel.close();
+    return onRemoved?.apply(this, args);
+  };
+}
+
+app.registerExtension({
+  name: "LongLive.Live",
+  setup() {
+    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
+    api.addEventListener(EVENT, ({ detail }) => runs.take(detail) && show());
+    api.addEventListener("reconnected", refresh);
+    return refresh();
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) addPanel(node);
+  },
+  afterConfigureGraph: show,
+});

@@ -1,0 +1,44 @@
+/** The live routes: calls out, snapshots and tickets back. Knows neither page nor graph. */
+
+const RUNS = "/longlive/runs";
+
+/** What the server refused, in its own words. */
+export class Refused extends Error {}
+
+export class Client {
+  #fetch;
+
+  /** `fetchRoute(path, options)` as the host's api.fetchApi. */
+  constructor(fetchRoute) {
+    this.#fetch = fetchRoute;
+  }
+
+  /** Snapshots of all runs that the server remembers. */
+  async runs() {
+    return (await this.#call(RUNS)).runs;
+  }
+
+  /** Send a prompt; `policy` and `blend` (seconds) only where they are given. -> ticket number */
+  async prompt(run, { prompt, policy, blend }) {
+    const body = JSON.stringify({ prompt, policy, blend }); // drops what is undefined
+    const headers = { "Content-Type": "application/json" };
+    return (await this.#call(`${RUNS}/${run}/prompt`, { method: "POST", headers, body })).ticket;
+  }
+
+  /** "pause", "resume" or "stop". -> snapshot */
+  command(run, name) {
+    return this.#call(`${RUNS}/${run}/${name}`, { method: "POST" });
+  }
+
+  /** What was really played: {text, json, seed, settings}. */
+  schedule(run) {
+    return this.#call(`${RUNS}/${run}/schedule`);
+  }
+
+  async #call(path, options = {}) {
+    const response = await this.#fetch(path, { cache: "no-store", ...options });
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok) throw new Refused(answer.error ?? `the server answered ${response.status}`);
+    return answer;
+  }
+}

@@ -1,0 +1,36 @@
+/** Nodes of the page's graph, found by what the server calls them. No DOM. */
+
+const REROUTE = "Reroute";
+
+/**
+ * The node that runs under a display id: "3", or "10:3" for node 3 inside the subgraph node 10.
+ * undefined if the graph has none.
+ */
+export function nodeAt(graph, id) {
+  const [outer, ...inner] = String(id).split(":");
+  const node = graph?.getNodeById(Number(outer)) ?? graph?.getNodeById(outer) ?? undefined;
+  return inner.length ? nodeAt(node?.subgraph, inner.join(":")) : node;
+}
+
+/** A widget of a node by name, or undefined. */
+export function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+/** The `prompts` widget of the schedule that is connected to a stream, reroutes passed; or undefined. */
+export function promptsWidget(stream) {
+  let node = origin(stream, stream.inputs?.findIndex((input) => input.name === "schedule") ?? -1);
+  while (node?.type === REROUTE) node = origin(node, 0);
+  return node && { node, widget: widgetOf(node, "prompts") };
+}
+
+function origin(node, slot) {
+  return slot < 0 ? undefined : (node.getInputNode(slot) ?? undefined);
+}
+
+/** Give a widget a value as a user would. */
+export function setWidget(node, widget, value) {
+  widget.value = value;
+  widget.callback?.(value, undefined, node);
+  node.setDirtyCanvas?.(true, true);
+}

@@ -1,0 +1,93 @@
+/** A file that still grows, as the source of a <video>: its bytes go into a MediaSource as they come. */
+
+const RETRY_MS = 500;
+
+/** The codec in the bytes of an mp4's beginning, as MediaSource wants it named; "" if it is not in them yet. */
+export function codecOf(bytes) {
+  for (let at = 0; at + 8 <= bytes.length; at++) {
+    if (String.fromCharCode(...bytes.subarray(at, at + 4)) === "avcC") {
+      const profile = [...bytes.subarray(at + 5, at + 8)]; // profile, constraints, level
+      return `avc1.${profile.map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+    }
+  }
+  return "";
+}
+
+/** `first` and then `second`. */
+export function joined(first, second) {
+  const bytes = new Uint8Array(first.length + second.length);
+  bytes.set(first);
+  bytes.set(second, first.length);
+  return bytes;
+}
+
+/** Once a target has fired an event. */
+function once(target, event) {
+  return new Promise((resolve) => target.addEventListener(event, resolve, { once: true }));
+}
+
+/**
+ * Play the file at `url` in `video`, calling `onBytes()` whenever more has come. -> a function that stops it
+ *
+ * Not simply as its `src`: in Chromium the first picture of a small video then came after 17 s, since what
+ * comes is passed on in pieces of 32 KB, and there was no seeking. Through a MediaSource every block is on
+ * screen as it comes. Where a browser has none, or a page forbids blob: media, as ComfyUI's does when started
+ * with --disable-api-nodes, the file is its `src` all the same: better late than never.
+ */
+export function grow(video, url, onBytes) {
+  if (!globalThis.MediaSource) {
+    playPlainly(video, url);
+    return () => {};
+  }
+  const source = new MediaSource();
+  const abort = new AbortController();
+  const { signal } = abort;
+  const blob = URL.createObjectURL(source);
+  video.addEventListener("error", () => playPlainly(video, url), { once: true, signal });
+  video.src = blob;
+  feed(source, url, onBytes, signal)
+    .catch(({ message }) => signal.aborted || console.warn(`LongLive: the growing video broke off: ${message}`))
+    .finally(() => source.readyState === "open" && source.endOfStream());
+  return () => {
+    abort.abort();
+    URL.revokeObjectURL(blob);
+  };
+}
+
+function playPlainly(video, url) {
+  video.src = url;
+  video.play().catch(() => {}); // a page may refuse; its controls are there
+}
+
+async function feed(source, url, onBytes, signal) {
+  await once(source, "sourceopen");
+  const response = await fetch(url, { signal, cache: "no-store" });
+  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  const reader = response.body.getReader();
+  let buffer;
+  let head = new Uint8Array();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    head = buffer ? part.value : joined(head, part.value);
+    buffer ??= opened(source, codecOf(head));
+    if (buffer && (await append(buffer, head, signal))) onBytes();
+  }
+}
+
+function opened(source, codec) {
+  return codec ? source.addSourceBuffer(`video/mp4; codecs="${codec}"`) : undefined;
+}
+
+/** Browsers hold some minutes and drop what was played; what does not fit yet waits for that. */
+async function append(buffer, bytes, signal) {
+  while (!signal.aborted) {
+    try {
+      buffer.appendBuffer(bytes);
+      await once(buffer, "updateend");
+      return true;
+    } catch (error) {
+      if (error.name !== "QuotaExceededError") throw error;
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
+  return false;
+}

@@ -1,0 +1,238 @@
+/** The panel on a LongLiveStream node: a snapshot in, its picture out; what the user does goes to `actions`. */
+
+import { Player } from "./player.js";
+import { isLive } from "./runs.js";
+import { BLEND_SECONDS, fate, message, POLICIES, view } from "./view.js";
+
+const IDLE_HEIGHT = 215;
+const SCREEN_HEIGHT = 240;
+const MAX_BLEND_SECONDS = 60;
+const LAG_MS = 250;
+const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not for the canvas
+const FIELDS = "video, textarea, select, input";
+const LINE = "longlive-live-line";
+const QUIET = `${LINE} longlive-live-quiet`;
+const NOTICE = `${QUIET} longlive-live-notice`;
+
+/** A DOM element with properties, ARIA and data attributes, and children. */
+function make(tag, properties = {}, ...children) {
+  const { role, label, className = "", ...rest } = properties;
+  const element = Object.assign(document.createElement(tag), rest);
+  if (className) element.className = className;
+  if (role) element.setAttribute("role", role);
+  if (label) element.setAttribute("aria-label", label);
+  element.append(...children);
+  return element;
+}
+
+function button(text, title, onclick, className = "") {
+  return make("button", { type: "button", textContent: text, title, onclick, className });
+}
+
+/** The parts of the panel, unwired. */
+function parts(panel) {
+  const video = make("video", { muted: true, playsInline: true, controls: true, label: "Video of the run" });
+  return {
+    video,
+    live: button("live", "Jump to the newest frames", () => panel.player.goLive()),
+    status: make("div", { className: LINE, role: "status", label: "State of the run" }),
+    hint: make("div", { className: NOTICE }),
+    error: make("div", { className: `${LINE} longlive-live-error`, role: "alert" }),
+    strip: make("ul", { className: "longlive-live-strip", label: "Prompts and when they took effect" }),
+    pending: make("div", { className: QUIET, role: "status", label: "The prompt that waits" }),
+    notice: make("div", { className: NOTICE, role: "status", label: "What became of your prompt" }),
+    text: make("textarea", {
+      label: "Live prompt",
+      placeholder: "A prompt for the running video. Enter sends, Shift-Enter is a new line.",
+    }),
+    policy: make("select", { label: "Policy", title: "What happens to the past" }, ...POLICIES.map(option)),
+    blend: make("input", {
+      ...{ type: "number", min: 0.75, max: MAX_BLEND_SECONDS, step: 0.75, value: BLEND_SECONDS },
+      ...{ label: "Seconds of the blend", title: "Seconds of the blend" },
+    }),
+    send: button("send", "Send the prompt (Enter)", () => panel.send(), "longlive-live-main"),
+    cut: button("cut", "Send the prompt as a new scene: the past is dropped", () => panel.send("cut")),
+    pause: button("pause", "Hold the run: memory and position stay", () => panel.pauseOrResume()),
+    stop: button("stop and keep", "End the run here and keep the video", () => panel.command("stop")),
+    freeze: button("freeze to schedule", "Write what was played into the schedule, and its seed", () =>
+      panel.freeze(),
+    ),
+  };
+}
+
+function option(name) {
+  return make("option", { value: name, textContent: name });
+}
+
+export class Panel {
+  #snapshot = null;
+  #actions;
+  #parts;
+  #sent = new Map();
+  #clock = null;
+
+  /**
+   * `actions`: prompt(run, message) -> ticket, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
+   * all async; videoUrl(snapshot) -> url; resized() when `height` changed.
+   */
+  constructor(actions) {
+    this.#actions = actions;
+    const p = (this.#parts = parts(this));
+    this.player = new Player(p.video);
+    this.screen = make("div", { className: "longlive-live-screen", hidden: true }, p.video, p.live);
+    this.element = make(
+      "div",
+      { className: "longlive-live", role: "group", label: "LongLive: live" },
+      ...[this.screen, p.hint, p.status, p.error, p.strip, p.text],
+      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send),
+      make("div", { className: "longlive-live-row" }, p.pause, p.stop, p.freeze),
+      ...[p.pending, p.notice],
+    );
+    this.#listen();
+    this.#render();
+  }
+
+  /** Pixels that the panel needs. */
+  get height() {
+    return IDLE_HEIGHT + (this.screen.hidden ? 0 : SCREEN_HEIGHT);
+  }
+
+  /** Whether it shows a video: then nothing else need show its pictures. */
+  get isShowing() {
+    return !this.screen.hidden;
+  }
+
+  /** Show a run. */
+  take(snapshot) {
+    this.#snapshot = snapshot;
+    if (snapshot.num_frames) this.#show(snapshot);
+    for (const ticket of this.#sent.keys()) this.#tell(ticket);
+    this.#render();
+  }
+
+  /** Send what is typed, by the chosen policy unless another is named. */
+  async send(policy = this.#parts.policy.value) {
+    const { text, blend } = this.#parts;
+    const body = message(text.value, policy, Number(blend.value));
+    if (!body.prompt || !view(this.#snapshot).canSend) return;
+    await this.#attempt(async () => {
+      const ticket = await this.#actions.prompt(this.#snapshot.run, body);
+      if (text.value.trim() === body.prompt) text.value = "";
+      this.#sent.set(ticket, this.#snapshot.run);
+      this.#tell(ticket);
+    });
+  }
+
+  /** "stop", "pause" or "resume" the run. */
+  async command(name) {
+    await this.#attempt(async () => this.take(await this.#actions.command(this.#snapshot.run, name)));
+  }
+
+  pauseOrResume() {
+    return this.command(this.#snapshot.state === "paused" ? "resume" : "pause");
+  }
+
+  /** What was played becomes the schedule. */
+  async freeze() {
+    await this.#attempt(async () => this.#say(await this.#actions.freeze(this.#snapshot)));
+  }
+
+  /** The node is gone. */
+  close() {
+    clearInterval(this.#clock);
+    this.player.stop();
+  }
+
+  #listen() {
+    const { text, policy } = this.#parts;
+    text.addEventListener("keydown", (event) => this.#key(event));
+    text.addEventListener("input", () => this.#render());
+    policy.addEventListener("change", () => this.#render());
+    for (const name of OWN_EVENTS) {
+      this.element.addEventListener(name, (event) => event.target.closest(FIELDS) && event.stopPropagation());
+    }
+  }
+
+  #key(event) {
+    if (event.ctrlKey || event.metaKey) return; // the host's shortcuts, as Ctrl-Enter to run
+    event.stopPropagation();
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    this.send();
+  }
+
+  /** Do it; what the server refuses is shown. */
+  async #attempt(action) {
+    try {
+      await action();
+    } catch (error) {
+      this.#say(error.message);
+    }
+    this.#render();
+  }
+
+  #say(sentence) {
+    this.#parts.notice.textContent = this.#parts.notice.title = sentence;
+  }
+
+  #tell(ticket) {
+    if (this.#sent.get(ticket) !== this.#snapshot.run) return this.#sent.delete(ticket);
+    const { text, isSettled } = fate(this.#snapshot, ticket);
+    this.#say(text);
+    if (isSettled) this.#sent.delete(ticket);
+  }
+
+  #show(snapshot) {
+    const { run, pace } = snapshot;
+    const wasHidden = this.screen.hidden;
+    this.screen.hidden = false;
+    this.player.show({
+      ...{ run, url: this.#actions.videoUrl(snapshot) },
+      ...{ isLive: isLive(snapshot), isPaced: pace === "real time" },
+    });
+    this.#clock ??= setInterval(() => this.#renderLag(), LAG_MS);
+    if (wasHidden) this.#actions.resized();
+  }
+
+  #renderLag() {
+    const { live } = this.#parts;
+    const { lag } = this.player;
+    live.hidden = lag === null;
+    live.textContent = lag === null ? "" : `live · ${lag.toFixed(1)} s behind`;
+  }
+
+  #render() {
+    const p = this.#parts;
+    const shown = view(this.#snapshot);
+    p.status.textContent = shown.status;
+    p.status.hidden = !shown.status;
+    p.hint.hidden = !shown.hint;
+    p.hint.textContent = shown.hint;
+    p.error.textContent = shown.error;
+    p.error.hidden = !shown.error;
+    p.pending.textContent = p.pending.title = shown.pending;
+    p.text.disabled = p.policy.disabled = p.blend.disabled = !shown.canSend;
+    p.blend.hidden = p.policy.value !== "blend";
+    p.send.disabled = p.cut.disabled = !shown.canSend || !p.text.value.trim();
+    p.pause.disabled = !shown.canPause;
+    p.pause.textContent = shown.isPaused ? "resume" : "pause";
+    p.stop.disabled = !shown.canStop;
+    p.freeze.disabled = !shown.canFreeze;
+    this.#renderStrip(shown.marks);
+  }
+
+  #renderStrip(marks) {
+    const { strip } = this.#parts;
+    while (strip.children.length > marks.length) strip.lastChild.remove();
+    while (strip.children.length < marks.length) strip.append(make("li"));
+    marks.forEach(({ start, width, origin, text, label }, index) => {
+      const mark = strip.children[index];
+      mark.style.left = `${start}%`;
+      mark.style.width = `${width}%`;
+      if (mark.title === label) return;
+      Object.assign(mark, { textContent: text, title: label });
+      mark.dataset.origin = origin;
+      mark.setAttribute("aria-label", label);
+    });
+  }
+}

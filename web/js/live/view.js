@@ -1,0 +1,104 @@
+/** From a snapshot to what the panel shows: pure functions, no DOM. */
+
+import { isLive } from "./runs.js";
+
+export const POLICIES = ["auto", "recache", "refresh", "keep", "cut", "blend"];
+export const BLEND_SECONDS = 2.25;
+const IDLE = "Press Run: while the video is made you can watch it here and send prompts.";
+const SENDABLE = ["starting", "running", "paused"];
+
+/** Seconds as people read them: 5.1 s, 1:02.3. */
+export function clock(seconds) {
+  const tenths = Math.round(seconds * 10);
+  if (tenths < 600) return `${(tenths / 10).toFixed(1)} s`;
+  const rest = ((tenths % 600) / 10).toFixed(1).padStart(4, "0");
+  return `${Math.floor(tenths / 600)}:${rest}`;
+}
+
+/** What the server must know of a prompt; undefined where it shall decide. */
+export function message(prompt, policy, blendSeconds) {
+  return {
+    prompt: prompt.trim(),
+    policy: policy === "auto" ? undefined : policy,
+    blend: policy === "blend" ? blendSeconds : undefined,
+  };
+}
+
+/** Everything the panel shows of a run; of none if there is no snapshot. */
+export function view(snapshot) {
+  const state = snapshot?.state;
+  return {
+    hint: snapshot ? "" : IDLE,
+    status: snapshot ? status(snapshot) : "",
+    error: snapshot?.error ?? "",
+    canSend: SENDABLE.includes(state),
+    canPause: state === "running" || state === "paused",
+    canStop: SENDABLE.includes(state),
+    canFreeze: Boolean(snapshot?.cues.length),
+    isPaused: state === "paused",
+    pending: pending(snapshot?.pending),
+    marks: snapshot ? marks(snapshot) : [],
+  };
+}
+
+function status({ state, block, num_blocks: numBlocks, seconds, fps, pace }) {
+  const parts = [state];
+  if (block !== null) {
+    parts.push(`block ${block + 1}${numBlocks ? ` of ${numBlocks}` : ""}`, clock(seconds));
+  }
+  if (fps) parts.push(`${fps.toFixed(fps < 10 ? 1 : 0)} fps`);
+  if (pace === "real time") parts.push(pace);
+  return parts.join(" · ");
+}
+
+function pending(waiting) {
+  if (!waiting) return "";
+  const next = waiting.state === "encoding" ? "being read" : "takes effect at the next block";
+  return `#${waiting.ticket} ${next}: ${waiting.prompt}`;
+}
+
+/** Cues as stretches of the strip: `start` and `width` in percent of the video so far. */
+function marks({ cues, seconds }) {
+  const end = Math.max(seconds, cues.at(-1)?.seconds ?? 0, 1e-3);
+  return cues.map((cue, index) => {
+    const until = cues[index + 1]?.seconds ?? end;
+    return {
+      start: (100 * cue.seconds) / end,
+      width: (100 * (until - cue.seconds)) / end,
+      origin: cue.origin,
+      text: cue.prompt,
+      label: markLabel(cue),
+    };
+  });
+}
+
+function markLabel({ seconds, origin, policy, blend, prompt, latency }) {
+  const how = policy === "blend" && blend ? `blend ${blend} s` : policy;
+  const late = latency === null || latency === undefined ? "" : ` (${latency.toFixed(2)} s after it was sent)`;
+  return `${clock(seconds)}, ${origin}${how ? `, ${how}` : ""}: ${prompt}${late}`;
+}
+
+/**
+ * What became of a prompt sent from this page.
+ * -> {kind, text, isSettled}: kind "waiting" | "taken" | "replaced" | "late"
+ */
+export function fate(snapshot, ticket) {
+  const cue = snapshot.cues.find((taken) => taken.ticket === ticket);
+  if (cue) return { kind: "taken", text: taken(ticket, cue), isSettled: cue.latency !== null };
+  const waiting = snapshot.pending?.ticket;
+  if (waiting > ticket || snapshot.cues.some((other) => other.ticket > ticket)) {
+    return { kind: "replaced", text: `#${ticket} was replaced by a newer prompt`, isSettled: true };
+  }
+  if (isLive(snapshot)) return { kind: "waiting", text: `#${ticket} sent`, isSettled: false };
+  return { kind: "late", text: `#${ticket} came too late: the run has ended`, isSettled: true };
+}
+
+function taken(ticket, { seconds, latency }) {
+  const late = latency === null ? "" : `, first frames ${latency.toFixed(2)} s after it was sent`;
+  return `#${ticket} took effect at ${clock(seconds)}${late}`;
+}
+
+/** What makes the next run repeat one: widget values of the stream. */
+export function replayed(schedule) {
+  return { seed: schedule.seed, control_after_generate: "fixed" };
+}
