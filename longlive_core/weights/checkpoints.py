@@ -17,19 +17,26 @@ from ..config import LONGLIVE_1_3B, RELATIVES, ModelConfig, Preset
 from ..geometry import PATCH
 from ..model.attention import attention_backend
 from ..model.causal_wan import CausalWan
-from ..model.layers import Linear
+from .arithmetic import settle_arithmetic
 from .families import WAN_TEXT_TO_VIDEO, Shapes, family
 from .files import TensorFile, open_tensors
 from .fit import misfits
 from .lora import Lora, LoraChoice, open_lora
-from .quantize import FP8, MARKERS, SCALES, from_fp8, to_fp8
+from .quantize import FP8, MARKERS, SCALES, SMALL_TYPES, from_8_bits, layer_linears, to_8_bits
 from .wan_names import our_name
 
 SECTIONS = ("generator", "generator_ema", "model")
 EMA_SECTIONS = ("generator_ema", "generator", "model")
 HEAD_DIM = 128
 PORTION_BYTES = 256 * 2**20
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FP8}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": FP8,  # storage only
+    "fp8-fast": FP8,  # arithmetic too, where arithmetic.py finds it faster
+    "int8": torch.int8,  # the same
+}
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -68,9 +75,9 @@ def load_transformer(
 ) -> LoadedTransformer:
     """Load a checkpoint in any known layout, with LoRAs merged.
 
-    `precision`: fp32, bf16, fp16, or fp8 (the layers' matrices in 8 bits). `preset`: a name in RELATIVES,
-    None to tell it from the file. `num_heads`: None for heads of 128. Raises ValueError in one sentence for
-    everything that is wrong with the files.
+    `precision`: fp32, bf16, fp16, or fp8, fp8-fast, int8 (the layers' matrices in 8 bits; `settle` decides on
+    their arithmetic). `preset`: a name in RELATIVES, None to tell it from the file. `num_heads`: None for
+    heads of 128. Raises ValueError in one sentence for everything that is wrong with the files.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
@@ -236,7 +243,7 @@ def merged(
     """One weight of the file with every LoRA that changes it; an unchanged fp8 weight keeps its scale."""
     wanted = [(lora, tensors) for lora, tensors in changes if name in lora.patches]
     if scale is not None and wanted:
-        tensor, scale = from_fp8(tensor, scale), None
+        tensor, scale = from_8_bits(tensor, scale), None
     if name == "patch_embedding.weight":
         tensor = tensor.flatten(1)
     for lora, tensors in wanted:
@@ -245,22 +252,20 @@ def merged(
 
 
 def stored(tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """A weight as it stays in memory; fp8 comes with a scale a row."""
-    if dtype != FP8:
-        return (tensor if scale is None else from_fp8(tensor, scale)).to(dtype), None
-    if scale is not None and tensor.dtype == FP8:
+    """A weight as it stays in memory; 8 bits come with a scale a row."""
+    if scale is not None and tensor.dtype == dtype:
         return tensor, scale.float().flatten().expand(len(tensor)).contiguous()
-    return to_fp8(tensor if scale is None else from_fp8(tensor, scale))
+    tensor = tensor if scale is None else from_8_bits(tensor, scale)
+    return to_8_bits(tensor, dtype) if dtype in SMALL_TYPES else (tensor.to(dtype), None)
 
 
 def stored_small(transformer: CausalWan) -> set[str]:
     """The matrices that make up nearly all of a model: the layers' linears."""
-    modules = transformer.layers.named_modules(prefix="layers")
-    return {f"{name}.weight" for name, module in modules if isinstance(module, Linear)}
+    return {f"{name}.weight" for name in layer_linears(transformer)}
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """In what the arithmetic runs: bf16 beside fp8; fp32 on CPUs that only emulate shorter numbers."""
+    """In what the arithmetic runs: bf16 beside 8 bits; fp32 on CPUs that only emulate shorter numbers."""
     if precision == "fp32":
         return torch.float32
     if device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
@@ -268,12 +273,16 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float16 if precision == "fp16" else torch.bfloat16
 
 
-def settle(transformer: CausalWan, precision: str, device: torch.device) -> None:
-    """Ready a transformer loaded elsewhere to run on `device`; its layers' matrices stay as stored."""
+def settle(transformer: CausalWan, precision: str, device: torch.device) -> tuple[str, ...]:
+    """Ready a transformer, wherever it was loaded, to run on `device`; its layers' matrices stay as stored.
+
+    With 8 bits the arithmetic is chosen by measuring; what the user should hear of it is returned.
+    """
     dtype, small = compute_dtype(precision, device), stored_small(transformer)
     for name, weight in transformer.named_parameters():
         if name not in small:
             weight.data = weight.data.to(dtype)
+    return settle_arithmetic(transformer, precision, device)
 
 
 def fill(transformer: CausalWan, tensors: Iterator[tuple[str, Tensor, Tensor | None]]) -> None:

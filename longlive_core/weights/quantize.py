@@ -1,20 +1,56 @@
-"""Weights in 8 bits: a row of a matrix shares one scale. Storage only; arithmetic stays in 16 or 32 bits."""
+"""The layers' matrices in 8 bits: a row of a matrix shares one scale.
+
+Where no kernel multiplies in 8 bits, weights are widened for the moment of their use (storage only).
+"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8).max
+from ..model.causal_wan import CausalWan
+from ..model.layers import Linear
+from ..model.linear8 import FP8, Multiply, shrink
+
 SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
 MARKERS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")  # beside weights, but no weights
+SMALL_TYPES = (FP8, torch.int8)
+ONCE_A_PROMPT = ("cross_attn.k", "cross_attn.v")  # no time to gain there
 
 
-def to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight [out, in] -> (e4m3 [out, in], fp32 scale [out]); weight is about fp8 * scale."""
-    scale = weight.float().abs().amax(dim=1).clamp_min(1e-12) / FP8_MAX
-    return (weight.float() / scale[:, None]).to(FP8), scale
+def to_8_bits(weight: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] -> (e4m3 or int8 [out, in], fp32 scale [out]); weight is about small * scale."""
+    small, scale = shrink(weight, dtype)
+    return small, scale.flatten()
 
 
-def from_fp8(weight: Tensor, scale: Tensor) -> Tensor:
-    """fp8 [out, in] and its scale, one number or one a row -> fp32."""
+def from_8_bits(weight: Tensor, scale: Tensor) -> Tensor:
+    """8 bits [out, in] and their scale, one number or one a row -> fp32."""
     return weight.float() * (scale.float().view(-1, 1) if scale.numel() > 1 else scale.float())
+
+
+def layer_linears(transformer: CausalWan) -> dict[str, Linear]:
+    """The matrices that make up nearly all of a model: the layers' linears, by name."""
+    modules = transformer.layers.named_modules(prefix="layers")
+    return {name: module for name, module in modules if isinstance(module, Linear)}
+
+
+def pass_linears(transformer: CausalWan) -> dict[str, Linear]:
+    """Those of them that every pass multiplies with."""
+    linears = layer_linears(transformer).items()
+    return {name: linear for name, linear in linears if not name.endswith(ONCE_A_PROMPT)}
+
+
+def quantize(transformer: CausalWan, dtype: torch.dtype, multiply: Multiply | None = None) -> None:
+    """Store the layers' matrices of a ready transformer in `dtype`, FP8 or int8, in place.
+
+    `multiply`, a kernel of model/linear8 for that dtype, makes the arithmetic of every pass 8 bits too.
+    """
+    for linear in layer_linears(transformer).values():
+        small, linear.scale = to_8_bits(linear.weight.data, dtype)
+        linear.weight = nn.Parameter(small, requires_grad=False)
+    multiply_with(transformer, multiply)
+
+
+def multiply_with(transformer: CausalWan, multiply: Multiply | None) -> None:
+    """Matrices already stored in 8 bits are multiplied by this kernel from now on; None widens them."""
+    for linear in pass_linears(transformer).values():
+        linear.multiply = multiply

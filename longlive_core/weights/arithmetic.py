@@ -1,0 +1,221 @@
+"""Whether this machine multiplies in 8 bits, rightly, and faster than in 16; asked once, after loading.
+
+Each kernel of model/linear8 is run at the true shapes of the layers and its numbers are checked before it is
+timed. What fails or is slow is told in one sentence and never raised: 8-bit weights run without a kernel too.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from ..model import linear8
+from ..model.causal_wan import CausalWan
+from ..model.linear8 import FP8, Multiply
+from .quantize import multiply_with, pass_linears, to_8_bits
+
+FP8_CAPABILITY = (8, 9)  # no card before GeForce RTX 40 and H100 multiplies fp8
+TOKENS = {"cuda": 4680, "cpu": 32}  # a block at 832x480; on CPUs enough to compare, in seconds
+TIMING_SECONDS = 0.05
+TOLERANCE = 0.02  # relative rms against `plain`: bf16's rounding is 0.003, a wrong product is near 1
+
+
+class Kernel(NamedTuple):
+    """A way to multiply, and the dtype of the weights it takes; None for the arithmetic's own."""
+
+    multiply: Multiply
+    weights: torch.dtype | None
+
+
+def wide(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """What 8 bits must beat; its scale is 1."""
+    return F.linear(x, weight, bias)
+
+
+WIDE = Kernel(wide, None)
+KERNELS = {
+    "fp8-fast": (Kernel(linear8.fp8_by_rows, FP8), Kernel(linear8.fp8_scaled_after, FP8)),
+    "int8": (Kernel(linear8.int8, torch.int8),),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs the layers: device, a name for people, CUDA capability (None off CUDA)."""
+
+    device: torch.device
+    name: str
+    capability: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Machine":
+        """The one behind a device."""
+        if device.type != "cuda":
+            return cls(device, f"this {device.type.upper()}")
+        return cls(device, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pass through one layer: its matrices (out, in) and how many of each; `dtype` of the rest."""
+
+    shapes: tuple[tuple[tuple[int, int], int], ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, transformer: CausalWan) -> "Work":
+        """That of a transformer; all its layers are alike."""
+        counts = Counter(tuple(linear.weight.shape) for linear in pass_linears(transformer).values())
+        layers = len(transformer.layers)
+        return cls(tuple((shape, n // layers) for shape, n in counts.items()), transformer.dtype)
+
+
+class Arithmetic(NamedTuple):
+    """The kernel to multiply with, None to widen the weights at their use; and why, in one sentence."""
+
+    multiply: Multiply | None
+    note: str
+
+
+Seconds = Callable[[Callable[[], Tensor]], float]  # a call -> how long it takes
+
+
+def measured(call: Callable[[], Tensor]) -> float:
+    """Median seconds of a call, the device waited for."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=TIMING_SECONDS).median
+
+
+def settle_arithmetic(transformer: CausalWan, precision: str, device: torch.device) -> tuple[str, ...]:
+    """Let a transformer stored in 8 bits multiply as is best on `device`; what the user should hear of it."""
+    if precision not in KERNELS:
+        return ()
+    chosen = choose_here(precision, Work.of(transformer), device)
+    multiply_with(transformer, chosen.multiply)
+    return (chosen.note,)
+
+
+@cache
+def choose_here(precision: str, work: Work, device: torch.device) -> Arithmetic:
+    """The choice for a device of this machine, measured the first time."""
+    return choose(precision, work, Machine.of(device))
+
+
+@torch.inference_mode()
+def choose(
+    precision: str,
+    work: Work,
+    machine: Machine,
+    kernels: Sequence[Kernel] | None = None,
+    seconds: Seconds = measured,
+) -> Arithmetic:
+    """The fastest kernel that is right on this machine, if it beats the arithmetic without one.
+
+    `precision` is a name in KERNELS, whose `candidates` are tried where none are given. Nothing is raised.
+    """
+    if reason := lacks(precision, machine):
+        return none_because(reason, precision, work)
+    results = [
+        attempt(kernel, work, machine, seconds) for kernel in kernels or candidates(precision, machine)
+    ]
+    times = {result.multiply: result.seconds for result in results if isinstance(result, Trial)}
+    baseline = attempt(WIDE, work, machine, seconds)
+    if not times or not isinstance(baseline, Trial):
+        reason = next(result for result in (*results, baseline) if isinstance(result, str))
+        return none_because(f"{precision} does not run on {machine.name} ({reason})", precision, work)
+    best = min(times, key=times.get)
+    gain = baseline.seconds / times[best]
+    if gain <= 1:
+        slow = f"{precision} has {gain:.2g} times the speed of {named(work.dtype)} on {machine.name}"
+        return none_because(slow, precision, work)
+    note = f"{precision}: the layers' matrices run {gain:.2g} times as fast as in {named(work.dtype)}"
+    return Arithmetic(best, note)
+
+
+def candidates(precision: str, machine: Machine) -> list[Kernel]:
+    """What is tried: on cards also with all that stands around the product compiled."""
+    plain = KERNELS[precision]
+    return [*plain, *map(fused, plain)] if machine.device.type == "cuda" else [*plain]
+
+
+def fused(kernel: Kernel) -> Kernel:
+    """The same kernel, its rounding and scaling one step each; inside a compiled layer it dissolves."""
+    return Kernel(torch.compile(kernel.multiply), kernel.weights)
+
+
+def lacks(precision: str, machine: Machine) -> str | None:
+    """Why it is not even tried; None to try."""
+    if precision != "fp8-fast" or machine.capability is None or machine.capability >= FP8_CAPABILITY:
+        return None
+    major, minor = machine.capability
+    return (
+        f"fp8-fast needs a card of compute capability 8.9 or more (RTX 40, H100) and {machine.name} "
+        f"has {major}.{minor}, try int8"
+    )
+
+
+def none_because(reason: str, precision: str, work: Work) -> Arithmetic:
+    """The next best: weights as they are stored; said with its cost."""
+    dtype = named(work.dtype)
+    note = (
+        f"{reason}; so weights stay in 8 bits and are widened to {dtype} at their use: the memory of "
+        f"{precision}, a little less than the speed of {dtype}"
+    )
+    return Arithmetic(None, note)
+
+
+def named(dtype: torch.dtype) -> str:
+    """A dtype as users write it."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+
+
+class Trial(NamedTuple):
+    """A kernel that is right here, and its seconds for one layer."""
+
+    multiply: Multiply
+    seconds: float
+
+
+def attempt(kernel: Kernel, work: Work, machine: Machine, seconds: Seconds) -> Trial | str:
+    """Check and time a kernel on every matrix of a layer; the reason if it does not work."""
+    total = 0.0
+    try:
+        for shape, count in work.shapes:
+            arguments = operands(kernel, shape, work.dtype, machine.device)
+            if kernel is not WIDE and (error := wrong_by(kernel, arguments)) > TOLERANCE:
+                return f"{kernel.multiply.__name__} is off by {error:.0%} of its result"
+            total += count * seconds(lambda run=kernel.multiply, given=arguments: run(*given))
+    except Exception as error:  # no kernel, an old torch, no memory, no compiler: nothing in common
+        return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return Trial(kernel.multiply, total)
+
+
+def operands(
+    kernel: Kernel, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random x [1, L, in], weight, scale and bias of a linear (out, in), as the kernel takes them."""
+    random = torch.Generator(device).manual_seed(0)
+    tokens = TOKENS.get(device.type, TOKENS["cuda"])
+    x, weight, bias = (
+        torch.randn(size, generator=random, device=device)
+        for size in ((1, tokens, shape[1]), shape, (shape[0],))
+    )
+    scale = torch.ones_like(bias)
+    if kernel.weights:
+        weight, scale = to_8_bits(weight, kernel.weights)
+    else:
+        weight = weight.to(dtype)
+    return x.to(dtype), weight, scale, bias.to(dtype)
+
+
+def wrong_by(kernel: Kernel, arguments: tuple[Tensor, ...]) -> float:
+    """Relative rms of a kernel's numbers against what it should compute; infinite if they are not finite."""
+    right = linear8.plain(*arguments).float()
+    error = (kernel.multiply(*arguments).float() - right).norm() / right.norm()
+    return float(error) if torch.isfinite(error) else float("inf")
