@@ -4,6 +4,7 @@ Golden weights are a pure function of their names and shapes, so only these are 
 `pytest tests/test_vae.py --golden-dir DIR` runs the goldens of another folder.
 """
 
+import copy
 import importlib.util
 import json
 import math
@@ -18,9 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import num_frames
+from longlive_core.memory import LiveBytes
 from longlive_core.mini.loader import load_mini
+from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.layers import Downsample, Upsample, frame_by_frame
 from longlive_core.vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
@@ -295,6 +299,106 @@ def test_half_precision_stays_near(wan, latents, dtype, error) -> None:
     frames, past = half.decode(latents[:, :, :3])
     assert frames.dtype == torch.float32 and {tensor.dtype for tensor in past} == {dtype}
     assert (frames - wan.decode(latents[:, :, :3])[0]).abs().max() < error
+
+
+# Fewer multiplications
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 9), (13, 20), (1, 1)], ids=str)
+@pytest.mark.parametrize(("parts", "times"), [((2, 4), 3), ((2, 1), 3), ((4,), 1)], ids=str)
+@pytest.mark.parametrize("chunk_bytes", [1, 2**18, 2**26])
+def test_convolving_tiles_is_convolving(size, parts, times, chunk_bytes, monkeypatch) -> None:
+    """Against the direct sum in fp64."""
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", chunk_bytes)
+    x = [channels_last(seeded.normal(SEED, f"part {i}", (2, 8, n, *size))) for i, n in enumerate(parts)]
+    weight, bias = seeded.normal(SEED, "weight", (12, 8, times, 3, 3)), seeded.normal(SEED, "bias", (12,))
+    exact = nn.functional.conv3d(torch.cat(x, 2).double(), weight.double(), bias.double(), padding=(0, 1, 1))
+    ours = winograd.convolve(x, weight, bias)
+    assert ours.shape == exact.shape and rms(ours - exact) < 2e-6 * rms(exact)
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+@pytest.fixture(scope="module")
+def wide() -> WanAutoencoder:
+    """A decoder wide enough for the convolutions that save multiplications, its numbers of one scale."""
+    config = WanAutoencoderConfig(width=64, multipliers=(1, 1, 2, 2), num_residuals=1)
+    torch.manual_seed(0)
+    vae = WanAutoencoder(config).requires_grad_(False)
+    for name, weight in vae.decoder.named_parameters():
+        if weight.ndim > 3 and "gamma" not in name:
+            weight.normal_(0, weight[0].numel() ** -0.5)
+    return vae
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """One entry for every convolution that saves multiplications."""
+    calls, convolve = [], winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *args: calls.append(1) or convolve(*args))
+    return calls
+
+
+def test_fewer_multiplications_change_no_more_than_rounding(wide, counted) -> None:
+    """Ours against the plain twin (cat, clone, Conv3d), both measured against fp64."""
+    latents = seeded.normal(SEED, "wide", (1, 16, 2, 5, 8))
+    ours = wide.decode(latents)[0]
+    assert len(counted) >= 10
+    plain = PlainDecoder(wide).decode(latents)[0]
+    exact = PlainDecoder(copy.deepcopy(wide).double()).decode(latents.double())[0]
+    assert ours.std() > 0.1
+    assert rms(ours - exact) < 4 * rms(plain - exact) and (ours - plain).abs().max() < ATOL
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1]], ids=str)
+def test_with_fewer_multiplications_streamed_is_whole_bit_for_bit(wide, counted, sizes) -> None:
+    latents = seeded.normal(SEED, "wide", (1, 16, 3, 5, 8))
+    assert torch.equal(decode_in(wide, latents, sizes), wide.decode(latents)[0]) and counted
+
+
+def test_a_past_that_was_stored_goes_on_bit_for_bit(wide) -> None:
+    """What was stored may lie otherwise in memory."""
+    latents = seeded.normal(SEED, "wide", (1, 16, 3, 5, 8))
+    _, past = wide.decode(latents[:, :, :2])
+    stored = [tensor.contiguous() for tensor in past]
+    frames, again = (wide.decode(latents[:, :, 2:], p)[0] for p in (past, stored))
+    assert torch.equal(frames, again)
+
+
+def test_the_memory_plan_counts_what_fewer_multiplications_take(wide) -> None:
+    """On the meta device as on the CPU."""
+    peaks, latents = [], seeded.normal(SEED, "wide", (1, 16, 2, 5, 8))
+    for device in ("cpu", "meta"):
+        vae = copy.deepcopy(wide).to(device)
+        with LiveBytes(has_copies=True) as live:
+            vae.decode(latents.to(device))
+        peaks.append(live.peak)
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+
+
+def test_multiplications_are_saved_only_where_that_pays() -> None:
+    video, weight = torch.zeros(1, 64, 4, 24, 24), torch.zeros(64, 64, 3, 3, 3)
+    assert winograd.pays(video, weight) and winograd.pays(video.to("meta"), weight.to("meta"))
+    assert not winograd.pays(video.bfloat16(), weight.bfloat16())
+    assert not winograd.pays(video[..., :12], weight) and not winograd.pays(video, weight[:3])
+    assert not winograd.pays(video, weight[..., :1])
+    with torch.enable_grad():
+        assert not winograd.pays(video, weight)
+
+
+def test_the_decoder_compiles_without_a_break() -> None:
+    """In mid-video it is one graph, for whoever compiles it (traced only: no compiler is needed)."""
+    config = WanAutoencoderConfig(width=8, multipliers=(1, 1, 1, 1), num_residuals=0)
+    decoder, latents = WanAutoencoder(config).decoder, seeded.normal(SEED, "small", (1, 16, 1, 2, 2))
+    first, again = decoder(latents)[1], decoder(latents)[1]
+    frames, _ = torch.compile(decoder, fullgraph=True, backend="eager")(latents, first)
+    assert torch.equal(frames, decoder(latents, again)[0])
 
 
 # Tiles

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from ..config import WanAutoencoderConfig
 from ..geometry import SPACE_STRIDE, TIME_STRIDE
-from .layers import CausalConv, ChannelNorm, Downsample, Middle, Stage, Upsample, through, used_up
+from .layers import (
+    CausalConv,
+    ChannelNorm,
+    Downsample,
+    Middle,
+    Stage,
+    Upsample,
+    channels_last,
+    through,
+    used_up,
+)
 
 RGB = 3
 
@@ -35,7 +45,7 @@ class WanEncoder(nn.Module):
     def forward(self, video: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Video [B, 3, F, 8H, 8W] -> (moments [B, 2C, T, H, W], new past): F is 1 at the start, then 4."""
         olds = used_up(past)
-        x, first = self.stem(video, next(olds))
+        x, first = self.stem(channels_last(video), next(olds))
         x, news = through((*self.stages, self.middle), x, olds)
         x, last = self.head(F.silu(self.norm(x), inplace=True), next(olds))
         return self.moments(x), [first, *news, last]
@@ -62,7 +72,7 @@ class WanDecoder(nn.Module):
     def forward(self, latent: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Latent [B, C, 1, H, W] -> (video [B, 3, F, 8H, 8W], new past): F is 1 without a past, else 4."""
         olds = used_up(past)
-        x, first = self.stem(self.unpack(latent), next(olds))
+        x, first = self.stem(channels_last(self.unpack(latent)), next(olds))
         x, news = through((self.middle, *self.stages), x, olds)
         x, last = self.head(F.silu(self.norm(x), inplace=True), next(olds))
         return x, [first, *news, last]

@@ -1,8 +1,8 @@
 """Layers of the Wan 2.1 VAE: causal in time, so that a video can go through in pieces.
 
-Tensors are [B, C, F, H, W]. A layer that looks back takes the end of its earlier input, its past, and returns
-the new one; layers made of others take their pasts in order from an iterator (None at the start of a video)
-and return the new ones in the same order. Knows neither latents nor files.
+Tensors are [B, C, F, H, W], channels last in memory. A layer that looks back takes the end of its earlier
+input, its past, and returns the new one; layers made of others take their pasts in order from an iterator
+(None at the start of a video) and return the new ones in the same order. Knows neither latents nor files.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import winograd
+
 Olds = Iterator[Tensor | None]
+TINY = 1e-12  # no length is divided by less
 
 
 def used_up(past: list[Tensor] | None) -> Olds:
@@ -22,6 +25,11 @@ def used_up(past: list[Tensor] | None) -> Olds:
     past.reverse()
     while past:
         yield past.pop()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same [B, C, F, H, W] with the channels of a position side by side."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 class CausalConv(nn.Conv3d):
@@ -37,15 +45,21 @@ class CausalConv(nn.Conv3d):
 
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """x and the last frames of the x before it -> (convolved, new past)."""
-        past = self.no_past(x) if past is None else past
-        x = torch.cat((past, x), dim=2)
-        return super().forward(x), self.end_of(x)
+        past = channels_last(self.no_past(x) if past is None else past)
+        if winograd.pays(x, self.weight):
+            y = winograd.convolve((past, x), self.weight, self.bias)
+        else:
+            y = super().forward(torch.cat((past, x), dim=2))
+        return y, self.end_of(past, x)
 
     def no_past(self, x: Tensor) -> Tensor:
         return x.new_zeros(*x.shape[:2], self.num_past, *x.shape[3:])
 
-    def end_of(self, x: Tensor) -> Tensor:
-        """The past that x leaves; a copy, because a view would keep all of x in memory."""
+    def end_of(self, past: Tensor, x: Tensor) -> Tensor:
+        """The past that both leave; a copy, because a view would keep all of x in memory."""
+        missing = self.num_past - x.shape[2]
+        if missing > 0:
+            return torch.cat((past[:, :, -missing:], x), dim=2)
         return x[:, :, -self.num_past :].clone()
 
 
@@ -57,7 +71,8 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * num_axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * len(self.gamma) ** 0.5 * self.gamma
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(TINY)
+        return (x * (len(self.gamma) ** 0.5 / length)).mul_(self.gamma)
 
 
 class Residual(nn.Module):
@@ -130,7 +145,7 @@ class Downsample(nn.Module):
             return x, []
         past = next(olds)
         if past is None:
-            return x, [self.time.end_of(x)]
+            return x, [x.clone()]
         x, new = self.time(x, past)
         return x, [new]
 
@@ -152,9 +167,22 @@ class Upsample(nn.Module):
                 new = self.time.no_past(x)
             else:
                 x, new = self.time(x, past)
-                x = x.unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)  # -> [B, C, 2F, H, W]
+                x = twice_the_frames(x)
             news.append(new)
-        return frame_by_frame(lambda frames: self.space(F.interpolate(frames, scale_factor=2)), x), news
+        return self.widen(x), news
+
+    def widen(self, x: Tensor) -> Tensor:
+        """Every pixel four times, then convolved."""
+        x = frame_by_frame(lambda frames: F.interpolate(frames, scale_factor=2), x)
+        if winograd.pays(x, self.space.weight):
+            return winograd.convolve((x,), self.space.weight.unsqueeze(2), self.space.bias)
+        return frame_by_frame(self.space, x)
+
+
+def twice_the_frames(x: Tensor) -> Tensor:
+    """Two frames side by side [B, 2C, F, H, W] -> one after the other [B, C, 2F, H, W]."""
+    pairs = x.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1))  # -> [B, F, H, W, 2, C]
+    return pairs.movedim(4, 2).flatten(1, 2).permute(0, 4, 1, 2, 3)
 
 
 def through(layers: Iterable[nn.Module], x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:

@@ -1,5 +1,7 @@
 """Latents in, frames out, piece by piece: exactly the frames of decoding the whole at once."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,8 @@ from ..geometry import TIME_STRIDE
 # VAE further, but beyond this the difference is below what eight bits show (tested with random weights).
 WARM_LATENT_FRAMES = 21
 _WARM_PIECE = 3
+TENSOR = "tensor"
+Shape = list["Shape"] | str | None  # lists within lists, TENSOR where there is one
 
 
 class Decoder(Protocol):
@@ -23,6 +27,15 @@ class Decoder(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class DecoderState:
+    """A decoder's past: its shape, its tensors on the CPU, and the device on which it was used."""
+
+    shape: Shape
+    tensors: tuple[Tensor, ...] = field(repr=False)
+    device: str
+
+
 class StreamingDecoder:
     """`push(latents)` returns the frames they add: 9 for the first block of three, then 12."""
 
@@ -30,6 +43,7 @@ class StreamingDecoder:
         self._decoder = decoder
         self._past: Any = None
         self._is_first_scene = True
+        self._is_restored = False
 
     @torch.no_grad()
     def push(self, latents: Tensor, opens_scene: bool = False) -> Tensor:
@@ -40,11 +54,61 @@ class StreamingDecoder:
         """
         held = TIME_STRIDE - 1 if opens_scene and not self._is_first_scene else 0
         past = None if opens_scene else self._past
-        frames, self._past = self._decoder.decode(latents, past)
+        frames, self._past = self._decoded(latents, past)
         self._is_first_scene = False
         return torch.cat((frames[:, :1].expand(-1, held, -1, -1, -1), frames), dim=1) if held else frames
 
-    def warm(self, latents: Tensor) -> None:
-        """Show the end of an earlier video [B, C, T, H, W], so that the next push goes on from it."""
+    def _decoded(self, latents: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """As the decoder itself; ValueError where the past of another decoder was restored."""
+        is_restored, self._is_restored = self._is_restored, False
+        try:
+            return self._decoder.decode(latents, past)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if not is_restored or "memory" in str(error):
+                raise
+            raise ValueError(
+                "what the decoder remembers of the earlier video does not fit this VAE; "
+                "connect the one that the video was made with, on the same device"
+            ) from error
+
+    def warm(self, latents: Tensor, num_shown: int = 0) -> Tensor:
+        """Show the end of an earlier video [B, C, T, H, W], so that the next push goes on from it.
+
+        Returns the last `num_shown` of its frames [B, F, 3, 8H, 8W], fewer where there are fewer.
+        """
+        shown = None
         for piece in latents[:, :, -WARM_LATENT_FRAMES:].split(_WARM_PIECE, dim=2):
-            self.push(piece)
+            frames = self.push(piece)
+            shown = frames if shown is None else torch.cat((shown, frames), dim=1)
+            shown = shown[:, max(0, shown.shape[1] - num_shown) :]
+        return shown
+
+    def state(self) -> DecoderState:
+        """What the next push goes on from, copied to the CPU."""
+        shape, tensors = flattened(self._past)
+        copies = tuple(tensor.to("cpu", copy=True) for tensor in tensors)
+        return DecoderState(shape, copies, str(tensors[0].device) if tensors else "cpu")
+
+    def restore(self, state: DecoderState) -> None:
+        """Go on as the decoder would have that left this state, which must be one like ours.
+
+        The next push raises ValueError where it is not.
+        """
+        copies = (tensor.to(state.device, copy=True) for tensor in state.tensors)
+        self._past, self._is_first_scene = rebuilt(state.shape, copies), False
+        self._is_restored = True
+
+
+def flattened(past: Any) -> tuple[Shape, list[Tensor]]:
+    """A decoder's past, whatever lists it is made of -> its shape, and its tensors in order."""
+    if past is None or isinstance(past, Tensor):
+        return (None, []) if past is None else (TENSOR, [past])
+    parts = [flattened(part) for part in past]
+    return [shape for shape, _ in parts], [tensor for _, tensors in parts for tensor in tensors]
+
+
+def rebuilt(shape: Shape, tensors: Iterator[Tensor]) -> Any:
+    """The past that was flattened."""
+    if shape is None:
+        return None
+    return next(tensors) if shape == TENSOR else [rebuilt(part, tensors) for part in shape]

@@ -1,0 +1,150 @@
+"""`python -m benchmarks.decode`: the Wan decoder against its plain twin, the tiny one, Mini beside itself.
+
+Random weights of true width. What is compared is timed in turn in one run, and ratios are those of medians.
+With one thread on a CPU the clock is that of the thread, so that other work on the machine counts little.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import report
+from benchmarks.plain_decoder import PlainDecoder
+from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
+from longlive_core.geometry import SPACE_STRIDE
+from longlive_core.pipeline import Request, load_pipeline
+from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.speed import synchronize
+from longlive_core.vae import winograd
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.vae.streaming import Decoder, StreamingDecoder
+from longlive_core.vae.tiny import TinyAutoencoder
+
+BLOCK = LONGLIVE_1_3B.window.block_latent_frames
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GIGA = 1e9
+Clock = Callable[[], float]
+Medians = dict[str, float]
+
+
+def main() -> None:
+    """Print and keep all figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="fp32 on CPUs, bf16 on cards")
+    parser.add_argument("--latents", default="16x26", help="height x width; 60x104 is a video of 832x480")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", default="decode", help="the name of the results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with torch.inference_mode():
+        report(options.out, figures(options))
+
+
+def figures(options: argparse.Namespace) -> dict[str, Any]:
+    """All of them, and what they were taken with."""
+    device = torch.device(options.device)
+    dtype = DTYPES[options.dtype or ("bf16" if device.type == "cuda" else "fp32")]
+    height, width = (int(side) for side in options.latents.split("x"))
+    latents = torch.randn(1, LONGLIVE_1_3B.model.latent_channels, BLOCK, height, width, device=device)
+    torch.manual_seed(0)
+    wan = WanAutoencoder(WanAutoencoderConfig()).requires_grad_(False).to(device, dtype)
+    tiny = TinyAutoencoder(TINY_WAN).requires_grad_(False).to(device, dtype)
+    decoders = {"wan": wan, "wan plain": PlainDecoder(wan), "tiny": tiny}
+    seconds = block_seconds(decoders, latents, options.repeats)
+    return {
+        "on": str(device),
+        "dtype": str(dtype),
+        "pixels": [SPACE_STRIDE * width, SPACE_STRIDE * height],
+        "latent_frames": BLOCK,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "plain_to_ours": round(seconds["wan plain"] / seconds["wan"], 3),
+        "convolutions": convolutions(device, dtype, height, width, options.repeats),
+        "mini_frames_per_second": beside_and_inline(options.repeats),
+    }
+
+
+def block_seconds(decoders: dict[str, Decoder], latents: Tensor, repeats: int) -> Medians:
+    """Median time of a block in mid-video, the decoders taking turns."""
+    clock = clock_of(latents.device)
+    streams = {name: StreamingDecoder(decoder) for name, decoder in decoders.items()}
+    for stream in streams.values():
+        stream.push(latents[:, :, :1])
+        stream.push(latents[:, :, :1])
+    return in_turn(
+        {name: lambda s=stream: s.push(latents) for name, stream in streams.items()}, repeats, clock
+    )
+
+
+def in_turn(works: dict[str, Callable[[], Any]], repeats: int, clock: Clock = time.perf_counter) -> Medians:
+    """Median seconds of each, measured one after the other, over and over."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            start = clock()
+            work()
+            times[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def clock_of(device: torch.device) -> Clock:
+    """Seconds: on a card once all that it was given is done, on one thread those that it worked."""
+    if device.type == "cpu":
+        return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def now() -> float:
+        synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def convolutions(
+    device: torch.device, dtype: torch.dtype, height: int, width: int, repeats: int
+) -> dict[str, Any]:
+    """What the 3x3x3 convolutions of each size come to, against a matrix product's speed (GFLOP/s).
+
+    Theirs is the arithmetic of the direct sum over the time, however it was computed.
+    """
+    square = torch.randn(2048, 2048, device=device, dtype=dtype)
+    clock = clock_of(device)
+    product = in_turn({"matmul": lambda: square @ square}, repeats + 1, clock)["matmul"]
+    found: dict[str, Any] = {"matmul": round(2 * 2048**3 / product / GIGA, 1)}
+    for channels, frames, scale in ((384, 2, 2), (192, 4, 4), (96, 4, 8)):
+        shape = (1, channels, frames + 2, scale * height, scale * width)
+        x = torch.randn(shape, device=device, dtype=dtype)
+        weight = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype)
+        works = {"direct": lambda x=x, w=weight: torch.conv3d(x, w, padding=(0, 1, 1))}
+        last = x.contiguous(memory_format=torch.channels_last_3d)
+        if winograd.pays(last[:, :, 2:], weight):
+            bias = weight.new_zeros(channels)
+            works["ours"] = lambda x=last, w=weight, b=bias: winograd.convolve((x,), w, b)
+        flop = 2 * 27 * channels**2 * frames * scale**2 * height * width
+        times = in_turn(works, repeats, clock)
+        found[f"{channels} channels"] = {n: round(flop / s / GIGA, 1) for n, s in times.items()}
+    return found
+
+
+def beside_and_inline(repeats: int, seconds: float = 6.0) -> dict[str, float]:
+    """Mini without a file: the rollout ahead of its decoder, and both in one thread."""
+    pipeline = load_pipeline("mini")
+    request = Request(PromptSchedule.single("a red circle circles over navy"), seconds, seed=1)
+    frames = pipeline.plan(request).frames
+
+    def make(blocks_ahead: int) -> None:
+        pipeline.blocks_ahead = blocks_ahead
+        for chunk in pipeline.run(request):
+            chunk.pictures()
+
+    times = in_turn({"beside": lambda: make(1), "inline": lambda: make(0)}, repeats)
+    return {name: round(frames / value, 1) for name, value in times.items()}
+
+
+if __name__ == "__main__":
+    main()

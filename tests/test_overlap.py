@@ -1,0 +1,274 @@
+"""Work beside the caller's: order, errors, an early end, the bound, modes; Mini's frames as without it."""
+
+import contextvars
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longlive_core import PromptSchedule, load_pipeline
+from longlive_core.overlap import BackgroundWriter, ahead
+from longlive_core.pipeline import Request
+from longlive_core.rollout.rollout import Hook
+
+SOON = 5.0  # seconds; nothing here takes that long
+SCHEDULE = "0:00 a red circle drifts right over navy\n2s => it turns blue\n3s => cut: a green square"
+
+
+class Watched:
+    """A generator that says how far it went, where it ran, and whether it was closed."""
+
+    def __init__(self, count: int = 10, fails_at: int | None = None):
+        self.made, self.thread, self.is_closed = 0, None, False
+        self._count, self._fails_at = count, fails_at
+
+    def items(self):
+        try:
+            for item in range(self._count):
+                self.thread = threading.current_thread()
+                if item == self._fails_at:
+                    raise OSError(f"no item {item}")
+                self.made += 1
+                yield item
+        finally:
+            self.is_closed = True
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < end, "never came"
+        time.sleep(0.001)
+
+
+def background_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("longlive-")}
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not background_threads()
+
+
+# Ahead
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 20])
+def test_items_come_in_order(depth) -> None:
+    watched = Watched()
+    assert list(ahead(watched.items(), depth)) == list(range(10))
+    assert (watched.thread is threading.current_thread()) == (depth == 0)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_never_further_ahead_than_the_depth(depth) -> None:
+    watched = Watched()
+    for taken, _ in enumerate(ahead(watched.items(), depth), start=1):
+        wait_for(lambda taken=taken: watched.made >= min(10, taken + depth))
+        time.sleep(0.005)
+        assert watched.made <= taken + depth
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_an_error_comes_after_all_items_before_it(depth) -> None:
+    taken = []
+    with pytest.raises(OSError, match="no item 4"):
+        for item in ahead(Watched(fails_at=4).items(), depth):
+            taken.append(item)
+    assert taken == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_an_error_of_the_caller_ends_the_worker(depth) -> None:
+    watched, stop = Watched(), threading.Event()
+
+    def take() -> None:
+        for item in ahead(watched.items(), depth, stop=stop):
+            if item == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take()
+    assert watched.is_closed and stop.is_set() and watched.made <= 3 + depth
+    assert not background_threads()
+
+
+def test_closing_early_joins_the_worker_and_what_looks_at_stop_ends_at_once() -> None:
+    stop, begun, made = threading.Event(), threading.Event(), []
+
+    def endless():
+        yield 0
+        begun.set()
+        while not stop.wait(0.001):
+            pass
+        made.append("stopped")
+        yield 1
+
+    items = ahead(endless(), stop=stop)
+    assert next(items) == 0
+    assert begun.wait(SOON)
+    items.close()
+    assert made == ["stopped"] and not background_threads()
+
+
+def test_the_worker_sees_the_callers_context_and_modes() -> None:
+    node = contextvars.ContextVar("node")
+    node.set("7")
+
+    def items():
+        for _ in range(2):
+            yield node.get(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.ones(1)
+
+    for is_inference in (False, True):
+        with torch.inference_mode(is_inference):
+            found = list(ahead(items()))
+        assert [item[:3] for item in found] == [("7", False, is_inference)] * 2
+        assert all(item[3].is_inference() == is_inference for item in found)
+    assert torch.is_grad_enabled()
+
+
+# The rollout ahead of its decoder
+
+
+def frames_of(blocks_ahead: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    pipeline = load_pipeline("mini")
+    pipeline.blocks_ahead = blocks_ahead
+    chunks = list(pipeline.run(Request(PromptSchedule.parse(SCHEDULE), 4.1, seed=3)))
+    return [chunk.frames for chunk in chunks], [chunk.block.latents for chunk in chunks]
+
+
+def test_decoded_beside_the_rollout_is_decoded_inline_bit_for_bit() -> None:
+    for beside, inline in zip(frames_of(1), frames_of(0), strict=True):
+        assert len(beside) == len(inline) == 6
+        assert all(torch.equal(a, b) for a, b in zip(beside, inline, strict=True))
+
+
+class Interrupted(BaseException):
+    """As a host stops a run: from a hook."""
+
+
+class Interrupting(Hook):
+    def __init__(self, block: int, step: int):
+        self.at, self.seen, self.threads = (block, step), [], set()
+
+    def on_step(self, block: int, step: int, flow, clean) -> None:
+        self.seen.append((block, step))
+        self.threads.add(threading.current_thread().name)
+        if (block, step) == self.at:
+            raise Interrupted
+
+
+def test_an_interrupt_in_a_hook_ends_the_run_and_keeps_what_is_made() -> None:
+    hook, taken, pipeline = Interrupting(2, 1), [], load_pipeline("mini")
+    pipeline.blocks_ahead = 1
+    with pytest.raises(Interrupted):
+        for chunk in pipeline.run(Request(PromptSchedule.single("a red circle"), 3600), hook):
+            taken.append(chunk.block.index)
+    assert taken == [0, 1] and hook.seen[-1] == (2, 1)
+    assert threading.current_thread().name not in hook.threads
+
+
+def test_whoever_leaves_early_waits_for_no_block() -> None:
+    """Closing stops the rollout at its next denoising step."""
+    hook, pipeline, reached = Interrupting(-1, -1), load_pipeline("mini"), threading.Event()
+    pipeline.blocks_ahead = 1
+
+    def on_step(block, step, flow, clean) -> None:
+        hook.seen.append((block, step))
+        if (block, step) == (1, 0):
+            reached.set()
+            time.sleep(0.2)
+
+    hook.on_step = on_step
+    chunks = pipeline.run(Request(PromptSchedule.single("a red circle"), 3600), hook)
+    next(chunks)
+    assert reached.wait(SOON)
+    chunks.close()
+    assert hook.seen[-1] == (1, 0)
+
+
+# Writing behind
+
+
+class Sheet:
+    """A writer that keeps what it is given, waits where it is told to, and may fail."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.path, self.num_frames, self.is_closed = Path("sheet"), 0, False
+        self.may_write = threading.Event()
+        self.may_write.set()
+        self.thread, self._fails_at = None, fails_at
+
+    def append(self, frames: np.ndarray) -> None:
+        assert self.may_write.wait(SOON)
+        self.thread = threading.current_thread()
+        if self.num_frames == self._fails_at:
+            raise OSError("disk full")
+        assert frames[0] == self.num_frames
+        self.num_frames += len(frames)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def picture(number: int) -> np.ndarray:
+    return np.array([number])
+
+
+def test_everything_is_written_in_order_before_close_returns() -> None:
+    sheet = Sheet()
+    with BackgroundWriter(sheet) as writer:
+        for number in range(50):
+            writer.append(picture(number))
+    assert sheet.is_closed and writer.num_frames == 50 and writer.path == sheet.path
+    assert sheet.thread is not threading.current_thread()
+    writer.close()
+
+
+def test_append_returns_at_once_until_too_much_waits() -> None:
+    sheet = Sheet()
+    sheet.may_write.clear()
+    with BackgroundWriter(sheet, depth=2) as writer:
+        writer.append(picture(0))
+        writer.append(picture(1))
+        assert writer.num_frames == 0
+        threading.Timer(0.05, sheet.may_write.set).start()
+        start = time.monotonic()
+        writer.append(picture(2))
+        assert time.monotonic() - start > 0.04 and writer.num_frames >= 1
+    assert sheet.num_frames == 3
+
+
+@pytest.mark.parametrize("fails_at", [0, 2])
+def test_what_the_writer_raises_comes_out_once_and_nothing_is_written_after_it(fails_at) -> None:
+    sheet = Sheet(fails_at)
+    writer = BackgroundWriter(sheet)
+    with pytest.raises(OSError, match="disk full"):
+        for number in range(10):
+            writer.append(picture(number))
+            time.sleep(0.002)
+    assert sheet.num_frames == fails_at
+    writer.close()
+    assert sheet.is_closed and sheet.num_frames == fails_at
+
+
+def test_close_raises_what_no_append_could() -> None:
+    sheet = Sheet(fails_at=0)
+    writer = BackgroundWriter(sheet)
+    writer.append(picture(0))
+    with pytest.raises(OSError, match="disk full"):
+        writer.close()
+    assert sheet.is_closed
+
+
+def test_an_error_of_the_caller_still_leaves_everything_written() -> None:
+    sheet = Sheet()
+    with pytest.raises(KeyboardInterrupt), BackgroundWriter(sheet) as writer:
+        writer.append(picture(0))
+        writer.append(picture(1))
+        raise KeyboardInterrupt
+    assert sheet.num_frames == 2 and sheet.is_closed
