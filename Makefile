@@ -23,7 +23,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP)
+	$(BIN)/python -m benchmarks.generator
+	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.live
+	if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then $(BIN)/python -m benchmarks.gpu; fi
 
 clean:
 	rm -rf $(VENV) out

@@ -4,25 +4,30 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def report(name: str, figures: dict) -> None:
-    """Print the figures and keep them in benchmarks/results."""
+def machine() -> dict[str, Any]:
+    """Where and with what a figure was measured."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    machine = {
+    return {
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "commit": commit.stdout.strip(),
     }
-    text = json.dumps({**machine, **figures}, indent=2)
+
+
+def report(name: str, figures: dict[str, Any]) -> None:
+    """Print the figures and keep them in benchmarks/results."""
+    text = json.dumps({**machine(), **figures}, indent=2)
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")

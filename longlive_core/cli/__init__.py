@@ -7,9 +7,16 @@ from types import ModuleType
 import torch
 
 from ..rollout.rollout import RolloutError
-from . import download, generate, info, plan
+from . import bench, download, generate, info, live, plan
 
-COMMANDS: dict[str, ModuleType] = {"generate": generate, "info": info, "plan": plan, "download": download}
+COMMANDS: dict[str, ModuleType] = {
+    "generate": generate,
+    "live": live,
+    "info": info,
+    "plan": plan,
+    "download": download,
+    "bench": bench,
+}
 EXIT_BAD_INPUT = 2
 SMALLER = "choose --precision fp8, or see longlive plan"
 EXIT_INTERRUPTED = 130

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +13,12 @@ from tqdm import tqdm
 
 from ..config import MINI, Preset
 from ..contact_sheet import ContactSheet
+from ..overlap import BackgroundWriter
 from ..parts import ModelFiles, load_files
 from ..pipeline import Pipeline, Plan, Request, load_pipeline
-from ..rollout.prompts import Policy, PromptSchedule
+from ..rollout.prompts import SWITCH_POLICIES, Policy, PromptSchedule
+from ..rollout.rollout import Hook
+from ..state import Ending, VideoState
 from ..video import VideoWriter
 from .options import add_model, add_size_and_window, usable_device, window_from
 
@@ -37,10 +39,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_size_and_window(parser)
     parser.add_argument("--positions", choices=("auto", "absolute", "endless"), default="auto")
     parser.add_argument(
-        "--on-switch", choices=[p.value for p in Policy], help="what every recache cue does instead"
+        "--on-switch",
+        choices=[policy.value for policy in SWITCH_POLICIES],
+        help="what cues that name no policy do to the past (default: recache)",
     )
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video"
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE", help="also write the exact state at the end, for --resume"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="STATE", help="go on from a --state; times count from its end"
     )
     parser.add_argument("--out", type=Path, default=Path("longlive.mp4"), help="the mp4 to write")
 
@@ -71,22 +81,33 @@ def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
     settings = plan.settings() | files_named(options)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(VideoWriter(options.out, plan.width, plan.height, settings))
+        file = VideoWriter(options.out, plan.width, plan.height, settings)
+        writer = stack.enter_context(BackgroundWriter(file))
         if options.contact_sheet:
             stack.callback(sheet.save, options.contact_sheet)
         bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0"))
-        for chunk in pipeline.run(plan.request):
+        ending = Ending() if options.state else None
+        for chunk in pipeline.run(plan.request, Notes(), ending=ending):
             frames = chunk.pictures()
             writer.append(frames)
             sheet.append(frames)
             bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
             bar.update(len(frames))
+    if ending:
+        ending.state.save(options.state)
     print(f"{options.out}: {writer.num_frames} frames")
+
+
+class Notes(Hook):
+    """Tells the user what the pipeline has to say, above the progress bar."""
+
+    def on_note(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
 
 
 def files_named(options: argparse.Namespace) -> dict[str, object]:
     """What the video was made from, for its metadata: names, not places."""
-    named: dict[str, object] = {"attention": options.attention}
+    named: dict[str, object] = {"attention": options.attention, "speed": options.speed}
     if options.model != MINI.name:
         named |= {
             "checkpoint": Path(options.model).name,
@@ -118,7 +139,7 @@ def enough_memory(plan: Plan) -> Iterator[None]:
 def pipeline_from(options: argparse.Namespace) -> Pipeline:
     """Mini by its name, or the files of a real model."""
     if options.model == MINI.name:
-        return load_pipeline(MINI.name, options.attention)
+        return load_pipeline(MINI.name, options.attention, options.speed)
     if not Path(options.model).exists():
         raise ValueError(f"{options.model!r} is neither {MINI.name}, the packaged model, nor a file")
     files = ModelFiles(
@@ -131,6 +152,7 @@ def pipeline_from(options: argparse.Namespace) -> Pipeline:
         family=options.family,
         precision=options.precision,
         attention=options.attention,
+        speed=options.speed,
         device=usable_device(options.device),
         tile_pixels=options.tile,
     )
@@ -147,13 +169,14 @@ def progress(bar: tqdm, done: int, total: int) -> None:
 
 def check_outputs(options: argparse.Namespace) -> None:
     """Refuse outputs that cannot be written, before anything is made."""
-    outputs = [path for path in (options.out, options.contact_sheet) if path]
+    outputs = [path for path in (options.out, options.contact_sheet, options.state) if path]
     for path in outputs:
         check_writable(path)
-        if options.schedule and path.resolve() == options.schedule.resolve():
-            raise ValueError(f"{path} is the schedule itself; choose another file to write")
+        for name, read in (("schedule", options.schedule), ("state", options.resume)):
+            if read and path.resolve() == read.resolve():
+                raise ValueError(f"{path} is the {name} itself; choose another file to write")
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise ValueError(f"--out and --contact-sheet are both {options.out}; choose two files")
+        raise ValueError("two of --out, --contact-sheet and --state are the same file; choose others")
     if options.contact_sheet and options.contact_sheet.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{options.contact_sheet} is no picture; choose a name that ends in .png or .jpg")
 
@@ -175,13 +198,13 @@ def request_from(options: argparse.Namespace, preset: Preset) -> Request:
         if options.switch_frames:
             raise ValueError("--switch-frames goes with a JSONL --schedule, not with --prompt; leave it out")
         schedule = PromptSchedule.single(options.prompt)
+    state = VideoState.load(options.resume) if options.resume else None
     if options.on_switch:
-        default = Policy(options.on_switch)
-        cues = (replace(c, policy=default) if c.policy is Policy.RECACHE else c for c in schedule.cues)
-        schedule = replace(schedule, cues=tuple(cues))
+        in_effect = state.script.prompt if state else None
+        schedule = schedule.with_on_switch(Policy(options.on_switch), in_effect)
     width, height = options.size or (None, None)
-    window = window_from(options, preset)
-    return Request(schedule, options.seconds, options.seed, width, height, window, options.positions)
+    made = (options.seconds, options.seed, width, height, window_from(options, preset), options.positions)
+    return Request(schedule, *made, state=state)
 
 
 def read_text(path: Path) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ..config import PRESETS, Preset, WindowConfig
-from ..model.attention import BACKENDS
+from ..model.attention import AUTO, BACKENDS
+from ..speed import PLAIN, SPEEDS
 from ..weights.checkpoints import PRECISIONS
 from ..weights.lora import LoraChoice
 
@@ -33,6 +34,12 @@ def add_size_and_window(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=size, metavar="WxH", help="default: the model's own")
     parser.add_argument("--window", type=int, help="latent frames a block sees, 0 for all")
     parser.add_argument("--sink", type=int, help="first latent frames that are never forgotten")
+    parser.add_argument(
+        "--kv-cache",
+        choices=("full", "fp8"),
+        default="full",
+        help="fp8: half its memory, see docs/precision.md",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +52,25 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the text encoder has none")
     parser.add_argument("--keep-text-encoder", action="store_true", help="do not free it after reading")
     parser.add_argument("--family", help="longlive-1.3b, self-forcing, ...; default: told from the file")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the stored weights")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="bf16",
+        help="of the weights; fp8-fast and int8 multiply in 8 bits too, where this machine is faster so",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument(
         "--tile", type=int, default=0, metavar="PIXELS", help="decode in tiles to save memory"
     )
-    parser.add_argument("--attention", choices=BACKENDS, default="sdpa")
+    parser.add_argument(
+        "--attention", choices=(AUTO, *BACKENDS), default=AUTO, help="auto: the fastest exact one here"
+    )
+    parser.add_argument(
+        "--speed",
+        choices=SPEEDS,
+        default=PLAIN,
+        help="graphs: passes recorded as CUDA graphs; compiled: layers compiled too, a minute at first",
+    )
 
 
 def window_from(options: argparse.Namespace, preset: Preset) -> WindowConfig | None:
@@ -64,6 +84,8 @@ def window_from(options: argparse.Namespace, preset: Preset) -> WindowConfig | N
                 "--window 0 sees everything, so there is no --sink to keep; leave one of them out"
             )
         changes["sink_latent_frames"] = options.sink
+    if options.kv_cache == "fp8":
+        changes["has_small_cache"] = True
     return replace(preset.window, **changes) if changes else None
 
 

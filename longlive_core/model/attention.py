@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -13,6 +14,16 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """torch's own attention: q [B, L, N, D] on k, v [B, M, N, D] -> [B, L, N, D]; mask [L, M] or wider."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _sdpa_by(kernel: SDPBackend) -> Attend:
+    """torch's attention by one of its kernels alone; RuntimeError where that one cannot run."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        with sdpa_kernel(kernel):
+            return sdpa(q, k, v, mask)
+
+    return attend
 
 
 def _flash2() -> Attend:
@@ -37,20 +48,26 @@ def _sage() -> Attend:
 
 _MAKERS: dict[str, tuple[Callable[[], Attend], str]] = {
     "sdpa": (lambda: sdpa, "torch"),
+    "sdpa-cudnn": (lambda: _sdpa_by(SDPBackend.CUDNN_ATTENTION), "torch"),
+    "sdpa-flash": (lambda: _sdpa_by(SDPBackend.FLASH_ATTENTION), "torch"),
     "flash2": (_flash2, "flash-attn"),
     "flash3": (_flash3, "flash-attn-3 (hopper build of flash-attention)"),
     "sage": (_sage, "sageattention"),
 }
 BACKENDS = tuple(_MAKERS)
+AUTO = "auto"  # sdpa, until the fastest is measured (fastest.py)
+EXACT = tuple(name for name in BACKENDS if name != "sage")  # Sage rounds queries and keys to 8 bits
 
 
 def attention_backend(name: str = "sdpa") -> Attend:
     """The attend function of that name; ValueError names the choices, or the package that is missing.
 
-    The flash and Sage kernels run on CUDA in half precision and take no mask, which inference never needs.
+    All but sdpa run on CUDA in half precision and take no mask, which inference never needs.
     """
+    if name == AUTO:
+        return sdpa
     if name not in _MAKERS:
-        raise ValueError(f"unknown attention backend {name!r}; choose one of {', '.join(BACKENDS)}")
+        raise ValueError(f"unknown attention backend {name!r}; choose one of {', '.join((AUTO, *BACKENDS))}")
     make, package = _MAKERS[name]
     try:
         return make()

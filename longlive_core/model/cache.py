@@ -5,11 +5,14 @@ the order of keys and cached keys carry their own rotation, so the ring is never
 frame f: f inside the sink, else sink + (f - sink) % (window - sink).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..config import ModelConfig, WindowConfig
+from .linear8 import FP8, shrink
 from .rope import rotate, shift
 
 Slices = list[tuple[slice, slice]]  # (where in the buffer, which part of the tokens written)
@@ -40,6 +43,31 @@ class TextCache:
         self.layers = layers
 
 
+class SmallBuffer:
+    """Keys or values [B, window tokens, N, D] held in fp8, each head of a token with a scale of its own.
+
+    Taken out by slices like a tensor, wide again in the dtype of `like`: 8 bits of storage, not of attention.
+    """
+
+    def __init__(self, like: Tensor, shape: tuple[int, ...]):
+        self.dtype = like.dtype
+        self.small = like.new_empty(shape, dtype=FP8)
+        self.scale = like.new_empty((*shape[:-1], 1), dtype=torch.float32)
+
+    def __setitem__(self, where: tuple[slice, ...], wide: Tensor) -> None:
+        self.small[where], self.scale[where] = shrink(wide, FP8)
+
+    def __getitem__(self, where: tuple[slice, ...]) -> Tensor:
+        return self.small[where].to(self.dtype) * self.scale[where].to(self.dtype)
+
+
+def parts_of(name: str, buffer: Tensor | SmallBuffer) -> dict[str, Tensor]:
+    """The tensors of a buffer by name."""
+    if isinstance(buffer, SmallBuffer):
+        return {name: buffer.small, f"{name}_scale": buffer.scale}
+    return {name: buffer}
+
+
 class LayerCache:
     """Self-attention K, V of one layer, [B, window tokens, N, D] each; the KVCache says where to write."""
 
@@ -47,7 +75,8 @@ class LayerCache:
 
     def __init__(self, owner: "KVCache", shape: tuple[int, ...], like: Tensor):
         self._owner = owner
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        make = SmallBuffer if owner.window.has_small_cache else Tensor.new_empty
+        self.keys, self.values = make(like, shape), make(like, shape)
         self.sink_home = like.new_empty(owner.sink_shape) if owner.window.endless else None
 
     def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +88,11 @@ class LayerCache:
             for there, here in self._owner.sink_slices:
                 self.sink_home[:, there] = rotate(k[:, here], self._owner.homeward)
         return self.keys[:, : self._owner.visible_tokens], self.values[:, : self._owner.visible_tokens]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """All that this layer holds, by name."""
+        homes = {} if self.sink_home is None else {"sink_home": self.sink_home}
+        return {**parts_of("keys", self.keys), **parts_of("values", self.values), **homes}
 
     def place_sink(self, rotation: Tensor, tokens: int) -> None:
         """Turn the sink's keys from their home at position 0 to where the rotation says."""
@@ -93,6 +127,22 @@ class KVCache:
         self._sink_position = 0
         self.homeward: Tensor | None = None
 
+    def written(self) -> dict[str, Tensor]:
+        """What was written so far [B, tokens, N, D], by layer and name; not copied."""
+        tokens = min(self.frames, self.end) * self._tokens
+        named = (
+            (f"layers.{index}.{name}", buffer)
+            for index, layer in enumerate(self.layers)
+            for name, buffer in layer.buffers().items()
+        )
+        return {name: buffer[:, :tokens] for name, buffer in named}
+
+    def restore(self, end: int, sink_position: int, written: Mapping[str, Tensor]) -> None:
+        """Be as the cache was that had `written` this, opened up to latent frame `end`."""
+        self.end, self._sink_position = end, sink_position
+        for name, buffer in self.written().items():
+            buffer.copy_(written[name])
+
     def open(self, first: int, count: int, refresh_sink: bool = False) -> None:
         """The next passes write latent frames first .. first + count - 1 and see the window that ends there.
 
@@ -110,6 +160,16 @@ class KVCache:
         self.visible_tokens = min(self.frames, self.end) * self._tokens
         if self.window.endless:
             self._open_sink(slots)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the window is full and the sink made: from here on passes differ in their numbers only."""
+        return self.visible_tokens == self.frames * self._tokens and not self.sink_slices
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Where in the buffers the open latent frames are written: first and last token of each part."""
+        return tuple((there.start, there.stop) for there, _ in self.slices)
 
     def slot(self, frame: int) -> int:
         """Which slot of the buffer latent frame `frame` lives in."""

@@ -57,7 +57,7 @@ class CausalWan(nn.Module):
         return TextCache([LayerText(*layer.cross_attn.keys_values(rows)) for layer in self.layers])
 
     def rotations(self, positions: Tensor, latent_height: int, latent_width: int) -> Tensor:
-        """Rotations of the tokens of latent frames at integer positions [T] -> complex [L, 1, D / 2]."""
+        """Rotations of the tokens of latent frames at integer positions [T] -> [L, 1, D / 2, 2]."""
         rows, columns = latent_height // PATCH, latent_width // PATCH
         return rotation(positions.to(self.device), rows, columns, self.config.head_dim)
 

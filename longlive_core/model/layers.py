@@ -3,7 +3,8 @@
 Tokens [B, L, E] in and out. Layers keep weights only; caches come as arguments, owned by the rollout.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +13,26 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from .attention import Attend
 from .cache import LayerCache, LayerText
+from .linear8 import Multiply
 from .rope import rotate
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weight may be stored smaller than the arithmetic: bf16 or fp8 with a scale a row.
+    """A linear layer whose weight may be stored small: in bf16, or in 8 bits with a scale a row.
 
     The weight is widened for the moment of its use; where it already has the input's dtype, nothing happens.
+    With `multiply` set, a kernel of linear8, the arithmetic is in 8 bits too.
     """
+
+    multiply: Multiply | None = None
 
     def __init__(self, features_in: int, features_out: int):
         super().__init__(features_in, features_out)
-        self.register_buffer("scale", None, persistent=False)  # [features out], only beside fp8
+        self.register_buffer("scale", None, persistent=False)  # [features out], only beside 8 bits
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.multiply is not None:
+            return self.multiply(x, self.weight, self.scale, self.bias)
         weight = self.weight.to(x.dtype)
         if self.scale is None:
             return F.linear(x, weight, self.bias)
@@ -67,15 +74,10 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention of a block on the window: itself and what the cache holds."""
 
-    def forward(self, x: Tensor, rotations: Tensor, cache: LayerCache) -> Tensor:
-        keys, values = self.remember(x, rotations, cache)
-        seen = self.attend(rotate(self.query(x), rotations), keys, values, cache.mask)
-        return self.o(seen.flatten(2))
-
-    def remember(self, x: Tensor, rotations: Tensor, cache: LayerCache) -> tuple[Tensor, Tensor]:
-        """Write this block's K and V into the cache; returns all K and V that it may see."""
+    def rotated_keys_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V of these tokens [B, L, N, D], as the cache keeps them."""
         k, v = self.keys_values(x)
-        return cache.write(rotate(k, rotations), v)
+        return rotate(k, rotations), v
 
 
 class CrossAttention(Attention):
@@ -120,15 +122,39 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, time: LayerTime, rotations: Tensor, cache: LayerCache, text: LayerText
     ) -> Tensor:
-        """x [B, L, E] -> [B, L, E]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = time
-        x = x + gate1 * self.self_attn(modulate(x, shift1, scale1, self.eps), rotations, cache)
-        x = x + self.cross_attn(self.norm3(x), text)
-        return x + gate2 * self.ffn(modulate(x, shift2, scale2, self.eps))
+        """x [B, L, E] -> [B, L, E]; its K and V are left in the cache.
+
+        What lies before and after the cache are two pure functions of fixed shapes, which can be compiled
+        while the window still grows.
+        """
+        q, k, v = self.run(Layer.ask, x, time, rotations)
+        keys, values = cache.write(k, v)
+        seen = self.self_attn.attend(q, keys, values, cache.mask)
+        return self.run(Layer.answer, x, seen, time, text)
 
     def remember(self, x: Tensor, time: LayerTime, rotations: Tensor, cache: LayerCache) -> None:
         """Only what the cache needs of this layer: its K and V."""
-        self.self_attn.remember(modulate(x, time.shift1, time.scale1, self.eps), rotations, cache)
+        cache.write(*self.run(Layer.recall, x, time, rotations))
+
+    def run(self, half: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
+        """Half of this layer, as it stands here; whoever compiles layers puts their own in place of it."""
+        return half(self, x, *rest)
+
+    def ask(self, x: Tensor, time: LayerTime, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, L, E] -> rotated q, rotated k, and v, each [B, L, N, D]."""
+        x = modulate(x, time.shift1, time.scale1, self.eps)
+        q = rotate(self.self_attn.query(x), rotations)
+        return q, *self.self_attn.rotated_keys_values(x, rotations)
+
+    def recall(self, x: Tensor, time: LayerTime, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """As `ask`, only k and v."""
+        return self.self_attn.rotated_keys_values(modulate(x, time.shift1, time.scale1, self.eps), rotations)
+
+    def answer(self, x: Tensor, seen: Tensor, time: LayerTime, text: LayerText) -> Tensor:
+        """Tokens and what their queries saw [B, L, N, D] -> the layer's output [B, L, E]."""
+        x = torch.addcmul(x, time.gate1, self.self_attn.o(seen.flatten(2)))
+        x = x + self.cross_attn(self.norm3(x), text)
+        return torch.addcmul(x, time.gate2, self.ffn(modulate(x, time.shift2, time.scale2, self.eps)))
 
 
 class Head(nn.Module):

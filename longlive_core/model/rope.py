@@ -1,7 +1,7 @@
 """Three-axis rotary positions: angles from integer positions, so there is no table and no end to it.
 
 The head dim D is split into time, row and column parts; pairs are interleaved (2i, 2i + 1), theta 10000
-(Wan 2.1). Angles are made in float64 and kept as unit complex numbers.
+(Wan 2.1). Angles are made in float64; what is kept is their cosines and sines.
 """
 
 import torch
@@ -24,7 +24,7 @@ def _angles(positions: Tensor, size: int) -> Tensor:
 def rotation(positions: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
     """Rotations of the tokens of latent frames at integer `positions` [T], each `rows` x `columns` tokens.
 
-    Returns complex64 [T * rows * columns, 1, D / 2], in token order (frame, row, column).
+    Returns fp32 [T * rows * columns, 1, D / 2, 2], cosine and sine, in token order (frame, row, column).
     """
     time, row, column = axis_sizes(head_dim)
     row_positions = torch.arange(rows, device=positions.device)
@@ -38,15 +38,24 @@ def rotation(positions: Tensor, rows: int, columns: int, head_dim: int) -> Tenso
         ),
         dim=-1,
     )
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).flatten(0, 2).unsqueeze(1)
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).float().flatten(0, 2).unsqueeze(1)
 
 
 def shift(latent_frames: int, head_dim: int, device: torch.device) -> Tensor:
-    """The rotation [1, 1, D / 2] that moves a key by that many latent frames in time."""
+    """The rotation [1, 1, D / 2, 2] that moves a key by that many latent frames in time."""
     return rotation(torch.tensor([latent_frames], device=device), 1, 1, head_dim)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate x [B, L, N, D] by rotations [L, 1, D / 2] (or [1, 1, D / 2] for all tokens alike)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
+    """Rotate x [B, L, N, D] by rotations [L, 1, D / 2, 2] (or [1, 1, D / 2, 2] for all tokens alike)."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # the compiler fuses real numbers with what stands around them
+        return _turned(pairs, rotations).flatten(-2).to(x.dtype)
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(rotations)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+def _turned(pairs: Tensor, rotations: Tensor) -> Tensor:
+    """The complex product [..., 2] in real numbers."""
+    (even, odd), (cosine, sine) = pairs.unbind(-1), rotations.unbind(-1)
+    return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)

@@ -16,6 +16,8 @@ from ..model.causal_wan import CausalWan
 from .prompts import Policy
 from .scene import Scene
 from .sigmas import clean_of, renoise
+from .state import RolloutState
+from .transfers import FiniteCheck, sent
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Block:
 
 class Hook:
     """What a caller may watch. Raise from any of these to stop; what was yielded stays good."""
+
+    def on_note(self, text: str) -> None:
+        """What the user should know of how the video is made."""
+
+    def on_open(self, scene: Scene) -> None:
+        """Before the first block: the scene that all of them are made in."""
 
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
         """After each denoising step: the model's flow and the estimate of the block's clean latents."""
@@ -67,30 +75,38 @@ def rollout(
     sigmas: tuple[float, ...],
     window: WindowConfig,
     blocks: range,
-    past: Tensor | None = None,
+    past: Tensor | RolloutState | None = None,
     hook: Hook | None = None,
 ) -> Iterator[Block]:
     """Yield the blocks of one video as they are made.
 
     `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
-    sink and its last window, so the seam is smooth but not bit-identical. Raises ValueError when the script
-    has no prompt for the first block, RolloutError when the model's output is not finite.
+    sink and its last window, so the seam is smooth but not bit-identical; a first prompt that cuts drops it.
+    From a RolloutState it goes on as if there had been no end, under the prompt in effect there unless the
+    script has one for the first block.
+    Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite.
     """
     hook = hook or Hook()
-    if not (switch := script(blocks.start)):
+    is_resumed = isinstance(past, RolloutState)
+    switch = Switch(past.tensors["embeds"]) if is_resumed else script(blocks.start)
+    if not switch:
         raise ValueError(f"the script has no prompt for the first block ({blocks.start})")
+    if switch.policy is Policy.CUT:
+        past = None
     text = read_prompt(model, switch)
     scene = open_scene(model, text, noise(blocks.start, 0), window, len(blocks), past)
+    hook.on_open(scene)
     for index in blocks:
-        if index > blocks.start and (switch := script(index)):
+        if (is_resumed or index > blocks.start) and (switch := script(index)):
             text = read_prompt(model, switch)
             if recache(scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
         is_first = scene.end == 0
         latents = denoise(scene, text, noise, sigmas, index, hook)
-        if not torch.isfinite(latents).all():
+        check = FiniteCheck(latents)
+        commit(scene, text, latents)  # queued before the check is read, so that a card never waits for us
+        if not check.passed():
             raise RolloutError(index, "the model's output is not finite; check the weights and the precision")
-        commit(scene, text, latents)
         hook.on_commit(index, scene.cache)
         yield Block(index, latents, opens_scene=is_first)
 
@@ -106,12 +122,12 @@ def denoise(
     scene: Scene, text: TextCache, noise: Noise, sigmas: tuple[float, ...], block: int, hook: Hook
 ) -> Tensor:
     """Noise -> clean latents of the next block, one model call a sigma."""
-    x = noise(block, 0).to(scene.model.device)
+    x = sent(noise(block, 0), scene.model.device)
     scene.open(scene.end, x.shape[2])
     clean = x
     for step, sigma in enumerate(sigmas):
         if step:
-            x = renoise(clean, noise(block, step).to(x.device), sigma)
+            x = renoise(clean, sent(noise(block, step), x.device), sigma)
         flow = scene.flow(x, sigma, text)
         clean = clean_of(x, flow, sigma)
         hook.on_step(block, step, flow, clean)
@@ -152,12 +168,15 @@ def open_scene(
     like: Tensor,
     window: WindowConfig,
     num_blocks: int,
-    past: Tensor | None,
+    past: Tensor | RolloutState | None,
 ) -> Scene:
-    """An empty past, or the one that `past` latents leave: its first frames the sink, its last the ring."""
-    past_frames = 0 if past is None else past.shape[2]
+    """An empty past, that of a state, or that of latents: the first frames the sink, the last the ring."""
+    is_resumed = isinstance(past, RolloutState)
+    past_frames = 0 if past is None else past.end if is_resumed else past.shape[2]
     scene = Scene(model, like, window, num_blocks * like.shape[2] + past_frames)
-    if past is not None:
+    if is_resumed:
+        scene.restore(past)
+    elif past is not None:
         past = past.to(model.device)
         scene.open(0, min(like.shape[2], past_frames))
         scene.remember(past[:, :, : like.shape[2]], text)

@@ -10,6 +10,7 @@ from ..geometry import tokens_per_frame
 from ..model.cache import Grid, KVCache, TextCache
 from ..model.causal_wan import CausalWan, TimeCache
 from .sigmas import TIMESTEP_SCALE
+from .state import RolloutState
 
 
 class Scene:
@@ -54,6 +55,18 @@ class Scene:
     def newest(self, count: int) -> Tensor:
         """The newest `count` clean latent frames [B, C, count, H, W]."""
         return torch.stack(list(self.recent)[-count:], dim=2)
+
+    def state(self, embeds: Tensor) -> RolloutState:
+        """All that the next block depends on, copied to the CPU; `embeds` is the prompt in effect."""
+        tensors = {"embeds": embeds, "recent": self.newest(len(self.recent)), **self.cache.written()}
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        return RolloutState(self.cache.window, self.end, self.cache.sink_position, copies)
+
+    def restore(self, state: RolloutState) -> None:
+        """Be as the scene was that left this state."""
+        self.end = state.end
+        self.recent.extend(state.tensors["recent"].to(self.model.device).unbind(2))
+        self.cache.restore(state.end, state.sink_position, state.tensors)
 
     def _time(self, sigma: float) -> TimeCache:
         """What a noise level asks of the model, computed when it first comes."""

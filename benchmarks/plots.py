@@ -1,0 +1,63 @@
+"""Figures of benchmarks/gpu.py as a picture: frames a second over the video, seconds a block, memory."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+SMOOTH_BLOCKS = 8
+FRAMES_A_BLOCK = 12
+
+
+def plot(results: Path, picture: Path) -> None:
+    """Read the JSON that gpu.py keeps, write a PNG."""
+    read = json.loads(results.read_text())
+    cases: dict[str, dict[str, Any]] = read["cases"]
+    figure, (speed, blocks, memory) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    draw_speed(speed, cases)
+    draw_blocks(blocks, cases)
+    draw_memory(memory, cases)
+    figure.suptitle(
+        f"LongLive-1.3B, random weights, {read['device']}, torch {read['torch']}, {read['commit']}"
+    )
+    figure.savefig(picture, dpi=100)
+    plt.close(figure)
+
+
+def draw_speed(axes: Axes, cases: dict[str, dict[str, Any]]) -> None:
+    """Frames a second against seconds of video, end to end."""
+    for name, figures in cases.items():
+        arrivals = figures.get("arrivals", [])
+        spans = range(SMOOTH_BLOCKS, len(arrivals))
+        fps = [SMOOTH_BLOCKS * FRAMES_A_BLOCK / (arrivals[i] - arrivals[i - SMOOTH_BLOCKS]) for i in spans]
+        axes.plot([i * FRAMES_A_BLOCK / 16 for i in spans], fps, label=name)
+    axes.set(xlabel="seconds of video", ylabel="frames a second, decoded and encoded", ylim=(0, None))
+    legend(axes)
+
+
+def draw_blocks(axes: Axes, cases: dict[str, dict[str, Any]]) -> None:
+    """Milliseconds of every block, transformer alone."""
+    for name, figures in cases.items():
+        if seconds := figures.get("seconds_by_block"):
+            axes.plot([1000 * second for second in seconds], label=f"{name}, {1000 * median(seconds):.0f} ms")
+    axes.set(xlabel="block", ylabel="milliseconds a block", ylim=(0, None))
+    legend(axes)
+
+
+def draw_memory(axes: Axes, cases: dict[str, dict[str, Any]]) -> None:
+    """The most that was allocated, by case."""
+    peaks = {name: figures["peak_gib"] for name, figures in cases.items() if figures.get("peak_gib")}
+    axes.barh(list(peaks), list(peaks.values()))
+    axes.set(xlabel="GiB allocated at most" if peaks else "memory is measured on cards only")
+
+
+def legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")

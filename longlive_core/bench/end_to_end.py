@@ -1,0 +1,48 @@
+"""From prompt to file: when frames come out, how many a second, and whether that stays so."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ..geometry import FRAME_RATE, TIME_STRIDE
+from ..overlap import BackgroundWriter
+from ..pipeline import Pipeline, Plan, Request
+from ..video import VideoWriter
+from .phases import intervals, late_to_early, peak_gib, reset_peak
+
+SPAN_SECONDS = 10.0  # of video, at the beginning of the steady part and at the end
+
+
+def end_to_end_figures(pipeline: Pipeline, request: Request) -> dict[str, Any]:
+    """A whole video with decoding and H.264: speed, time to the first frames, speed late against early.
+
+    The first seconds, in which the window grows and passes are recorded, are no part of the steady figures.
+    """
+    device, plan = pipeline.model.device, pipeline.plan(request)
+    reset_peak(device)
+    start, arrivals = time.perf_counter(), []
+    with tempfile.TemporaryDirectory() as folder:
+        file = VideoWriter(Path(folder) / "bench.mp4", plan.width, plan.height)
+        with BackgroundWriter(file) as writer:
+            for chunk in pipeline.run(request):
+                writer.append(chunk.pictures())
+                arrivals.append(time.perf_counter())
+        end = time.perf_counter()
+    steps = intervals(arrivals)
+    skipped = min(len(steps) // 3, round(SPAN_SECONDS * FRAME_RATE / frames_a_block(plan)))
+    steady = steps[skipped:]
+    return {
+        "seconds": request.seconds,
+        "first_frames_seconds": round(arrivals[0] - start, 3),
+        "frames_per_second": round(plan.frames / (end - start), 2),
+        "steady_frames_per_second": round(frames_a_block(plan) * len(steady) / sum(steady), 2),
+        "last_to_first_10_s": late_to_early(steady, round(SPAN_SECONDS * FRAME_RATE / frames_a_block(plan))),
+        "peak_gib": peak_gib(device),
+        "arrivals": [round(arrival - start, 3) for arrival in arrivals],
+    }
+
+
+def frames_a_block(plan: Plan) -> int:
+    """Pixel frames that every block but the first adds."""
+    return TIME_STRIDE * plan.block_latent_frames

@@ -1,0 +1,73 @@
+"""Layers compiled by torch: one layer is compiled, all of them run it (regional compilation).
+
+Compiled are the two halves of a layer around its cache, which are pure and have fixed shapes, so nothing is
+compiled again while the window grows, when its ring turns or when a prompt changes. Tokens in any other
+number, as in a recache, go the plain way.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .causal_wan import CausalWan
+from .layers import Layer
+from .rope import rotation
+
+HALVES = (Layer.ask, Layer.recall, Layer.answer)
+
+
+class CompiledLayers:
+    """The halves of all layers of a model, compiled for tokens [B, L, E] of one shape."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = torch.Size(shape)
+        self._halves = {half: torch.compile(half, dynamic=False, fullgraph=True) for half in HALVES}
+
+    def run(self, layer: Layer, half: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
+        """As Layer.run."""
+        chosen = self._halves[half] if x.shape == self.shape else half
+        return chosen(layer, x, *rest)
+
+
+def compile_layers(model: CausalWan, batch: int, frames: int, tokens: int) -> str:
+    """Compile for blocks of so many latent frames and tokens a latent frame; a sentence says how it went.
+
+    Takes a minute the first time; later starts find the result on disk. Where there is no compiler, or it
+    fails, the layers stay as they are.
+    """
+    layers = CompiledLayers((batch, frames * tokens, model.config.dim))
+    start = time.perf_counter()
+    try:
+        _try_out(model, layers, frames, tokens)
+    except Exception as error:  # the compiler's failures have no common kind
+        release_layers(model)
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        return f"not compiled, about 10 to 30 % slower: {reason}"
+    for layer in model.layers:
+        layer.run = functools.partial(layers.run, layer)
+    return f"layers compiled in {time.perf_counter() - start:.0f} s"
+
+
+def release_layers(model: CausalWan) -> None:
+    """Back to the plain way."""
+    for layer in model.layers:
+        layer.__dict__.pop("run", None)
+
+
+@torch.no_grad()
+def _try_out(model: CausalWan, layers: CompiledLayers, frames: int, tokens: int) -> None:
+    """Run every half as a block would, which compiles it; on two layers, to see that they share it."""
+    config = model.config
+    x = torch.zeros(layers.shape, device=model.device, dtype=model.dtype)
+    seen = x.unflatten(-1, (config.num_heads, -1))
+    rotations = rotation(torch.arange(frames, device=model.device), 1, tokens, config.head_dim)
+    times = model.read_time(torch.zeros(1)).layers
+    texts = model.read_text(torch.zeros(1, config.text_tokens, config.text_dim)).layers
+    for layer, level, text in list(zip(model.layers, times, texts, strict=True))[:2]:
+        layers.run(layer, Layer.ask, x, level, rotations)
+        layers.run(layer, Layer.recall, x, level, rotations)
+        layers.run(layer, Layer.answer, x, seen, level, text)

@@ -1,0 +1,133 @@
+"""Which attention backend is the fastest here: measured once per card, versions, shape, then remembered."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import benchmark
+
+from .attention import EXACT, Attend, attention_backend, sdpa
+
+TIMING_SECONDS = 0.05
+TOLERANCE = 0.02  # of the largest value: further off is another computation, not another rounding
+PACKAGES = ("torch", "flash-attn", "flash-attn-3", "sageattention")
+
+Timer = Callable[[Callable[[], Any]], float]  # seconds one call takes
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Of one block: queries, keys and values [1, tokens, heads, head dim]."""
+
+    queries: int
+    keys: int
+    num_heads: int
+    head_dim: int
+
+    def tensors(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator(device).manual_seed(0)
+        return tuple(
+            torch.randn(
+                1, length, self.num_heads, self.head_dim, device=device, dtype=dtype, generator=generator
+            )
+            for length in (self.queries, self.keys, self.keys)
+        )
+
+
+class Timing(NamedTuple):
+    """How one backend fared: seconds a call, or why it cannot be used."""
+
+    name: str
+    seconds: float | None
+    reason: str = ""
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Median seconds of a call, the device waited for."""
+    timer = benchmark.Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=TIMING_SECONDS).median
+
+
+def measured(
+    shape: AttentionShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    names: Iterable[str] = EXACT,
+    timer: Timer = seconds_of,
+) -> list[Timing]:
+    """Every backend timed on tensors of that shape; a wrong result disqualifies like one that fails."""
+    q, k, v = shape.tensors(device, dtype)
+    expected = sdpa(q, k, v)
+    return [_timed(name, (q, k, v), expected, timer) for name in names]
+
+
+def _timed(name: str, inputs: tuple[Tensor, ...], expected: Tensor, timer: Timer) -> Timing:
+    try:
+        attend: Attend = attention_backend(name)
+        out = attend(*inputs)
+        if (out - expected).abs().max() > TOLERANCE * expected.abs().max():
+            return Timing(name, None, "its result is another than sdpa's")
+        return Timing(name, timer(lambda: attend(*inputs)))
+    except Exception as error:  # foreign kernels fail to launch in ways of their own
+        return Timing(name, None, str(error).strip().split("\n", 1)[0] or type(error).__name__)
+
+
+def fastest_attention(
+    shape: AttentionShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: Path | None = None,
+    timer: Timer = seconds_of,
+) -> str:
+    """The name of the fastest exact backend, from `memory` if this card was measured before.
+
+    `memory` None is the user's cache folder; one that cannot be read or written costs a measurement.
+    """
+    memory = memory or default_memory()
+    key = f"{_card(device)} | {_versions()} | {dtype} | {shape}"
+    known = _read(memory)
+    if known.get(key) in EXACT:
+        return known[key]
+    timings = measured(shape, device, dtype, timer=timer)
+    best = min((t for t in timings if t.seconds is not None), key=lambda t: t.seconds).name
+    _write(memory, {**known, key: best})
+    return best
+
+
+def default_memory() -> Path:
+    """`longlive/attention.json` in the user's cache folder."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "longlive" / "attention.json"
+
+
+def _card(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _versions() -> str:
+    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    return ", ".join(f"{name} {found[name]}" for name in PACKAGES if name in found)
+
+
+def _read(memory: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write(memory: Path, known: dict[str, str]) -> None:
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_suffix(".part")
+        part.write_text(json.dumps(known, indent=2))
+        os.replace(part, memory)
+    except OSError:
+        return

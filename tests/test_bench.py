@@ -1,0 +1,91 @@
+"""The benchmarks run and say what they mean; no figure of theirs is judged here."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import gpu
+from longlive_core import cli, speed
+from longlive_core.bench.limits import block_flops, frames_per_second, least_seconds
+from longlive_core.bench.phases import Phases, late_to_early
+from longlive_core.config import LONGLIVE_1_3B
+from longlive_core.pipeline import Request, load_pipeline
+from longlive_core.rollout.prompts import PromptSchedule
+
+SCHEDULE = "0 a red circle drifts right over navy\n4s => it turns into a blue star"
+
+
+def test_the_limit_is_the_arithmetic_of_the_paper_size() -> None:
+    """141 TFLOP a block of 832x480; 60 frames a second in bf16 on an H200."""
+    flops = block_flops(LONGLIVE_1_3B, 832, 480)
+    assert flops.linears / 5e12 == pytest.approx(11.7, abs=0.05)
+    assert flops.self_attention / 5e12 == pytest.approx(16.1, abs=0.05)
+    assert flops.cross_attention / 5e12 == pytest.approx(0.4, abs=0.05)
+    assert flops.total / 1e12 == pytest.approx(141, abs=1)
+    seconds = least_seconds(flops, "NVIDIA H200")
+    assert frames_per_second(LONGLIVE_1_3B, seconds) == pytest.approx(60, abs=1)
+    assert least_seconds(flops, "NVIDIA H200", bits=8) < seconds
+    assert least_seconds(flops, "GeForce 256") is None
+
+
+def test_phases_are_of_every_block_and_the_recache_stands_apart() -> None:
+    pipeline, phases = load_pipeline("mini"), Phases(torch.device("cpu"))
+    plan = pipeline.plan(Request(PromptSchedule.parse(SCHEDULE), 6))
+    made = list(pipeline.blocks(plan, phases))
+    blocks = phases.seconds()
+    assert len(blocks) == len(made) == 9
+    assert [index for index, block in enumerate(blocks) if block["recache"]] == [6]
+    assert all(block["denoise"] > block["commit"] > 0 for block in blocks)
+    assert all(block["block"] == pytest.approx(block["denoise"] + block["commit"]) for block in blocks)
+
+
+def test_late_to_early_compares_the_ends() -> None:
+    assert late_to_early([1.0, 1.0, 5.0, 2.0, 2.0], 2) == 2.0
+    assert late_to_early([1.0, 1.0, 1.0], 2) is None
+
+
+def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, capsys) -> None:
+    """Every case of benchmarks/gpu.py with two narrow layers, the compiler left out."""
+    narrow = replace(LONGLIVE_1_3B.model, dim=96, ffn_dim=192, num_heads=2, text_dim=16, text_tokens=8)
+    monkeypatch.setattr(gpu, "LONGLIVE_1_3B", replace(LONGLIVE_1_3B, model=narrow))
+    monkeypatch.setattr(speed, "compile_layers", lambda *_: "not compiled here")
+    monkeypatch.setattr(gpu, "PLAIN_BLOCKS", 1)
+    monkeypatch.setattr(gpu, "SWITCH_EVERY_SECONDS", 3.5)
+    out = tmp_path / "gpu.json"
+    options = ["--device", "cpu", "--layers", "2", "--size", "16x16", "--seconds", "4", "--out", str(out)]
+    gpu.main(options)
+    cases = json.loads(out.read_text())["cases"]
+    assert list(cases) == list(gpu.Bench(gpu.parse(options)).cases())
+    assert not [case for case in cases.values() if "failed" in case], cases
+    for name in ("dit plain", "dit graphs", "dit compiled", "dit fp8-fast", "dit int8"):
+        assert cases[name]["frames_per_second"] > 0 and cases[name]["recache_seconds"] > 0
+        assert len(cases[name]["seconds_by_block"]) == cases[name]["blocks"] == 6
+    for name in ("all tiny", "all wan"):
+        assert cases[name]["first_frames_seconds"] < cases[name]["arrivals"][-1]
+    assert Image.open(out.with_suffix(".png")).width == 1500
+    assert "dit plain" in capsys.readouterr().out
+
+
+def test_the_bench_command(capsys) -> None:
+    assert cli.main(["bench", "--seconds", "3", "--device", "cpu"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["rollout"]["blocks"] == 5 and figures["all"]["frames_per_second"] > 0
+
+
+def test_the_bench_command_prints_attention(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["bench", "attention", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "sdpa" in said and "flash-attn" in said and "auto takes" in said
+    assert (tmp_path / "longlive" / "attention.json").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--layers", "0"], ["--seconds", "0"], ["--model", "mini", "--device", "cuda"]]
+)
+def test_what_cannot_be_measured_is_one_sentence(wrong, capsys) -> None:
+    assert cli.main(["bench", *wrong]) == 2
+    assert "choose" in capsys.readouterr().err

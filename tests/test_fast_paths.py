@@ -1,0 +1,325 @@
+"""Every fast path against its slow twin: the plain rollout, compiled layers, recorded passes."""
+
+import logging
+from collections import Counter
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from benchmarks.plain import PlainScene
+from longlive_core import speed
+from longlive_core.bench.limits import block_flops
+from longlive_core.config import ModelConfig, Preset, SigmaConfig, WindowConfig
+from longlive_core.model import attention, compiled, fastest
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.model.fastest import AttentionShape
+from longlive_core.model.graphs import GraphedModel
+from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.prompts import Policy
+from longlive_core.rollout.rollout import Hook, Switch, commit, denoise, recache, rollout
+from longlive_core.rollout.scene import Scene
+from longlive_core.rollout.sigmas import shifted_sigmas
+
+CONFIG = ModelConfig(
+    dim=48, ffn_dim=96, num_heads=2, num_layers=3, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4
+)
+SHAPE = (1, 4, 3, 8, 12)
+TOKENS = 24  # a latent frame
+WIDTH, HEIGHT = 96, 64
+SIGMAS = shifted_sigmas(SigmaConfig())
+WINDOWS = [WindowConfig(), WindowConfig(endless=True), WindowConfig(3, 1, 7)]
+
+
+@pytest.fixture
+def model() -> CausalWan:
+    torch.manual_seed(0)
+    return CausalWan(CONFIG).eval()
+
+
+def prompts(num_switches: int, every: int):
+    """A script that changes the prompt `num_switches` times."""
+    generator = torch.Generator().manual_seed(1)
+    embeds = [torch.randn(1, 4, 8, generator=generator) for _ in range(num_switches + 1)]
+
+    def script(block: int) -> Switch | None:
+        turn, rest = divmod(block, every)
+        return Switch(embeds[turn]) if not rest and turn <= num_switches else None
+
+    return script
+
+
+def latents(model, window: WindowConfig, count: int, script=None) -> torch.Tensor:
+    script = script or prompts(2, 9)
+    made = rollout(model, script, SeededNoise(0, SHAPE), SIGMAS, window, range(count))
+    return torch.cat([block.latents for block in made], dim=2)
+
+
+def test_our_rollout_is_the_plain_one(model) -> None:
+    """Blocks through growth and eviction, a recache of a full window, and the blocks behind it."""
+    window = WindowConfig()
+    noise, script = SeededNoise(0, SHAPE), prompts(1, 1)
+    old, new = script(0).embeds, script(1).embeds
+    with torch.no_grad():
+        scene = Scene(model, torch.empty(SHAPE), window, 0)
+        plain = PlainScene(model, torch.empty(SHAPE), window)
+        text, embeds = model.read_text(old), old
+        for block in range(9):
+            if block == 6:
+                text, embeds = model.read_text(new), new
+                recache(scene, text, Policy.RECACHE)
+                plain.recache(embeds)
+            ours = denoise(scene, text, noise, SIGMAS, block, Hook())
+            commit(scene, text, ours)
+            theirs = plain.run_block([noise(block, step) for step in range(4)], SIGMAS, embeds)
+            assert_close(ours, theirs, atol=1e-5, rtol=0, msg=lambda m, b=block: f"block {b}: {m}")
+
+
+class Tape(TorchDispatchMode):
+    """Stands in for a CUDA graph: operators with their very tensors, done again on the same addresses.
+
+    Like a graph it knows no Python: what a pass read from objects while recorded stays as it was.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.steps.append((function, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        for function, args, kwargs, out in self.steps:
+            again = function(*args, **kwargs)
+            tree_map(self._settle, tuple(zip(flat(out), flat(again), strict=True)), is_leaf=is_pair)
+
+    @staticmethod
+    def _settle(pair) -> None:
+        old, new = pair
+        if old.data_ptr() != new.data_ptr():
+            old.copy_(new)
+
+
+def flat(out) -> list[torch.Tensor]:
+    return [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, torch.Tensor)]
+
+
+def is_pair(value) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], torch.Tensor)
+
+
+class Recorder:
+    """Records on tapes and counts."""
+
+    def __init__(self):
+        self.calls = Counter()
+
+    def __call__(self, run):
+        self.calls["recorded"] += 1
+        with Tape() as tape:
+            out = run()
+
+        def replay() -> None:
+            self.calls["replayed"] += 1
+            tape.replay()
+
+        return replay, out
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=["absolute", "endless", "odd"])
+def test_recorded_passes_give_the_same_latents(model, window) -> None:
+    """Bit for bit, over two prompt switches and every place of the ring."""
+    recorder = Recorder()
+    graphed = GraphedModel(model, recorder)
+    with torch.no_grad():
+        assert torch.equal(latents(graphed, window, 30), latents(model, window, 30))
+    assert recorder.calls["recorded"] == graphed.num_recordings >= 5 * 2
+    assert recorder.calls["replayed"] > 60
+
+
+def test_a_second_video_does_not_replay_the_first_ones_cache(model) -> None:
+    graphed = GraphedModel(model, Recorder())
+    with torch.no_grad():
+        latents(graphed, WindowConfig(), 14)
+        assert torch.equal(latents(graphed, WindowConfig(), 14), latents(model, WindowConfig(), 14))
+
+
+def test_where_recording_fails_the_rollout_goes_on(model, caplog) -> None:
+    def fails(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "longlive"):
+        assert torch.equal(
+            latents(GraphedModel(model, fails), WindowConfig(), 12), latents(model, WindowConfig(), 12)
+        )
+    assert [r.message for r in caplog.records] == [
+        "no CUDA graphs here, every pass is launched step by step: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+def test_compiled_layers_give_the_same_and_are_compiled_once(model) -> None:
+    """100 blocks, ten prompt switches, growth, eviction: three graphs for three halves, none again."""
+    from torch._dynamo.utils import counters
+
+    script = prompts(10, 9)
+    with torch.no_grad():
+        plain = latents(model, WindowConfig(), 100, script)
+        torch._dynamo.reset()
+        counters.clear()
+        said = compiled.compile_layers(model, 1, 3, TOKENS)
+        if "not compiled" in said:
+            pytest.skip(f"COMPILED LAYERS NOT TESTED: {said}")
+        fast = latents(model, WindowConfig(), 100, script)
+    assert counters["stats"]["unique_graphs"] == len(compiled.HALVES)
+    assert not counters["graph_break"]
+    assert_close(fast, plain, atol=1e-4, rtol=0)
+    compiled.release_layers(model)
+    with torch.no_grad():
+        assert torch.equal(latents(model, WindowConfig(), 100, script), plain)
+
+
+def test_without_a_compiler_the_layers_stay_plain(model, monkeypatch) -> None:
+    def compiler(*_, **__):
+        def fails(*_):
+            raise RuntimeError("Compiler: cl is not found.\ntraceback")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    said = compiled.compile_layers(model, 1, 3, TOKENS)
+    assert said == "not compiled, about 10 to 30 % slower: Compiler: cl is not found."
+    with torch.no_grad():
+        latents(model, WindowConfig(), 2)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run, less those that only look at the same memory in another way."""
+
+    VIEWS = (
+        *("view", "_unsafe_view", "transpose", "unbind", "slice", "select", "expand", "permute", "split"),
+        *("unsqueeze", "t", "unflatten", "view_as_complex", "view_as_real", "detach", "alias", "squeeze"),
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+    def work(self) -> int:
+        return sum(count for name, count in self.calls.items() if name not in self.VIEWS)
+
+
+@torch.no_grad()
+def settled(model, window: WindowConfig) -> tuple[Scene, PlainScene]:
+    """Both twins with a full window."""
+    text, embeds = model.read_text(prompts(0, 1)(0).embeds), prompts(0, 1)(0).embeds
+    scene = Scene(model, torch.empty(SHAPE), window, 0)
+    plain = PlainScene(model, torch.empty(SHAPE), window)
+    noise = SeededNoise(0, SHAPE)
+    for block in range(5):
+        commit(scene, text, denoise(scene, text, noise, SIGMAS, block, Hook()))
+        plain.run_block([noise(block, step) for step in range(4)], SIGMAS, embeds)
+    return scene, plain
+
+
+def test_a_steady_block_computes_no_more_than_the_arithmetic_asks(model) -> None:
+    """Torch's own counter against benchmarks/limits.py, five passes and nothing else."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention_flops(q, k, v, *_, **__) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    on_cpus = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    scene, _ = settled(model, WindowConfig())
+    text = model.read_text(prompts(0, 1)(0).embeds)
+    with FlopCounterMode(display=False, custom_mapping=on_cpus) as counter, torch.no_grad():
+        commit(scene, text, denoise(scene, text, SeededNoise(0, SHAPE), SIGMAS, 5, Hook()))
+    least = block_flops(Preset("small", model=CONFIG), WIDTH, HEIGHT)
+    assert counter.get_total_flops() <= 1.01 * least.total
+    assert counter.get_total_flops() >= 0.85 * least.total, "the commit pass leaves out a part of one layer"
+
+
+def test_a_pass_takes_at_most_six_tenths_of_the_plain_operators(model) -> None:
+    scene, plain = settled(model, WindowConfig())
+    text, embeds = model.read_text(prompts(0, 1)(0).embeds), prompts(0, 1)(0).embeds
+    x = SeededNoise(0, SHAPE)(5, 0)
+    scene.open(scene.end, 3)
+    with torch.no_grad(), Operators() as ours:
+        scene.flow(x, SIGMAS[1], text)
+    with torch.no_grad(), Operators() as theirs:
+        plain.forward(x, SIGMAS[1], embeds, 15, 9)
+    assert ours.work() <= 0.6 * theirs.work(), (ours.calls, theirs.calls)
+    assert ours.calls.total() <= 0.6 * theirs.calls.total(), (ours.calls, theirs.calls)
+
+
+SHAPES = AttentionShape(queries=6, keys=24, num_heads=2, head_dim=8)
+
+
+def timed(seconds: dict[str, float], calls: list):
+    """A timer that gives every backend its seconds, in the order they are tried."""
+    order = iter(seconds.values())
+
+    def timer(run) -> float:
+        calls.append(run())
+        return next(order)
+
+    return timer
+
+
+def test_the_fastest_attention_is_measured_once_and_remembered(tmp_path, monkeypatch) -> None:
+    calls, memory = [], tmp_path / "cache" / "attention.json"
+    monkeypatch.setattr(fastest, "attention_backend", lambda name: attention.sdpa)
+    seconds = dict.fromkeys(attention.EXACT, 2.0) | {"sdpa-flash": 1.0}
+    here = (torch.device("cpu"), torch.float32, memory)
+    assert fastest.fastest_attention(SHAPES, *here, timed(seconds, calls)) == "sdpa-flash"
+    assert len(calls) == len(attention.EXACT)
+    assert fastest.fastest_attention(SHAPES, *here, timed(seconds, calls)) == "sdpa-flash"
+    assert len(calls) == len(attention.EXACT), "measured only once"
+    memory.write_text("{broken")
+    assert fastest.fastest_attention(SHAPES, *here, timed(seconds, calls)) == "sdpa-flash"
+
+
+def test_a_backend_that_fails_or_computes_something_else_is_not_chosen(tmp_path, monkeypatch) -> None:
+    def fails(*_):
+        raise RuntimeError("no kernel image is available for execution on the device\nmore")
+
+    made = {"sdpa": attention.sdpa, "sdpa-flash": fails, "flash2": lambda q, k, v: q * 0}
+    monkeypatch.setattr(fastest, "attention_backend", made.__getitem__)
+    rows = fastest.measured(SHAPES, torch.device("cpu"), torch.float32, made, lambda run: 1.0)
+    assert [(row.name, row.seconds) for row in rows] == [
+        ("sdpa", 1.0),
+        ("sdpa-flash", None),
+        ("flash2", None),
+    ]
+    assert rows[1].reason == "no kernel image is available for execution on the device"
+    assert "another" in rows[2].reason
+
+
+def test_every_backend_that_can_run_here_is_sdpa(model) -> None:
+    """On this device in its own precision; those that need a card say why they cannot."""
+    for name in attention.BACKENDS:
+        row = fastest.measured(SHAPES, torch.device("cpu"), torch.float32, [name])[0]
+        assert row.seconds or row.reason, name
+    assert fastest.measured(SHAPES, torch.device("cpu"), torch.float32, ["sdpa"])[0].seconds
+
+
+@pytest.mark.parametrize("layers", speed.SPEEDS)
+def test_whatever_speed_is_asked_for_the_video_is_made(model, layers, monkeypatch) -> None:
+    monkeypatch.setattr(speed, "compile_layers", lambda *_: "not compiled, slower: no compiler")
+    ready, notes = speed.made_ready(model, speed.Speed(layers, "auto"), WindowConfig(), SHAPE)
+    assert ready is model, "no card here"
+    said = {"plain": "", "graphs": "NVIDIA", "compiled": "no compiler"}[layers]
+    assert said in str(notes) and bool(said) == bool(notes)
+
+
+def test_an_unknown_speed_is_refused() -> None:
+    with pytest.raises(ValueError, match="plain, graphs, compiled"):
+        speed.Speed("warp")
