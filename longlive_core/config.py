@@ -36,12 +36,14 @@ class WindowConfig:
 
     `window_latent_frames` None is full attention: everything since the rollout (or scene) began.
     `endless` re-rotates the sink so that it stays at a bounded distance (LongLive's "infinity" variant).
+    `has_small_cache` holds keys and values in fp8, each head of a token with a scale of its own.
     """
 
     block_latent_frames: int = 3
     sink_latent_frames: int = 3
     window_latent_frames: int | None = 12
     endless: bool = False
+    has_small_cache: bool = False
 
     def __post_init__(self):
         block, sink, window = self.block_latent_frames, self.sink_latent_frames, self.window_latent_frames

@@ -21,7 +21,8 @@ from .vae.autoencoder import WanAutoencoder
 from .vae.streaming import StreamingDecoder
 from .vae.tiled import TILE_PIXELS
 from .vae.tiny import TinyAutoencoder
-from .weights.checkpoints import FP8, PRECISIONS, compute_dtype, stored_small
+from .weights.checkpoints import PRECISIONS, compute_dtype, stored_small
+from .weights.quantize import SMALL_TYPES
 
 META = torch.device("meta")
 GIB = 2**30
@@ -31,7 +32,8 @@ GIB = 2**30
 class Needs:
     """Bytes of one run, part by part. The text encoder is gone before the rollout begins.
 
-    `decoder` is its weights and its past; `working` what the largest single step takes beside all of these.
+    `decoder` is its weights and its past; `working` what the largest pass takes beside all of these, and with
+    it the decoding of the block before, which goes on meanwhile.
     """
 
     weights: int
@@ -110,7 +112,7 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     block = setting.window.block_latent_frames
     is_cpu = device.type == "cpu"
     decoder, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
-    return Needs(weights, cache, text, decoder, max(passing, decoding))
+    return Needs(weights, cache, text, decoder, passing + decoding)
 
 
 @lru_cache
@@ -121,7 +123,7 @@ def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> i
     small, total = stored_small(model), 0
     for name, tensor in model.state_dict().items():
         total += tensor.numel() * (PRECISIONS[precision] if name in small else compute).itemsize
-        if name in small and PRECISIONS[precision] is FP8:
+        if name in small and PRECISIONS[precision] in SMALL_TYPES:
             total += tensor.shape[0] * torch.float32.itemsize
     return total
 
@@ -204,7 +206,7 @@ def smaller(wanted: Setting) -> Iterator[Setting]:
     sizes += [(w, h) for w, h in ((640, 368), (480, 272), (320, 192)) if w * h < wanted.width * wanted.height]
     frames = wanted.window.window_latent_frames
     windows = [frames] + [n for n in (9, 6) if frames is None or n < frames]
-    precisions = [wanted.precision] + (["fp8"] if wanted.precision != "fp8" else [])
+    precisions = [wanted.precision] + (["fp8"] if PRECISIONS[wanted.precision] not in SMALL_TYPES else [])
     decoders = {"wan": ("wan", "tiled", "tiny"), "tiled": ("tiled", "tiny"), "tiny": ("tiny",)}[
         wanted.decoder
     ]

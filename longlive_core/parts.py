@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from .geometry import SPACE_STRIDE
+from .model.attention import AUTO
 from .pipeline import Pipeline
+from .speed import PLAIN, Speed
 from .text.cache import CachedEncoder, encode_all
 from .umt5 import encoder_identity, load_umt5
 from .vae.streaming import Decoder
 from .vae.tiled import TiledDecoder
-from .weights.checkpoints import load_transformer
+from .weights.checkpoints import load_transformer, settle
 from .weights.lora import LoraChoice
 from .weights.vae_files import load_vae
 
@@ -33,7 +35,8 @@ class ModelFiles:
     keep_text_encoder: bool = False
     family: str | None = None
     precision: str = "bf16"
-    attention: str = "sdpa"
+    attention: str = AUTO
+    speed: str = PLAIN
     device: str = "cpu"
     tile_pixels: int = 0
     embeddings: Path | None = None
@@ -50,7 +53,7 @@ def load_files(
     for part, option in ((files.text_encoder, "--text-encoder"), (files.vae, "--vae")):
         if part is None:
             raise ValueError(f"{files.checkpoint} needs {option}: a checkpoint holds only the transformer")
-    if files.attention != "sdpa" and torch.device(files.device).type == "cpu":
+    if files.attention not in (AUTO, "sdpa") and torch.device(files.device).type == "cpu":
         raise ValueError(f"attention {files.attention!r} needs a CUDA card; choose sdpa here")
     loaded = load_transformer(
         files.checkpoint,
@@ -61,6 +64,7 @@ def load_files(
         files.family,
         on_progress=on_progress,
     )
+    notes = (*loaded.notes, *settle(loaded.transformer, files.precision, torch.device(files.device)))
     decoder = load_decoder(files, loaded.transformer.dtype)
     encoder = text_encoder(files)
     pipeline = Pipeline(
@@ -69,8 +73,9 @@ def load_files(
         decoder,
         encoder,
         lambda prompts: encode_all(encoder, prompts, files.keep_text_encoder),
+        speed=Speed(files.speed, files.attention),
     )
-    return pipeline, loaded.notes
+    return pipeline, notes
 
 
 def load_decoder(files: ModelFiles, dtype: torch.dtype) -> Decoder:

@@ -1,36 +1,43 @@
 """Headless use: load the parts once, then prompts -> frames as one generator."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .config import ABSOLUTE_LATENT_FRAMES, MINI, Preset, WindowConfig
-from .geometry import frames_of_seconds, latent_size, num_blocks, num_frames
+from .geometry import FRAME_RATE, frames_of_seconds, latent_size, num_blocks, num_frames
+from .live import LiveControl
 from .mini.loader import load_mini
-from .model.attention import attention_backend
+from .model.attention import AUTO, attention_backend
 from .model.causal_wan import CausalWan
+from .overlap import ahead
 from .rollout.noise import SeededNoise
-from .rollout.prompts import PromptSchedule, Timeline
-from .rollout.rollout import Block, Hook, Script, Switch, rollout
+from .rollout.prompts import PromptSchedule
+from .rollout.rollout import Block, Hook, Noise, rollout
 from .rollout.sigmas import shifted_sigmas
+from .script import EncodeText, script_of
+from .speed import PLAIN, Speed, made_ready
+from .state import Ending, VideoState
 from .vae.streaming import Decoder, StreamingDecoder
 
 MAX_SECONDS = 24 * 3600.0
-EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
+UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to make. `window` None is the preset's; `positions` are auto (endless where a video outgrows
-    absolute ones), absolute or endless.
+    """What to make, `seconds` long or UNTIL_STOPPED. `window` None is the preset's; `positions` are auto
+    (endless where a video outgrows absolute ones), absolute or endless.
 
-    `past` are clean latents [1, C, T, H, W] of an earlier video, which this one continues; times and
-    `seconds` count from where it ended.
+    `past` are clean latents [1, C, T, H, W] of an earlier video, which this one continues; `cut_off` pixel
+    frames at their end were not shown, so that this one begins with them. A `state` in place of both is
+    continued bit for bit. Times and `seconds` count from where the earlier video ended.
     """
 
     schedule: PromptSchedule
@@ -41,6 +48,8 @@ class Request:
     window: WindowConfig | None = None
     positions: str = "auto"
     past: Tensor | None = None
+    cut_off: int = 0
+    state: VideoState | None = None
 
 
 class Chunk(NamedTuple):
@@ -51,7 +60,11 @@ class Chunk(NamedTuple):
 
     def pictures(self) -> np.ndarray:
         """The frames as uint8 [F, H, W, 3], as a VideoWriter takes them."""
-        return (self.frames * 255).round().byte().cpu().numpy()
+        pictures = (self.frames * 255).round_().byte().contiguous()
+        copied = pictures.to("cpu", non_blocking=True)  # from a card: into pinned memory
+        if pictures.is_cuda:
+            torch.cuda.current_stream(pictures.device).synchronize()
+        return copied.numpy()
 
 
 @dataclass
@@ -67,32 +80,96 @@ class Pipeline:
     decoder: Decoder
     encode_text: EncodeText = field(repr=False)
     encode_ahead: Callable[[Iterable[str]], EncodeText] | None = field(default=None, repr=False)
+    blocks_ahead: int = 1
+    speed: Speed = field(default_factory=Speed)
 
     def plan(self, request: Request) -> "Plan":
         """Check a request and settle everything that follows from it; ValueError says what is wrong."""
         return Plan(self.preset, request)
 
-    def run(self, request: Request, hook: Hook | None = None) -> Iterator[Chunk]:
-        """Yield chunk after chunk; all frames together are round(seconds * 16), the last chunk trimmed."""
-        plan = self.plan(request)
-        decoder = StreamingDecoder(self.decoder)
-        if request.past is not None:
-            decoder.warm(request.past.to(self.model.device))
-        left = plan.frames
-        for block in self.blocks(plan, hook):
-            frames = decoder.push(block.latents, block.opens_scene)[0, :left].permute(0, 2, 3, 1)
-            left -= len(frames)
-            yield Chunk(block, frames)
+    def run(
+        self,
+        request: Request,
+        hook: Hook | None = None,
+        live: LiveControl | None = None,
+        ending: Ending | None = None,
+    ) -> Iterator[Chunk]:
+        """Yield chunk after chunk; all frames together are round(seconds * 16), the last chunk trimmed.
 
-    def blocks(self, plan: "Plan", hook: Hook | None = None) -> Iterator[Block]:
-        """Only the latents of a plan."""
+        A LiveControl steers it: what comes of its prompts, pauses and stop is described there. An Ending has
+        the exact state of the video once all of it was yielded.
+        """
+        plan = self.plan(request)
+        decoder, due = self._decoder_for(plan)
+        left = plan.frames
+        for block in self._blocks_ahead(plan, hook, live, ending):
+            frames = decoder.push(block.latents, block.opens_scene)[0]
+            frames = frames if due is None else torch.cat((due, frames))
+            frames, due = frames[:left], frames[left:]
+            left -= len(frames)
+            yield Chunk(block, frames.permute(0, 2, 3, 1))
+            if live:
+                live.out(block.index - plan.first_block, len(frames))
+        if ending:
+            ending.keep(plan.preset, (plan.width, plan.height), block.index + 1, decoder, due)
+
+    def _decoder_for(self, plan: "Plan") -> tuple[StreamingDecoder, Tensor | None]:
+        """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it."""
+        decoder, request = StreamingDecoder(self.decoder), plan.request
+        if request.state:
+            request.state.check_dtype(self.model.dtype)
+            decoder.restore(request.state.decoder)
+            return decoder, request.state.cut_off.to(self.model.device)
+        if request.past is not None:
+            return decoder, decoder.warm(request.past.to(self.model.device), plan.cut_off)[0]
+        return decoder, None
+
+    def _blocks_ahead(
+        self, plan: "Plan", hook: Hook | None, live: LiveControl | None, ending: Ending | None
+    ) -> Iterator[Block]:
+        """The blocks of a plan, each made while the one before it is decoded and written."""
+        device, stop = self.model.device, Event()
+        blocks = self.blocks(plan, hook, stop, live, ending)
+        for block in ahead(blocks, self.blocks_ahead, device, stop):
+            if device.type == "cuda":
+                block.latents.record_stream(torch.cuda.current_stream(device))
+            yield block
+
+    def blocks(
+        self,
+        plan: "Plan",
+        hook: Hook | None = None,
+        stop: Event | None = None,
+        live: LiveControl | None = None,
+        ending: Ending | None = None,
+    ) -> Generator[Block, None, None]:
+        """Only the latents of a plan. Once `stop` is set no further denoising step is made."""
         encode = self.encode_text
         if self.encode_ahead:
             encode = self.encode_ahead([segment.cue.prompt for segment in plan.timeline.segments])
-        script = script_of(plan.timeline, encode, plan.first_block)
-        noise = SeededNoise(plan.request.seed, plan.block_shape)
+        if live:
+            script = live.script(
+                plan.timeline,
+                encode,
+                plan.blocks,
+                plan.block_latent_frames,
+                is_until_stopped=plan.is_until_stopped,
+                unwanted=stop,
+                cut_off=plan.cut_off,
+            )
+        else:
+            script = script_of(plan.timeline, encode, plan.block_latent_frames, plan.first_block)
+        if plan.request.state:
+            script.resume(plan.request.state.script)
+        if ending:
+            hook = ending.watching(script, hook)
+        noise = until(stop, SeededNoise(plan.request.seed, plan.block_shape))
         sigmas = shifted_sigmas(self.preset.sigmas)
-        return rollout(self.model, script, noise, sigmas, plan.window, plan.blocks, plan.request.past, hook)
+        model, notes = made_ready(self.model, self.speed, plan.window, plan.block_shape)
+        for note in notes if hook else ():
+            hook.on_note(note)
+        made = rollout(model, script, noise, sigmas, plan.window, plan.blocks, plan.past, hook)
+        return live.until_stopped(made) if live else made
 
     def stream(self, schedule: PromptSchedule | str, seconds: float, **request) -> Iterator[Tensor]:
         """Yield frames [F, H, W, 3] in [0, 1] as they are made; keywords are those of Request."""
@@ -107,23 +184,51 @@ class Plan:
 
     def __init__(self, preset: Preset, request: Request):
         self.preset, self.request = preset, request
-        self.width, self.height = request.width or preset.width, request.height or preset.height
+        state = request.state
+        self.width = request.width or (state.width if state else preset.width)
+        self.height = request.height or (state.height if state else preset.height)
         latent_height, latent_width = latent_size(self.width, self.height)
-        self.frames = checked_frames(request.seconds)
-        window = request.window or preset.window
-        block = window.block_latent_frames
+        self.is_until_stopped = request.seconds == UNTIL_STOPPED
+        seconds = MAX_SECONDS if self.is_until_stopped else request.seconds
+        self.frames = checked_frames(seconds)
+        window = request.window or (state.rollout.window if state else preset.window)
+        window = checked_window(window, self.is_until_stopped)
+        block = self.block_latent_frames = window.block_latent_frames
         self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
-        past = 0 if request.past is None else checked_past(request.past, self.block_shape)
-        self.first_block = past // block
-        new_frames = self.frames + num_frames(past)
-        self.blocks = range(self.first_block, num_blocks(new_frames, block))
+        self.past = state.rollout if state else request.past
+        self.first_block, self.cut_off = self._earlier()
+        past_frames = num_frames(self.first_block * block) - self.cut_off
+        self.blocks = range(self.first_block, num_blocks(past_frames + self.frames, block))
+        if not self.blocks:
+            raise ValueError(
+                f"the last block of the earlier video holds {self.cut_off} frames beyond its end, so that "
+                f"{self.frames} need no new block; choose more than {self.cut_off / FRAME_RATE} seconds"
+            )
         self.window = replace(window, endless=self._is_endless(window))
-        self.timeline = request.schedule.resolve(block, request.seconds, self.first_block)
+        if state:
+            state.check(preset, self.width, self.height, self.window)
+        self.timeline = request.schedule.resolve(block, seconds, self.first_block, self.cut_off)
+
+    def _earlier(self) -> tuple[int, int]:
+        """Blocks of the earlier video, and the frames that its last one holds beyond its end."""
+        request, block = self.request, self.block_latent_frames
+        if request.state:
+            return request.state.num_blocks, len(request.state.cut_off)
+        if request.past is None:
+            return 0, 0
+        first_block = checked_past(request.past, self.block_shape) // block
+        most = num_frames(first_block * block) - num_frames((first_block - 1) * block) - 1
+        if not 0 <= request.cut_off <= most:
+            raise ValueError(
+                f"{request.cut_off} frames cannot be cut off from a last block; choose 0 to {most}"
+            )
+        return first_block, request.cut_off
 
     def _is_endless(self, window: WindowConfig) -> bool:
         """What `positions` comes to for a video of this length."""
         is_long = self.blocks.stop * window.block_latent_frames > ABSOLUTE_LATENT_FRAMES
-        choices = {"auto": window.endless or is_long, "absolute": False, "endless": True}
+        auto = self.request.state.rollout.window.endless if self.request.state else window.endless or is_long
+        choices = {"auto": auto, "absolute": False, "endless": True}
         if self.request.positions not in choices:
             allowed = ", ".join(choices)
             raise ValueError(f"unknown positions {self.request.positions!r}; choose one of {allowed}")
@@ -134,12 +239,27 @@ class Plan:
         return {
             "model": self.preset.name,
             "schedule": self.request.schedule.to_text(),
-            "seconds": self.request.seconds,
+            "seconds": 0 if self.is_until_stopped else self.request.seconds,
             "seed": self.request.seed,
             "width": self.width,
             "height": self.height,
             "window": asdict(self.window),
         }
+
+
+class Unwanted(Exception):
+    """Raised in a rollout that goes on while nobody wants more of it."""
+
+
+def until(stop: Event | None, noise: Noise) -> Noise:
+    """The same noise as long as `stop` is not set; every denoising step asks for some."""
+
+    def wanted(block: int, step: int) -> Tensor:
+        if stop and stop.is_set():
+            raise Unwanted
+        return noise(block, step)
+
+    return wanted
 
 
 def checked_frames(seconds: float) -> int:
@@ -149,6 +269,16 @@ def checked_frames(seconds: float) -> int:
             f"a video of {seconds} seconds is not possible; choose more than 0 and at most {MAX_SECONDS:g}"
         )
     return max(1, frames_of_seconds(seconds))
+
+
+def checked_window(window: WindowConfig, is_until_stopped: bool) -> WindowConfig:
+    """The window; ValueError if a video without end cannot have it."""
+    if is_until_stopped and window.window_latent_frames is None:
+        raise ValueError(
+            "full attention (a window of 0) needs a video of known length; "
+            "choose a window such as 12, or give the seconds"
+        )
+    return window
 
 
 def checked_past(past: Tensor, block_shape: tuple[int, ...]) -> int:
@@ -164,23 +294,12 @@ def checked_past(past: Tensor, block_shape: tuple[int, ...]) -> int:
     return past.shape[2]
 
 
-def script_of(timeline: Timeline, encode_text: EncodeText, first_block: int = 0) -> Script:
-    """A resolved schedule as the rollout's script; prompts are encoded when their block comes."""
-    encode = lru_cache(maxsize=64)(encode_text)
-
-    def script(block: int) -> Switch | None:
-        segment = timeline.opens(block - first_block)
-        return Switch(encode(segment.cue.prompt), segment.cue.policy) if segment else None
-
-    return script
-
-
-def load_pipeline(model: str = "mini", attention: str = "sdpa") -> Pipeline:
+def load_pipeline(model: str = "mini", attention: str = AUTO, speed: str = PLAIN) -> Pipeline:
     """The pipeline of that name, on the CPU: `mini` is packaged."""
     if model != MINI.name:
         raise ValueError(f"unknown model {model!r}; this release runs {MINI.name!r}")
-    if attention != "sdpa":
+    if attention not in (AUTO, "sdpa"):
         attention_backend(attention)
         raise ValueError(f"attention {attention!r} needs a CUDA card and half precision; choose sdpa here")
     mini = load_mini(attention=attention)
-    return Pipeline(MINI, mini.transformer, mini.autoencoder, mini.encode_text)
+    return Pipeline(MINI, mini.transformer, mini.autoencoder, mini.encode_text, speed=Speed(speed))

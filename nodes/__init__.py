@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import routes
 from .decode import LongLiveDecode
 from .frame_sink import LongLiveFrameSink
 from .load_model import LongLiveLoadModel
@@ -24,7 +25,8 @@ NODES = [
 
 
 class LongLiveExtension(ComfyExtension):
-    """All nodes; ComfyUI asks for them once, after start-up."""
+    """All nodes and routes; ComfyUI asks for them once, at start-up."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        routes.register()  # not in on_load, which 0.3.64 never calls
         return NODES

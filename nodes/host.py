@@ -1,5 +1,6 @@
 """The only file that knows ComfyUI's insides: devices, memory, models, files, interrupts, what nodes show."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from PIL import Image
 from server import PromptServer
@@ -27,7 +29,8 @@ try:
 except ImportError:  # 0.3.64 knows no tiny video decoders
     TAEHV = ()
 
-PREVIEW_PIXELS = 512  # longest side of a live preview; smaller pictures are enlarged to it
+PREVIEW_PIXELS = 512  # longest side of a live preview
+PREVIEW_ENLARGED = 4  # times a small picture is enlarged at most: encoding a large one takes Mini's time
 SHOWN_LINES = 12
 LISTING_KEY = "longlive_video"
 EVERYTHING = 1e32  # how the host spells "as much memory as it takes"
@@ -68,7 +71,7 @@ def vae_dtype() -> torch.dtype:
 
 def check_attention(name: str) -> None:
     """ValueError unless an attention backend of that name can run here; sdpa can everywhere."""
-    if name != "sdpa" and device().type != "cuda":
+    if name not in ("auto", "sdpa") and device().type != "cuda":
         raise ValueError(f"attention {name!r} needs an NVIDIA card; choose sdpa here")
 
 
@@ -233,9 +236,45 @@ def file_stamp(name: str, *folders: str) -> str:
     return f"{path}:{status.st_mtime_ns}:{status.st_size}"
 
 
+def graph_metadata(hidden: Any) -> dict[str, str]:
+    """The graph of a running node, by the names under which Save Video puts it into a file.
+
+    Nothing where the user wants no metadata (`--disable-metadata`).
+    """
+    if args.disable_metadata:
+        return {}
+    parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {name: json.dumps(part) for name, part in parts.items() if part is not None}
+
+
 def throw_if_interrupted() -> None:
     """Raise the host's interrupt exception if the user pressed stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is the host's way to end a run that the user stopped."""
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
+def has_room_for(clip: Any) -> bool:
+    """Whether a CLIP can encode while a model samples: on the CPU, or with memory that is free for it.
+
+    Else the host would unload the model that samples.
+    """
+    patcher = getattr(clip, "patcher", None)
+    if patcher is None or patcher.load_device.type == "cpu":
+        return True
+    management = comfy.model_management
+    missing = patcher.model_size() - patcher.loaded_size()
+    reserve = 2 * management.minimum_inference_memory()
+    return management.get_free_memory(patcher.load_device) > 1.1 * missing + reserve
+
+
+def wait_for_device() -> None:
+    """Until all work is done on the card, if there is one."""
+    if device().type == "cuda":
+        torch.cuda.synchronize(device())
 
 
 def some_lines(lines: Sequence[str]) -> str:
@@ -256,6 +295,27 @@ def shown(node_id: str, lines: Sequence[str]) -> ui.PreviewText:
     text = some_lines(lines)
     show_text(node_id, text)
     return ui.PreviewText(text)
+
+
+def add_routes(routes: Sequence[tuple[str, str, Any]]) -> None:
+    """Routes as (method, path, handler), under /api too; before the server starts, if there is one."""
+    server = getattr(PromptServer, "instance", None)
+    for method, path, handler in routes if server else ():
+        server.routes.route(method, path)(handler)
+
+
+def broadcast(event: str, data: dict[str, Any]) -> None:
+    """Send a WebSocket event to every page."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(event, data)
+
+
+def later(seconds: float, call: Callable[[], None]) -> None:
+    """Have the server's own thread call something after that time; nothing happens without a server."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.loop.call_soon_threadsafe(server.loop.call_later, seconds, call)
 
 
 class Progress:
@@ -280,7 +340,8 @@ class Progress:
 
     def preview(self, picture: np.ndarray) -> None:
         """Show a picture uint8 [H, W, 3] on the node."""
-        image = ("JPEG", Image.fromarray(picture), PREVIEW_PIXELS)
+        pixels = min(PREVIEW_PIXELS, PREVIEW_ENLARGED * max(picture.shape[:2]))
+        image = ("JPEG", Image.fromarray(picture), pixels)
         self._bar.update_absolute(self._done, self._num_steps, image)
 
     def text(self, text: str) -> None:

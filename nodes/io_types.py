@@ -1,6 +1,6 @@
 """What our nodes pass to each other beside the host's own types."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,13 @@ from ..longlive_core.model.attention import BACKENDS
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
 from ..longlive_core.rollout.prompts import Policy, PromptSchedule
+from ..longlive_core.speed import PLAIN, SPEEDS, Speed
 from . import host
 
 CATEGORY = "LongLive"
 SCENES_KEY = "longlive_scenes"  # in a LATENT: the latent frames at which a new scene begins
+FRAMES_KEY = "longlive_frames"  # in a LATENT: pixel frames that videos have of it so far
+STATE_KEY = "longlive_state"  # in a LATENT: the VideoState at its end
 AUTO = "auto"
 POSITIONS = (AUTO, "absolute", "endless")
 
@@ -27,9 +30,23 @@ WindowType = io.Custom("LONGLIVE_WINDOW")
 
 AttentionInput = io.Combo.Input(
     "attention",
-    options=list(BACKENDS),
-    default=BACKENDS[0],
-    tooltip="sdpa always works. The others need their package and an NVIDIA card.",
+    options=[AUTO, *BACKENDS],
+    default=AUTO,
+    tooltip=(
+        "auto: the fastest exact one, measured once on an NVIDIA card; sdpa elsewhere. sdpa always works. "
+        "sage rounds to 8 bits and is only used when chosen."
+    ),
+)
+SpeedInput = io.Combo.Input(
+    "speed",
+    options=list(SPEEDS),
+    default=PLAIN,
+    optional=True,
+    tooltip=(
+        "plain: nothing to wait for. graphs: passes recorded as CUDA graphs, NVIDIA cards only. compiled: "
+        "layers compiled as well; the first run of a size waits about a minute. Whatever cannot run here is "
+        "left out, and the stream says so."
+    ),
 )
 LORAS, NONE = "loras", "none"
 STRENGTHS = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
@@ -98,21 +115,33 @@ class StreamModel:
     attention: str
     precision: str
     source: Mapping[str, Any] = field(default_factory=dict)
+    speed: Speed = field(default_factory=Speed)
 
     def settings(self) -> dict[str, Any]:
-        return {"attention": self.attention, "precision": self.precision, **self.source}
+        return {
+            "attention": self.attention,
+            "precision": self.precision,
+            "speed": self.speed.layers,
+            **self.source,
+        }
 
 
 @dataclass(frozen=True)
 class EncodedSchedule:
-    """Timed prompts, and the embedding [1, rows, text dim] of every prompt, without its padding of zeros."""
+    """Timed prompts, and the embedding [1, rows, text dim] of every prompt, without its padding of zeros.
+
+    `read` makes that of any other prompt; `has_room` says whether it may while a model samples.
+    """
 
     schedule: PromptSchedule
     embeds: Mapping[str, Tensor] = field(repr=False)
+    read: Callable[[str], Tensor] = field(repr=False)
+    has_room: Callable[[], bool] = field(repr=False)
 
     def encode(self, prompt: str, text_tokens: int) -> Tensor:
         """The embedding [1, text tokens, text dim], padded again or cut: encoders of the host never cut."""
-        rows = self.embeds[prompt][:, :text_tokens]
+        rows = self.embeds[prompt] if prompt in self.embeds else self.read(prompt)
+        rows = rows[:, :text_tokens]
         return pad(rows, (0, 0, 0, text_tokens - rows.shape[1]))
 
     @property
@@ -130,8 +159,7 @@ class WindowChoice:
 
     def apply_to(self, request: Request, preset: Preset) -> Request:
         """The request with this window, in blocks of the preset, and this policy where cues name none."""
-        cues = request.schedule.cues
-        cues = (replace(c, policy=self.on_switch) if c.policy is Policy.RECACHE else c for c in cues)
         window = replace(self.window, block_latent_frames=preset.window.block_latent_frames)
-        schedule = replace(request.schedule, cues=tuple(cues))
+        in_effect = request.state.script.prompt if request.state else None
+        schedule = request.schedule.with_on_switch(self.on_switch, in_effect)
         return replace(request, schedule=schedule, window=window, positions=self.positions)

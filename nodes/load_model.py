@@ -5,6 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..longlive_core.download import download
+from ..longlive_core.speed import PLAIN, Speed
 from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
 from ..longlive_core.weights.lora import LoraChoice
 from . import host
@@ -18,6 +19,7 @@ from .io_types import (
     FamilyInput,
     LoraStrengthInput,
     ModelType,
+    SpeedInput,
     StreamModel,
 )
 
@@ -30,7 +32,8 @@ PrecisionInput = io.Combo.Input(
     default=AUTO,
     tooltip=(
         "How weights are stored. auto: as suits this machine. fp8: half the memory of bf16, nearly the same "
-        "pictures."
+        "pictures. fp8-fast, int8: the arithmetic too, on cards where that is faster; the node says whether "
+        "it is."
     ),
 )
 
@@ -84,6 +87,7 @@ class LongLiveLoadModel(io.ComfyNode):
                 AttentionInput,
                 FamilyInput,
                 LicenceInput,
+                SpeedInput,
             ],
             outputs=[
                 ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream.")
@@ -98,7 +102,7 @@ class LongLiveLoadModel(io.ComfyNode):
         return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, DOWNLOAD))
 
     @classmethod
-    def execute(cls, checkpoint, precision, attention, family, accept_licence=False, **loras):
+    def execute(cls, checkpoint, precision, attention, family, accept_licence=False, speed=PLAIN, **loras):
         host.check_attention(attention)
         precision = own_precision() if precision == AUTO else precision
         loaded = load_transformer(
@@ -109,10 +113,11 @@ class LongLiveLoadModel(io.ComfyNode):
             None if family == AUTO else family,
             on_progress=host.Progress(cls.hidden.unique_id, 1).at,
         )
-        settle(loaded.transformer, precision, host.device())
-        notes = (f"{loaded.preset.name}, {precision}", *loaded.notes)
+        told = settle(loaded.transformer, precision, host.device())
+        notes = (f"{loaded.preset.name}, {precision}", *loaded.notes, *told)
         transformer, source = host.managed(loaded.transformer), {"checkpoint": checkpoint, **loras}
-        model = StreamModel(loaded.preset, transformer, attention, precision, source)
+        way = Speed(speed, attention)
+        model = StreamModel(loaded.preset, transformer, attention, precision, source, way)
         return io.NodeOutput(model, ui=host.shown(cls.hidden.unique_id, notes))
 
 
@@ -148,5 +153,5 @@ def choices(lora: str, lora_strength: float, second_lora: str, second_strength: 
 def own_precision() -> str:
     """What the host would choose on this machine, by our names."""
     dtype = host.model_dtype()
-    names = {dtype: name for name, dtype in PRECISIONS.items()}
+    names = {kept: name for name, kept in reversed(PRECISIONS.items())}  # of equal ones the first
     return names.get(dtype, "fp8" if dtype.itemsize == 1 else "fp32")

@@ -1,6 +1,5 @@
 """LongLiveStream: model, schedule and decoder -> a video file, written while it is made, and its latents."""
 
-import secrets
 import time
 from dataclasses import dataclass
 
@@ -8,23 +7,29 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longlive_core.geometry import FRAME_RATE, PIXEL_MULTIPLE
-from ..longlive_core.pipeline import MAX_SECONDS, Chunk, Pipeline, Plan, Request
+from ..longlive_core.config import Preset
+from ..longlive_core.geometry import FRAME_RATE, PIXEL_MULTIPLE, num_frames
+from ..longlive_core.live import FULL_SPEED, PACES, LiveControl
+from ..longlive_core.pipeline import MAX_SECONDS, UNTIL_STOPPED, Chunk, Pipeline, Plan, Request
 from ..longlive_core.rollout.rollout import Hook
-from ..longlive_core.video import VideoWriter
+from ..longlive_core.state import Ending, VideoState
 from . import host
 from .budget import run_bytes, shortage
 from .io_types import (
     CATEGORY,
+    FRAMES_KEY,
     SCENES_KEY,
+    STATE_KEY,
     EncodedSchedule,
     LatentSpace,
     ModelType,
     ScheduleType,
     StreamModel,
+    WindowChoice,
     WindowType,
     latent_space,
 )
+from .live import LiveRun, LiveWriter, Turns
 from .vaes import StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
@@ -46,25 +51,23 @@ class LongLiveStream(io.ComfyNode):
             ),
             inputs=INPUTS,
             outputs=OUTPUTS,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
     def execute(
-        cls, model, schedule, vae, seconds, seed, window=None, continue_from=None, **size
+        cls, model, schedule, vae, window=None, continue_from=None, pace=FULL_SPEED, keep_state=False, **made
     ) -> io.NodeOutput:
         parts = Parts(model, schedule, stream_vae(vae))
         past = Past(continue_from, parts.space)
-        request = Request(schedule.schedule, seconds, seed, past=past.scene, **size)
-        plan = Plan(model.preset, window.apply_to(request, model.preset) if window else request)
-        run = Run(plan, past, parts.space, host.Progress(cls.hidden.unique_id, num_steps(plan)))
+        plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
         settings = plan.settings() | model.settings() | {"past_latent_frames": past.num_frames}
-        with host.video_file(PREFIX, secrets.token_hex(3)) as video:
-            writer = VideoWriter(video.path, plan.width, plan.height, settings)
-            host.within_memory(
-                lambda: run.record(parts, writer), lambda: f"{parts.shortage(plan)}{run.kept(writer)}"
-            )
-        return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing())
+        live = LiveRun(cls.hidden.unique_id, (plan.width, plan.height), settings)
+        run = Run(parts, plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)), keep_state)
+        control = live.steered(pace, window.on_switch if window else None, run.turns)
+        with live.going_on(), host.video_file(PREFIX, live.id) as video:
+            run.record(control, live.writing(video, host.graph_metadata(cls.hidden)))
+        return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing() | live.as_listing())
 
 
 INPUTS = [
@@ -92,11 +95,11 @@ INPUTS = [
     io.Float.Input(
         "seconds",
         default=10.0,
-        min=0.1,
+        min=0.0,
         max=MAX_SECONDS,
         step=0.5,
         round=0.01,
-        tooltip="Length of the video. It has 16 frames a second.",
+        tooltip="Length of the video. It has 16 frames a second. 0: until you stop it.",
     ),
     io.Int.Input(
         "seed",
@@ -105,6 +108,25 @@ INPUTS = [
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
         tooltip="The same seed gives the same video on the same machine.",
+    ),
+    io.Combo.Input(
+        "pace",
+        options=list(PACES),
+        default=FULL_SPEED,
+        optional=True,
+        tooltip=(
+            "full speed: as fast as it can. real time: never more than a block ahead of the clock, so that a "
+            "prompt you send takes effect at what you see."
+        ),
+    ),
+    io.Boolean.Input(
+        "keep_state",
+        default=False,
+        optional=True,
+        tooltip=(
+            "Hand on the exact state with the latent, so that continue_from goes on as if there had been no "
+            "end. It takes as much memory as the model remembers: 3.2 GB at 832x480."
+        ),
     ),
     WindowType.Input(
         "window",
@@ -153,11 +175,16 @@ class Parts:
     def space(self) -> LatentSpace:
         return latent_space(self.model.preset)
 
-    def pipeline(self, plan: Plan) -> Pipeline:
+    def pipeline(self, plan: Plan, turns: Turns) -> Pipeline:
         """All of it in memory, with room for the run."""
+        transformer, decoder = self.load(plan)
+        made_of = (self.model.preset, transformer, turns.guarded(decoder), self.encode)
+        return Pipeline(*made_of, speed=self.model.speed)
+
+    def load(self, plan: Plan) -> list:
+        """Transformer and decoder in memory, with room for the run."""
         parts = [self.model.transformer, self.vae.decoder]
-        transformer, decoder = host.load(parts, run_bytes(self.model, self.vae, plan))
-        return Pipeline(self.model.preset, transformer, decoder, self.encode)
+        return host.load(parts, run_bytes(self.model, self.vae, plan))
 
     def encode(self, prompt: str) -> Tensor:
         """The embedding of a prompt, as long as the model was trained to read."""
@@ -167,13 +194,26 @@ class Parts:
         return shortage(self.model, self.vae, plan)
 
 
+def request_of(
+    schedule: EncodedSchedule, window: WindowChoice | None, past: "Past", preset: Preset, **made
+) -> Request:
+    """What the widgets ask for; 0 seconds are until stopped."""
+    seconds = made.pop("seconds") or UNTIL_STOPPED
+    made |= {"state": past.state} if past.state else {"past": past.scene, "cut_off": past.cut_off}
+    request = Request(schedule.schedule, seconds, **made)
+    return window.apply_to(request, preset) if window else request
+
+
 def num_steps(plan: Plan) -> int:
     """Denoising steps of the whole video."""
     return len(plan.blocks) * len(plan.preset.sigmas.steps)
 
 
 class Past:
-    """The samples [1, C, T, H, W] to continue from, if any; `scene`, since the last cut, is normalised."""
+    """The samples [1, C, T, H, W] to continue from, if any; `scene`, since the last cut, is normalised.
+
+    `cut_off` pixel frames at their end were in no video yet; `state` is exact, where there is one.
+    """
 
     def __init__(self, latent: dict | None, space: LatentSpace):
         self.samples: Tensor | None = latent["samples"].cpu() if latent else None
@@ -183,53 +223,84 @@ class Past:
         self.scenes = tuple(first for first in scenes if first < self.num_frames)
         since = self.scenes[-1] if self.scenes else 0
         self.scene = None if normalised is None else normalised[:, :, since:]
+        self.num_pixel_frames = num_frames(self.num_frames)
+        self.cut_off = self.num_pixel_frames - latent.get(FRAMES_KEY, self.num_pixel_frames) if latent else 0
+        self.state: VideoState | None = latent.get(STATE_KEY) if latent else None
+        if self.state and not self._has_made(space.samples(self.state.newest_latents)):
+            self.state = None
+
+    def _has_made(self, newest: Tensor) -> bool:
+        """Whether the state is still that of the samples: other nodes may have changed these."""
+        made = self.state.num_blocks * self.state.rollout.window.block_latent_frames
+        return made == self.num_frames and torch.equal(self.samples[:, :, -newest.shape[2] :], newest)
 
 
 class Run(Hook):
     """One video in the making: what is recorded, and what the node shows meanwhile."""
 
-    def __init__(self, plan: Plan, past: Past, space: LatentSpace, progress: host.Progress):
-        self._plan, self._space, self._progress = plan, space, progress
+    def __init__(self, parts: Parts, plan: Plan, past: Past, progress: host.Progress, keep_state: bool):
+        self._made_of, self._plan, self._progress = parts, plan, progress
+        self.turns = Turns(parts.schedule.has_room, lambda: parts.load(plan))
         self._parts = [] if past.samples is None else [past.samples]
         self._scenes = list(past.scenes)
-        self._frames = 0
+        self._past_frames = past.num_pixel_frames - past.cut_off
+        self._ending = Ending() if keep_state else None
+        self._frames = self._blocks = 0
+        self._notes: list[str] = []
         self._start = time.monotonic()
+
+    def on_note(self, text: str) -> None:
+        self._notes.append(text)
+        self._progress.text(text)
 
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
         self._progress.step()
 
-    def record(self, parts: Parts, writer: VideoWriter) -> None:
-        """Make the video; whatever happens, the file is closed and playable."""
+    def record(self, control: LiveControl, writer: LiveWriter) -> None:
+        """Make the video; whatever happens, the file is closed and playable.
+
+        Raises host.OutOfMemory, with a sentence that helps, when memory does not suffice.
+        """
+        host.within_memory(
+            lambda: self._record(control, writer),
+            lambda: f"{self._made_of.shortage(self._plan)}{self._kept(writer)}",
+        )
+
+    def _record(self, control: LiveControl, writer: LiveWriter) -> None:
         try:
             with writer:
-                for chunk in parts.pipeline(self._plan).run(self._plan.request, self):
+                pipeline = self._made_of.pipeline(self._plan, self.turns)
+                for chunk in pipeline.run(self._plan.request, self, control, self._ending):
                     self._keep(chunk, writer)
         except BaseException:
             self._give_up(writer)
             raise
-        self._progress.text(host.some_lines([self._summary(), *self._plan.timeline.warnings]))
+        self._progress.text(host.some_lines([self._summary(), *self._notes, *self._plan.timeline.warnings]))
 
     def latents(self) -> dict:
-        """All clean latents as a LATENT."""
-        return {"samples": torch.cat(self._parts, dim=2), SCENES_KEY: tuple(self._scenes)}
+        """All clean latents as a LATENT, with what a video that continues this one must know."""
+        made = {"samples": torch.cat(self._parts, dim=2), SCENES_KEY: tuple(self._scenes)}
+        made[FRAMES_KEY] = self._past_frames + self._frames
+        return made | ({STATE_KEY: self._ending.state} if self._ending else {})
 
-    def kept(self, writer: VideoWriter) -> str:
+    def _kept(self, writer: LiveWriter) -> str:
         """What an error adds about the part that was made."""
         return (
             f"; the first {self._frames / FRAME_RATE:.1f} s are kept as {writer.path}" if self._frames else ""
         )
 
-    def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
+    def _keep(self, chunk: Chunk, writer: LiveWriter) -> None:
         if chunk.block.opens_scene:
             self._scenes.append(sum(part.shape[2] for part in self._parts))
-        self._parts.append(self._space.samples(chunk.block.latents.cpu()))
+        self._parts.append(self._made_of.space.samples(chunk.block.latents.cpu()))
         pictures = chunk.pictures()
         writer.append(pictures)
         self._frames += len(pictures)
+        self._blocks += 1
         self._progress.preview(pictures[-1])
         self._progress.text(self._status(chunk.block.index))
 
-    def _give_up(self, writer: VideoWriter) -> None:
+    def _give_up(self, writer: LiveWriter) -> None:
         if writer.num_frames:
             self._progress.text(f"stopped at {self._frames / FRAME_RATE:.1f} s; kept as {writer.path}")
 
@@ -238,9 +309,12 @@ class Run(Hook):
 
     def _status(self, block: int) -> str:
         blocks, speed = self._plan.blocks, self._speed()
+        number = block - blocks.start + 1
+        if self._plan.is_until_stopped:
+            return f"block {number} · {speed:.0f} fps · until stopped"
         left = (self._plan.frames - self._frames) / speed
-        return f"block {block - blocks.start + 1}/{len(blocks)} · {speed:.0f} fps · {left:.0f} s left"
+        return f"block {number}/{len(blocks)} · {speed:.0f} fps · {left:.0f} s left"
 
     def _summary(self) -> str:
         seconds = self._frames / FRAME_RATE
-        return f"{seconds:.1f} s of video · {len(self._plan.blocks)} blocks · {self._speed():.0f} fps"
+        return f"{seconds:.1f} s of video · {self._blocks} blocks · {self._speed():.0f} fps"

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..longlive_core.config import LONGLIVE_1_3B, RELATIVES, Preset
 from ..longlive_core.model.attention import attention_backend
+from ..longlive_core.speed import PLAIN, Speed
 from ..longlive_core.weights.checkpoints import NO_LORA
 from ..longlive_core.weights.lora import LoraChoice
 from . import host
@@ -18,6 +19,7 @@ from .io_types import (
     FamilyInput,
     LoraStrengthInput,
     ModelType,
+    SpeedInput,
     StreamModel,
 )
 from .shared_model import shared_config, shared_transformer, with_lora
@@ -52,6 +54,7 @@ class LongLiveUseModel(io.ComfyNode):
                 LoraStrengthInput,
                 AttentionInput,
                 FamilyInput,
+                SpeedInput,
             ],
             outputs=[
                 ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream.")
@@ -65,7 +68,7 @@ class LongLiveUseModel(io.ComfyNode):
         return "" if lora in (None, NONE) else host.file_stamp(lora, LORAS)
 
     @classmethod
-    def execute(cls, model, lora, lora_strength, attention, family) -> io.NodeOutput:
+    def execute(cls, model, lora, lora_strength, attention, family, speed=PLAIN) -> io.NodeOutput:
         host.check_attention(attention)
         attend, config = attention_backend(attention), shared_config(model)
         preset = replace(preset_of(model, family), model=config)
@@ -78,7 +81,8 @@ class LongLiveUseModel(io.ComfyNode):
             notes.append(NO_LORA)
         shared = host.Managed(model, lambda: shared_transformer(model, config, attend))
         source = {"lora": lora, "lora_strength": lora_strength}
-        generator = StreamModel(preset, shared, attention, host.precision_of(model), source)
+        way, precision = Speed(speed, attention), host.precision_of(model)
+        generator = StreamModel(preset, shared, attention, precision, source, way)
         return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))
 
 

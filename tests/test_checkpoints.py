@@ -17,7 +17,7 @@ from longlive_core.config import RELATIVES, ModelConfig
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.weights.checkpoints import NO_LORA, compute_dtype, load_transformer
 from longlive_core.weights.lora import LoraChoice
-from longlive_core.weights.quantize import to_fp8
+from longlive_core.weights.quantize import to_8_bits
 from longlive_core.weights.wan_names import foreign_name, from_wan, our_name
 
 CONFIG = ModelConfig(
@@ -167,7 +167,7 @@ def test_fp8_storage_computes_nearly_the_same(tmp_path: Path, state) -> None:
 
 
 def test_fp8_of_zeros_is_zero() -> None:
-    weight, scale = to_fp8(torch.zeros(2, 3))
+    weight, scale = to_8_bits(torch.zeros(2, 3))
     assert not weight.float().any() and torch.isfinite(scale).all()
 
 

@@ -17,7 +17,6 @@ from longlive_core.cli import build_parser, main
 from longlive_core.cli.generate import request_from
 from longlive_core.mini.loader import WEIGHTS, load_mini
 from longlive_core.pipeline import Request
-from longlive_core.video import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"
@@ -77,18 +76,9 @@ def test_interrupt_leaves_a_playable_file_and_exit_code_130(tmp_path) -> None:
     assert num_video_frames(out) > 12
 
 
-def test_a_growing_file_is_already_playable(tmp_path) -> None:
-    writer = VideoWriter(tmp_path / "v.mp4", 64, 64)
-    writer.append((torch.rand(120, 64, 64, 3) * 255).byte().numpy())
-    assert num_video_frames(tmp_path / "v.mp4") > 12
-    writer.close()
-    assert num_video_frames(tmp_path / "v.mp4") == 120
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("seconds", ["0.5", "20"])
 def test_a_full_disk_is_one_sentence(seconds, capsys, monkeypatch) -> None:
-    """Also where the disk fills only when the encoder lets go of its last frames."""
     monkeypatch.setattr("longlive_core.cli.generate.check_outputs", lambda path: None)
     assert main(["generate", "--prompt", PROMPT, "--seconds", seconds, "--out", "/dev/full"]) == 2
     assert "No space left on device; what was written before stays playable" in capsys.readouterr().err
@@ -191,38 +181,6 @@ def test_ten_thousand_cues(tmp_path) -> None:
     text = "\n".join(f"{i / 100}s {PROMPT}" for i in range(10_000))
     timeline = PromptSchedule.parse(text).resolve(3, 100.0)
     assert len(timeline.segments) == 134 and timeline.warnings
-
-
-def test_a_full_disk_leaves_whole_fragments(tmp_path) -> None:
-    """A disk that takes only part of the file: every frame of every whole fragment still decodes."""
-    out = tmp_path / "v.mp4"
-    writer = VideoWriter(out, 64, 64, {"schedule": "x" * 100_000})
-    real, room = writer._sink._file.write, 260_000
-
-    def write(data):
-        nonlocal room
-        taken = min(len(data), room)
-        room -= taken
-        if not taken:
-            raise OSError(28, "No space left on device")
-        return real(data[:taken])
-
-    writer._sink._file = FullFile(writer._sink._file, write)
-    with pytest.raises(OSError, match="No space"), writer:
-        for _ in range(100):
-            writer.append((torch.rand(12, 64, 64, 3) * 255).byte().numpy())
-    assert num_video_frames(out) >= 12
-    assert not list(tmp_path.glob("*.part"))
-
-
-class FullFile:
-    """A raw file whose write is replaced."""
-
-    def __init__(self, file, write):
-        self._file, self.write = file, write
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
 
 
 def test_a_continued_video_goes_on_with_the_frames_asked_for() -> None:

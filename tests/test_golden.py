@@ -29,6 +29,7 @@ from longlive_core.weights.wan_names import foreign_name, from_wan
 
 ATOL = 1e-4
 ROPE_GRID = (2, 3, 4)  # frames, rows, columns of the RoPE units
+BACKWARD = torch.tensor((1.0, -1.0))  # turns a rotation (cosine, sine) around
 _spec = importlib.util.spec_from_file_location("seeded", Path(__file__).parent / "golden" / "seeded.py")
 seeded = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(seeded)
@@ -186,7 +187,7 @@ def in_time_order(cache, layer: int, kind: str, grid: tuple[int, int]) -> torch.
     held_tokens = torch.cat([buffer[:, slot * tokens : (slot + 1) * tokens] for slot in slots], dim=1)
     if kind == "v" or not cache.window.endless:
         return held_tokens
-    return rotate(held_tokens, rotation(torch.tensor(positions), *grid, buffer.shape[-1]).conj())
+    return rotate(held_tokens, rotation(torch.tensor(positions), *grid, buffer.shape[-1]) * BACKWARD)
 
 
 def test_scenario(dit_golden: Path) -> None:

@@ -77,7 +77,7 @@ def arguments(files: ModelFiles, out: Path, **changes: str) -> list[str]:
 
 
 @pytest.mark.parametrize("decoder", ["Wan2.1_VAE", "taew2_1"])
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
 def test_files_become_a_video_by_one_command(
     decoder, precision, files, tmp_path, monkeypatch, capsys
 ) -> None:

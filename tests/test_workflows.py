@@ -41,7 +41,7 @@ KNOWN = schemas.declared() | STOCK
 NOTE = "MarkdownNote"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 EXPECTED = {
-    *("mini_prompt_switch", "mini_frame_sink_compare", "mini_endless"),
+    *("mini_prompt_switch", "mini_timeline", "mini_frame_sink_compare", "mini_endless", "mini_extend"),
     *("longlive_t2v", "longlive_interactive_60s", "longlive_240s", "longlive_low_vram"),
 }
 LOADERS = {"LongLiveLoadModel", "LongLiveLoadVAE", "CLIPLoader", "VAELoader"}

@@ -18,7 +18,7 @@ from ..config import MINI, WindowConfig
 from ..geometry import FRAME_RATE, block_first_frame, latent_size, num_blocks
 from ..mini.loader import WEIGHTS, Mini, load_mini
 from ..rollout.noise import SeededNoise
-from ..rollout.prompts import Policy
+from ..rollout.prompts import SWITCH_POLICIES, Policy
 from ..rollout.rollout import Switch, rollout
 from ..rollout.sigmas import shifted_sigmas
 from ..vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
@@ -274,7 +274,7 @@ def bars(mini: Mini, count: int) -> dict[str, dict[str, float]]:
 
 def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
     """The paper's two ablations: what a switch does to the past, and window and sink over time."""
-    policies = {f"switch, {p.value}": switch_figures(mini, count, p) for p in Policy}
+    policies = {f"switch, {p.value}": switch_figures(mini, count, p) for p in SWITCH_POLICIES}
     windows = {}
     for name, window in WINDOWS.items():
         for seconds in (60, LONG_SECONDS):

@@ -85,6 +85,10 @@ class Server:
         self.start_log = self.log
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
 

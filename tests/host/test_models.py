@@ -232,20 +232,23 @@ def test_out_of_memory_is_explained_and_the_server_goes_on(server, models):
     assert dumped(server, "after").isfinite().all()
 
 
-def test_fp8_files_and_fp8_storage_run(server, models, latents):
+def test_fp8_files_and_8_bits_of_every_kind_run(server, models, latents):
     prompt = graph(
         unet=stock_model("small_wan_fp8.safetensors"),
         stock=shared("unet"),
         packed=own_model("small_wan_fp8.safetensors", precision="fp8"),
         own=own_model(precision="fp8"),
+        quick=own_model(precision="fp8-fast"),
+        int8=own_model(precision="int8"),
     )
-    for name in ("stock", "packed", "own"):
+    names = ("stock", "packed", "own", "quick", "int8")
+    for name in names:
         prompt |= {
             f"{name}_video": stream(name),
             f"{name}_out": dump(f"fp8_{name}", latent=[f"{name}_video", 1]),
         }
     run(server, prompt)
-    for name in ("stock", "packed", "own"):
+    for name in names:
         found = dumped(server, f"fp8_{name}")
         correlation = torch.corrcoef(torch.stack((found.flatten(), latents["own"].flatten())))[0, 1]
         assert correlation > 0.98, name
