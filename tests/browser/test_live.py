@@ -157,7 +157,8 @@ def let_it_be_seen(server, page) -> None:
 def test_a_video_is_watched_and_steered_from_two_tabs_and_over_http(server, tabs):
     first = tabs(workflow(seconds=0))
     one = Panel(first)
-    assert one.button("send").is_disabled() and "Press Run" in one.page.inner_text(".longlive-live")
+    idle = "done" if server.get("/longlive/runs")["runs"] else "Press Run"  # other tests may have run before
+    assert one.button("send").is_disabled() and idle in one.page.inner_text(".longlive-live")
     first.evaluate(QUEUE)
     one.until(SHOWS, "red")
     assert first.evaluate(LAG) < MAX_LAG_SECONDS

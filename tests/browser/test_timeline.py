@@ -26,6 +26,7 @@ RAW_TEXT = "textarea.comfy-multiline-input[placeholder=prompts], [data-node-id='
 ONE = "0:00 a red circle drifts right over navy\n"
 SECONDS = 12.0
 NUM_EDITS = 12  # of draw_three_cues
+RESTORED_MILLISECONDS = 2000  # in which a new page loads the draft that it kept of the last one
 BLOCK = 3  # latent frames
 PICTURES = os.environ.get("LONGLIVE_PICTURES")  # a folder to keep pictures of the timeline in
 
@@ -189,6 +190,7 @@ def test_three_cues_are_drawn_undone_saved_loaded_exported_and_run(timeline, ser
         page.reload()
         page.wait_for_function(READY, timeout=120_000)
         page.errors.clear()  # as the page fixture does
+        page.wait_for_timeout(RESTORED_MILLISECONDS)
     timeline.load(saved)
     assert timeline.text == texts[-1]
     assert_drawn_as_written(timeline)
