@@ -50,7 +50,8 @@ SEEN_SECONDS = 1.5  # after which a prompt must be visible
 SEED = 5
 STREAM_ID = 900
 SNAPSHOT = {
-    **{"run": "abc", "node": str(STREAM_ID), "state": "running", "block": 9, "num_blocks": None, "seconds": 7.3},
+    **{"run": "abc", "node": str(STREAM_ID), "state": "running", "block": 9, "num_blocks": None},
+    "seconds": 7.3,
     **{"fps": 16.0, "pace": "real time", "pending": None, "error": None, "num_frames": 0},
     **{"video": "/longlive/runs/abc/video", "width": 64, "height": 64},
     "cues": [
