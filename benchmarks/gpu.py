@@ -75,8 +75,7 @@ class Bench:
     def attention(self) -> dict[str, Any]:
         """Milliseconds of every backend for a block on a full window."""
         tokens = tokens_per_frame(*latent_size(self.width, self.height))
-        model = LONGLIVE_1_3B.model
-        shape = AttentionShape(3 * tokens, 12 * tokens, model.num_heads, model.head_dim)
+        shape = AttentionShape.of(LONGLIVE_1_3B.model, LONGLIVE_1_3B.window, tokens)
         rows = measured(shape, self.device, self.dtype, BACKENDS)
         return {row.name: round(row.seconds * 1000, 3) if row.seconds else row.reason for row in rows}
 

@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from longlive_core.geometry import FRAME_RATE
+
 SMOOTH_BLOCKS = 8
 FRAMES_A_BLOCK = 12
 
@@ -37,7 +39,7 @@ def draw_speed(axes: Axes, cases: dict[str, dict[str, Any]]) -> None:
         arrivals = figures.get("arrivals", [])
         spans = range(SMOOTH_BLOCKS, len(arrivals))
         fps = [SMOOTH_BLOCKS * FRAMES_A_BLOCK / (arrivals[i] - arrivals[i - SMOOTH_BLOCKS]) for i in spans]
-        axes.plot([i * FRAMES_A_BLOCK / 16 for i in spans], fps, label=name)
+        axes.plot([i * FRAMES_A_BLOCK / FRAME_RATE for i in spans], fps, label=name)
     axes.set(xlabel="seconds of video", ylabel="frames a second, decoded and encoded", ylim=(0, None))
     legend(axes)
 

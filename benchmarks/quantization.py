@@ -21,12 +21,13 @@ from longlive_core.config import LONGLIVE_1_3B, MINI
 from longlive_core.geometry import latent_size
 from longlive_core.mini.loader import load_mini
 from longlive_core.model.causal_wan import CausalWan
+from longlive_core.model.fastest import seconds_of
 from longlive_core.model.linear8 import FP8, plain
 from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Block, Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.training.evaluate import BatchNoise, held_out, single_prompt_figures, switch_figures
-from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt, measured
+from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt
 from longlive_core.weights.quantize import layer_linears, quantize, to_8_bits
 from tests.test_golden import Recorded
 
@@ -155,7 +156,7 @@ def times(device: torch.device) -> dict[str, dict[str, float | str]]:
     work = Work(shapes, torch.bfloat16 if device.type == "cuda" else torch.float32)
     tried: dict[str, Kernel] = {"wide": WIDE}
     tried |= {kernel.multiply.__name__: kernel for kernels in KERNELS.values() for kernel in kernels}
-    results = {name: attempt(kernel, work, machine, measured) for name, kernel in tried.items()}
+    results = {name: attempt(kernel, work, machine, seconds_of) for name, kernel in tried.items()}
     base = results["wide"].seconds
     return {
         name: {"fails": result}

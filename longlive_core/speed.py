@@ -55,16 +55,14 @@ def _settle_layers(
     batch, _, frames, height, width = block_shape
     tokens = tokens_per_frame(height, width)
     if speed.attention == AUTO and model.device.type == "cuda" and window.window_latent_frames:
-        name = _fastest(model, frames * tokens, window.window_latent_frames * tokens)
-        yield f"attention by {name}"
+        yield f"attention by {_fastest(model, AttentionShape.of(model.config, window, tokens))}"
     release_layers(model)
     if speed.layers == COMPILED:
         yield compile_layers(model, batch, frames, tokens)
 
 
-def _fastest(model: CausalWan, queries: int, keys: int) -> str:
-    """Let self-attention run by the fastest backend for a full window; returns its name."""
-    shape = AttentionShape(queries, keys, model.config.num_heads, model.config.head_dim)
+def _fastest(model: CausalWan, shape: AttentionShape) -> str:
+    """Let self-attention run by the fastest backend for that shape; returns its name."""
     name = fastest_attention(shape, model.device, model.dtype)
     for layer in model.layers:
         layer.self_attn.attend = attention_backend(name)

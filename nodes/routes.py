@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..longlive_core.live import LiveError
+from ..longlive_core.live import LiveControl, LiveError
 from ..longlive_core.rollout.prompts import ScheduleError
 from . import host
 from .growing import send_video
@@ -64,25 +64,16 @@ async def send_prompt(request: web.Request) -> web.Response:
     return web.json_response(run.send(body["prompt"], body.get("policy"), body.get("blend")), status=202)
 
 
-@answered
-async def pause(request: web.Request) -> web.Response:
-    run = named(request)
-    run.control.pause()
-    return web.json_response(run.snapshot())
+def commanded(command: Callable[[LiveControl], None]) -> Handler:
+    """Lets a run's control do something, and answers with what came of it."""
 
+    @answered
+    async def handle(request: web.Request) -> web.Response:
+        run = named(request)
+        command(run.control)
+        return web.json_response(run.snapshot())
 
-@answered
-async def resume(request: web.Request) -> web.Response:
-    run = named(request)
-    run.control.resume()
-    return web.json_response(run.snapshot())
-
-
-@answered
-async def stop(request: web.Request) -> web.Response:
-    run = named(request)
-    run.control.stop()
-    return web.json_response(run.snapshot())
+    return handle
 
 
 @answered
@@ -125,9 +116,9 @@ ROUTES = (
     ("GET", "/longlive/runs", list_runs),
     ("GET", "/longlive/runs/{run}", show_run),
     ("POST", "/longlive/runs/{run}/prompt", send_prompt),
-    ("POST", "/longlive/runs/{run}/pause", pause),
-    ("POST", "/longlive/runs/{run}/resume", resume),
-    ("POST", "/longlive/runs/{run}/stop", stop),
+    ("POST", "/longlive/runs/{run}/pause", commanded(LiveControl.pause)),
+    ("POST", "/longlive/runs/{run}/resume", commanded(LiveControl.resume)),
+    ("POST", "/longlive/runs/{run}/stop", commanded(LiveControl.stop)),
     ("GET", "/longlive/runs/{run}/schedule", show_schedule),
     ("GET", "/longlive/runs/{run}/video", show_video),
 )

@@ -192,7 +192,9 @@ def test_without_a_compiler_the_layers_stay_plain(model, monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "compile", compiler)
     said = compiled.compile_layers(model, 1, 3, TOKENS)
-    assert said == "not compiled, about 10 to 30 % slower: Compiler: cl is not found."
+    assert said == (
+        "not compiled, every operator runs by itself as with speed plain: Compiler: cl is not found."
+    )
     with torch.no_grad():
         latents(model, WindowConfig(), 2)
 

@@ -87,13 +87,7 @@ def print_attention(options: argparse.Namespace, device: torch.device) -> None:
     preset = MINI if options.model == MINI.name else LONGLIVE_1_3B
     width, height = options.size or (preset.width, preset.height)
     tokens = tokens_per_frame(*latent_size(width, height))
-    model, window = preset.model, preset.window
-    shape = AttentionShape(
-        window.block_latent_frames * tokens,
-        window.window_latent_frames * tokens,
-        model.num_heads,
-        model.head_dim,
-    )
+    shape = AttentionShape.of(preset.model, preset.window, tokens)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     for timing in measured(shape, device, dtype, BACKENDS):
         time = f"{timing.seconds * 1000:9.3f} ms" if timing.seconds else f"   -         {timing.reason}"

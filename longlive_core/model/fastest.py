@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import benchmark
 
+from ..config import ModelConfig, WindowConfig
 from .attention import EXACT, Attend, attention_backend, sdpa
 
 TIMING_SECONDS = 0.05
@@ -29,6 +30,12 @@ class AttentionShape:
     keys: int
     num_heads: int
     head_dim: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, window: WindowConfig, tokens: int) -> "AttentionShape":
+        """A block on a full window, `tokens` a latent frame."""
+        frames = window.block_latent_frames, window.window_latent_frames
+        return cls(*(tokens * count for count in frames), model.num_heads, model.head_dim)
 
     def tensors(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator(device).manual_seed(0)

@@ -13,16 +13,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from ..model import linear8
 from ..model.causal_wan import CausalWan
+from ..model.fastest import seconds_of
 from ..model.linear8 import FP8, Multiply
 from .quantize import multiply_with, pass_linears, to_8_bits
 
 FP8_CAPABILITY = (8, 9)  # no card before GeForce RTX 40 and H100 multiplies fp8
 TOKENS = {"cuda": 4680, "cpu": 32}  # a block at 832x480; on CPUs enough to compare, in seconds
-TIMING_SECONDS = 0.05
 TOLERANCE = 0.02  # relative rms against `plain`: bf16's rounding is 0.003, a wrong product is near 1
 
 
@@ -86,12 +85,6 @@ class Arithmetic(NamedTuple):
 Seconds = Callable[[Callable[[], Tensor]], float]  # a call -> how long it takes
 
 
-def measured(call: Callable[[], Tensor]) -> float:
-    """Median seconds of a call, the device waited for."""
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=TIMING_SECONDS).median
-
-
 def settle_arithmetic(transformer: CausalWan, precision: str, device: torch.device) -> tuple[str, ...]:
     """Let a transformer stored in 8 bits multiply as is best on `device`; what the user should hear of it."""
     if precision not in KERNELS:
@@ -113,7 +106,7 @@ def choose(
     work: Work,
     machine: Machine,
     kernels: Sequence[Kernel] | None = None,
-    seconds: Seconds = measured,
+    seconds: Seconds = seconds_of,
 ) -> Arithmetic:
     """The fastest kernel that is right on this machine, if it beats the arithmetic without one.
 
