@@ -28,6 +28,7 @@ from longlive_core.geometry import latent_size, tokens_per_frame
 from longlive_core.model.attention import BACKENDS
 from longlive_core.model.fastest import AttentionShape, measured
 from longlive_core.pipeline import Pipeline, Request
+from longlive_core.reasons import reason_of
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.prompts import PromptSchedule
 from longlive_core.rollout.sigmas import shifted_sigmas
@@ -131,7 +132,7 @@ def run(cases: dict[str, Case], out: Path) -> Iterator[str]:
         try:
             results["cases"][name] = case()
         except (RuntimeError, ValueError) as error:
-            results["cases"][name] = {"failed": str(error).strip().split("\n", 1)[0]}
+            results["cases"][name] = {"failed": reason_of(error)}
         out.write_text(json.dumps(results, indent=2) + "\n")
         yield f"{name}: {json.dumps(short(results['cases'][name]))}"
         gc.collect()

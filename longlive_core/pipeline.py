@@ -22,7 +22,7 @@ from .rollout.prompts import PromptSchedule
 from .rollout.rollout import Block, Hook, Noise, rollout
 from .rollout.sigmas import shifted_sigmas
 from .script import EncodeText, script_of
-from .speed import PLAIN, Speed, made_ready
+from .speed import PLAIN, Speed, made_ready, ready_decoder
 from .state import Ending, VideoState
 from .vae.streaming import Decoder, StreamingDecoder
 
@@ -100,6 +100,7 @@ class Pipeline:
         the exact state of the video once all of it was yielded.
         """
         plan = self.plan(request)
+        ready_decoder(self.decoder, self.speed, plan.block_shape, (hook or Hook()).on_note)
         decoder, due = self._decoder_for(plan)
         left = plan.frames
         for block in self._blocks_ahead(plan, hook, live, ending):
@@ -165,9 +166,8 @@ class Pipeline:
             hook = ending.watching(script, hook)
         noise = until(stop, SeededNoise(plan.request.seed, plan.block_shape))
         sigmas = shifted_sigmas(self.preset.sigmas)
-        model, notes = made_ready(self.model, self.speed, plan.window, plan.block_shape)
-        for note in notes if hook else ():
-            hook.on_note(note)
+        tell = (hook or Hook()).on_note
+        model = made_ready(self.model, self.speed, plan.window, plan.block_shape, tell)
         made = rollout(model, script, noise, sigmas, plan.window, plan.blocks, plan.past, hook)
         return live.until_stopped(made) if live else made
 

@@ -1,30 +1,39 @@
-"""A model made ready for blocks of one size: attention chosen, layers compiled, passes recorded.
+"""Model and decoder made ready for blocks of one size: attention chosen, both compiled, passes recorded.
 
 Each of them is an option that falls back to the plain way, says so once in a sentence, and never stops a run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from .config import WindowConfig
 from .geometry import tokens_per_frame
-from .model.attention import AUTO, attention_backend
+from .model.attention import AUTO, attention_backend, is_recordable
 from .model.causal_wan import CausalWan
 from .model.compiled import compile_layers, release_layers
 from .model.fastest import AttentionShape, fastest_attention
 from .model.graphs import CudaRecorder, GraphedModel
+from .vae.autoencoder import WanAutoencoder
+from .vae.compiled import compile_decoder, release_decoder
+from .vae.tiny import TinyAutoencoder
 
 PLAIN, GRAPHS, COMPILED = SPEEDS = ("plain", "graphs", "compiled")
+PATIENCE = "the first time takes up to a minute or two, later ones find the result on disk"
+Tell = Callable[[str], None]  # what the user should know
 
 
 @dataclass(frozen=True)
 class Speed:
     """How to run a model.
 
-    `layers`: plain; graphs (passes recorded as CUDA graphs); compiled (layers compiled by torch, and on cards
-    graphs). `attention` auto: on cards the fastest exact backend; any other leaves it as it was loaded.
+    `layers`: plain; graphs (passes recorded as CUDA graphs); compiled (layers compiled by torch, on cards the
+    decoder too, and graphs). `attention` auto: on cards the fastest exact backend; any other leaves it as it
+    was loaded.
     """
 
     layers: str = PLAIN
@@ -35,22 +44,57 @@ class Speed:
             raise ValueError(f"unknown speed {self.layers!r}; choose one of {', '.join(SPEEDS)}")
 
 
+class Settled(NamedTuple):
+    """What a module was last made ready for, and what was said of it."""
+
+    wanted: Hashable
+    notes: list[str]
+
+
+_SETTLED: WeakKeyDictionary[nn.Module, Settled] = WeakKeyDictionary()
+
+
 def made_ready(
-    model: CausalWan, speed: Speed, window: WindowConfig, block_shape: tuple[int, ...]
-) -> tuple[CausalWan | GraphedModel, list[str]]:
-    """The model to make blocks [B, C, T, H, W] of latents with, and what the user should know of it."""
-    notes = list(_settle_layers(model, speed, window, block_shape))
+    model: CausalWan, speed: Speed, window: WindowConfig, block_shape: tuple[int, ...], tell: Tell
+) -> CausalWan | GraphedModel:
+    """The model to make blocks [B, C, T, H, W] of latents with; the second time nothing has to be done."""
+    wanted = (speed, window, block_shape, model.device, model.dtype)
+    _settle(model, wanted, lambda: _settle_layers(model, speed, window, block_shape, tell), tell)
     if speed.layers == PLAIN:
-        return model, notes
+        return model
     if model.device.type != "cuda":
         if speed.layers == GRAPHS:
-            notes.append("speed graphs needs an NVIDIA card; every pass is launched step by step here")
-        return model, notes
-    return GraphedModel(model, CudaRecorder()), notes
+            tell("speed graphs needs an NVIDIA card; every pass is launched step by step here")
+        return model
+    if not is_recordable(model.layers[0].self_attn.attend):
+        tell("this attention cannot be recorded as CUDA graphs; every pass is launched step by step")
+        return model
+    return GraphedModel(model, CudaRecorder())
+
+
+def ready_decoder(decoder: Any, speed: Speed, block_shape: tuple[int, ...], tell: Tell) -> None:
+    """Compile a decoder of ours on a card, where that is wanted; any other stays as it is.
+
+    On CPUs the convolutions take nearly all of the time, which no compiler changes.
+    """
+    if not isinstance(decoder, WanAutoencoder | TinyAutoencoder):
+        return
+    weight = decoder.decoder.stem.weight
+    wanted = (speed.layers == COMPILED and weight.is_cuda, block_shape, weight.device, weight.dtype)
+    _settle(decoder, wanted, lambda: _settle_decoder(decoder, wanted[0], block_shape, tell), tell)
+
+
+def _settle(module: nn.Module, wanted: Hashable, work: Callable[[], Iterator[str]], tell: Tell) -> None:
+    """Do the work that makes a module ready, unless it is; what is to be said is said every time."""
+    known = _SETTLED.get(module)
+    if not known or known.wanted != wanted:
+        known = _SETTLED[module] = Settled(wanted, list(work()))
+    for note in known.notes:
+        tell(note)
 
 
 def _settle_layers(
-    model: CausalWan, speed: Speed, window: WindowConfig, block_shape: tuple[int, ...]
+    model: CausalWan, speed: Speed, window: WindowConfig, block_shape: tuple[int, ...], tell: Tell
 ) -> Iterator[str]:
     batch, _, frames, height, width = block_shape
     tokens = tokens_per_frame(height, width)
@@ -58,7 +102,17 @@ def _settle_layers(
         yield f"attention by {_fastest(model, AttentionShape.of(model.config, window, tokens))}"
     release_layers(model)
     if speed.layers == COMPILED:
+        tell(f"compiling the layers; {PATIENCE}")
         yield compile_layers(model, batch, frames, tokens)
+
+
+def _settle_decoder(
+    decoder: WanAutoencoder | TinyAutoencoder, is_compiled: bool, block_shape: tuple[int, ...], tell: Tell
+) -> Iterator[str]:
+    release_decoder(decoder)
+    if is_compiled:
+        tell(f"compiling the decoder; {PATIENCE}")
+        yield compile_decoder(decoder, block_shape)
 
 
 def _fastest(model: CausalWan, shape: AttentionShape) -> str:

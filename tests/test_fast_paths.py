@@ -13,10 +13,11 @@ from benchmarks.plain import PlainScene
 from longlive_core import speed
 from longlive_core.bench.limits import block_flops
 from longlive_core.config import ModelConfig, Preset, SigmaConfig, WindowConfig
-from longlive_core.model import attention, compiled, fastest
+from longlive_core.model import attention, compiled, even, fastest
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.fastest import AttentionShape
 from longlive_core.model.graphs import GraphedModel
+from longlive_core.reasons import reason_of
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Hook, Switch, commit, denoise, recache, rollout
@@ -316,10 +317,71 @@ def test_every_backend_that_can_run_here_is_sdpa(model) -> None:
 @pytest.mark.parametrize("layers", speed.SPEEDS)
 def test_whatever_speed_is_asked_for_the_video_is_made(model, layers, monkeypatch) -> None:
     monkeypatch.setattr(speed, "compile_layers", lambda *_: "not compiled, slower: no compiler")
-    ready, notes = speed.made_ready(model, speed.Speed(layers, "auto"), WindowConfig(), SHAPE)
+    notes = []
+    ready = speed.made_ready(model, speed.Speed(layers, "auto"), WindowConfig(), SHAPE, notes.append)
     assert ready is model, "no card here"
     said = {"plain": "", "graphs": "NVIDIA", "compiled": "no compiler"}[layers]
     assert said in str(notes) and bool(said) == bool(notes)
+
+
+def test_a_model_is_made_ready_once_and_told_every_time(model, monkeypatch) -> None:
+    work = []
+    monkeypatch.setattr(speed, "compile_layers", lambda *_: work.append("") or "layers compiled in 9 s")
+    compiled_once, again, other = [], [], []
+    wanted = (model, speed.Speed("compiled"), WindowConfig())
+    speed.made_ready(*wanted, SHAPE, compiled_once.append)
+    speed.made_ready(*wanted, SHAPE, again.append)
+    assert [note.split(";")[0] for note in compiled_once] == [
+        "compiling the layers",
+        "layers compiled in 9 s",
+    ]
+    assert again == compiled_once[1:] and len(work) == 1
+    speed.made_ready(*wanted, (1, 4, 3, 8, 8), other.append)
+    assert other == compiled_once and len(work) == 2
+
+
+def attention_with_sums(q, k, v):
+    """Plain attention [B, N, L, D] and the log-sum-exp of every query."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize("multiprocessors", [5, 7, 8, 16, 132])
+def test_work_dealt_evenly_is_the_same_attention(multiprocessors, monkeypatch) -> None:
+    monkeypatch.setattr(even, "multiprocessors", lambda device: multiprocessors)
+    q, k, v = (torch.randn(1, length, 3, 16, dtype=torch.float64) for length in (700, 120, 120))
+    out = even.Even(attention_with_sums, even.joined)(q, k, v)
+    assert_close(out, attention.sdpa(q, k, v))
+
+
+def test_work_is_dealt_into_full_rounds_and_a_short_one() -> None:
+    """At 832x480: 37 tiles of 12 heads. What leaves no round half empty is not cut."""
+    h100 = even.deal(4680, 18720, 12, 132)
+    assert h100 == (33 * even.TILE, 5), "three rounds of 132, then 48 tiles in fifths: 240 fill two"
+    assert even.deal(4680, 18720, 12, 128) == (32 * even.TILE, 2)
+    assert even.deal(33 * even.TILE, 18720, 12, 132) is None
+    assert even.deal(4680, 18720, 12, 444) is None
+    assert even.deal(4680, 18719, 12, 132) is None, "a number of keys that nothing divides"
+
+
+class Unrecordable:
+    is_recordable = False
+
+
+def test_attention_that_no_graph_can_hold_is_not_recorded(model, monkeypatch) -> None:
+    monkeypatch.setattr(CausalWan, "device", torch.device("cuda"))
+    monkeypatch.setattr(speed, "CudaRecorder", lambda: None)
+    notes, wanted = [], (model, speed.Speed("graphs"), WindowConfig(), SHAPE)
+    assert isinstance(speed.made_ready(*wanted, notes.append), GraphedModel) and not notes
+    model.layers[0].self_attn.attend = Unrecordable()
+    assert speed.made_ready(*wanted, notes.append) is model
+    assert "cannot be recorded" in notes[0]
+
+
+def test_a_reason_is_the_line_that_says_something() -> None:
+    error = RuntimeError("backend='inductor' raised:\nCompilerError: no cl\n\nmore")
+    assert reason_of(error) == "CompilerError: no cl"
+    assert reason_of(RuntimeError("")) == "RuntimeError" and len(reason_of(ValueError("x" * 999))) == 200
 
 
 def test_an_unknown_speed_is_refused() -> None:

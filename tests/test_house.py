@@ -14,15 +14,16 @@ FILES = [ROOT / "__init__.py", *(f for folder in FOLDERS for f in sorted((ROOT /
 # room -> rooms it may import (itself always); a room is a folder or a file of longlive_core
 DOORS = {
     "geometry": set(),
+    "reasons": set(),
     "config": {"geometry"},
-    "model": {"config", "geometry"},
-    "vae": {"config", "geometry"},
+    "model": {"config", "geometry", "reasons"},
+    "vae": {"config", "geometry", "reasons"},
     "text": {"config", "geometry"},
     "rollout": {"model", "config", "geometry"},
-    "weights": {"model", "vae", "config", "geometry"},
+    "weights": {"model", "vae", "config", "geometry", "reasons"},
     "umt5": {"text", "weights", "config", "geometry"},
     "download": set(),
-    "mini": {"config", "weights", "text", "model", "vae", "geometry"},
+    "mini": {"config", "weights", "text", "model", "vae", "geometry", "reasons"},
     "video": {"geometry"},
     "contact_sheet": set(),
     "overlap": set(),
@@ -30,7 +31,7 @@ DOORS = {
     "script": {"rollout", "geometry"},
     "live": {"script", "rollout", "geometry"},
     "state": {"script", "rollout", "vae", "config", "geometry"},
-    "speed": {"model", "config", "geometry"},
+    "speed": {"model", "vae", "config", "geometry"},
     "bench": {
         *("overlap", "pipeline", "speed", "video", "memory", "rollout", "model", "vae", "weights"),
         *("config", "geometry"),
@@ -42,7 +43,7 @@ DOORS = {
     "parts": {"speed", "model", "pipeline", "umt5", "text", "vae", "weights", "config", "geometry"},
     "cli": {
         *("overlap", "bench", "speed", "pipeline", "parts", "memory", "download", "video", "contact_sheet"),
-        *("rollout", "state"),
+        *("rollout", "state", "reasons"),
         *("model", "weights", "config", "geometry"),
     },
     "__main__": {"cli"},

@@ -76,7 +76,7 @@ def test_a_kernel_is_plain_arithmetic(kernel: Kernel, dtype, rows, device) -> No
     x, _, small, scale, bias = operands(rows, dtype, kernel.weights, device)
     ours = kernel.multiply(x, small, scale, bias)
     assert ours.dtype == dtype and ours.shape == (*rows, 80)
-    assert relative(ours, plain(x, small, scale, bias)) < AGREE[dtype]
+    assert relative(ours, kernel.meaning(x, small, scale, bias)) < AGREE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [FP8, torch.int8], ids=["fp8", "int8"])
@@ -144,7 +144,7 @@ def test_a_kernel_is_compiled_with_what_stands_around_it() -> None:
     kernel = arithmetic.fused(KERNELS["int8"][0])
     assert relative(kernel.multiply(x, *rest), plain(x, *rest)) < AGREE[torch.float32]
     names = [kernel.multiply.__name__ for kernel in arithmetic.candidates("fp8-fast", CARD_AHEAD)]
-    assert names == 2 * ["fp8_by_rows", "fp8_scaled_after"]
+    assert names == 2 * ["fp8_by_rows", "fp8_unscaled"]
     assert len(arithmetic.candidates("fp8-fast", HOPPER)) == 2
 
 
@@ -193,9 +193,9 @@ def seconds_by(speed: dict[str, float]):
 @pytest.mark.parametrize(
     ("speed", "chosen"),
     [
-        ({"fp8_by_rows": 0.5, "fp8_scaled_after": 0.8}, linear8.fp8_by_rows),
-        ({"fp8_by_rows": 0.9, "fp8_scaled_after": 0.8}, linear8.fp8_scaled_after),
-        ({"fp8_by_rows": 1.5, "fp8_scaled_after": 1.2}, None),
+        ({"fp8_by_rows": 0.5, "fp8_unscaled": 0.8}, linear8.fp8_by_rows),
+        ({"fp8_by_rows": 0.9, "fp8_unscaled": 0.8}, linear8.fp8_unscaled),
+        ({"fp8_by_rows": 1.5, "fp8_unscaled": 1.2}, None),
     ],
 )
 def test_the_fastest_is_chosen_and_slower_than_wide_is_said(speed, chosen) -> None:
@@ -234,10 +234,10 @@ def not_finite(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor
     [(failing, "CUBLAS_STATUS_NOT_SUPPORTED"), (wrong, "off by 200%"), (not_finite, "off by inf%")],
 )
 def test_a_kernel_that_fails_or_is_wrong_gives_way_to_the_next(bad, reason) -> None:
-    kernels = [Kernel(bad, FP8), Kernel(linear8.fp8_scaled_after, FP8)]
-    swift = {"fp8_scaled_after": 0.5, bad.__name__: 0.1}
+    kernels = [Kernel(bad, FP8), Kernel(linear8.fp8_unscaled, FP8, linear8.plain_unscaled)]
+    swift = {"fp8_unscaled": 0.5, bad.__name__: 0.1}
     found = choose("fp8-fast", WORK, HOPPER, kernels, seconds_by(swift))
-    assert found.multiply is linear8.fp8_scaled_after
+    assert found.multiply is linear8.fp8_unscaled
     found = choose("fp8-fast", WORK, HOPPER, kernels[:1], seconds_by(swift))
     assert found.multiply is None and "does not run on NVIDIA H100" in found.note
     assert reason in found.note and "\n" not in found.note

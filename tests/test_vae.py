@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import TINY_WAN, WanAutoencoderConfig
@@ -26,7 +27,14 @@ from longlive_core.memory import LiveBytes
 from longlive_core.mini.loader import load_mini
 from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
-from longlive_core.vae.layers import Downsample, Upsample, frame_by_frame
+from longlive_core.vae.compiled import compile_decoder, release_decoder
+from longlive_core.vae.layers import (
+    CausalConv,
+    ChannelNorm,
+    Downsample,
+    Upsample,
+    frame_by_frame,
+)
 from longlive_core.vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
 from longlive_core.vae.tiled import TiledDecoder, spans
 from longlive_core.vae.tiny import TinyAutoencoder
@@ -390,6 +398,51 @@ def test_multiplications_are_saved_only_where_that_pays() -> None:
     assert not winograd.pays(video, weight[..., :1])
     with torch.enable_grad():
         assert not winograd.pays(video, weight)
+
+
+def test_narrow_convolutions_and_norms_of_cards_are_those_of_cpus() -> None:
+    torch.manual_seed(0)
+    conv, norm = CausalConv(20, 6).double(), ChannelNorm(20).double()
+    assert conv.is_narrow and not CausalConv(192, 6).is_narrow and not CausalConv(20, 6, (3, 1, 1)).is_narrow
+    norm.gamma.data.normal_()
+    x, past = (channels_last(torch.randn(2, 20, frames, 10, 12).double()) for frames in (4, 2))
+    with torch.no_grad():
+        right, beside = conv(x, past)[0], conv.side_by_side(torch.cat((past, x), dim=2))
+        assert_close(beside, right)
+        assert beside.is_contiguous(memory_format=torch.channels_last_3d)
+        x[:, :, 0, 0, 0] = 0
+        assert_close(norm.in_one(x), norm(x))
+
+
+@pytest.mark.parametrize("name", ["wan", "tiny"])
+def test_a_decoder_is_compiled_for_mid_video_alone(name, monkeypatch) -> None:
+    """And is itself again when released, or when there is no compiler."""
+    small = WanAutoencoderConfig(width=8)
+    decoder = (WanAutoencoder(small) if name == "wan" else TinyAutoencoder(TINY_WAN)).requires_grad_(False)
+    latents, calls = torch.randn(1, 16, 3, 4, 4), []
+    right = StreamingDecoder(decoder).push(latents)
+
+    def compiler(function, **_):
+        return lambda *given: calls.append(given[1].shape) or function(*given)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert "decoder compiled in" in compile_decoder(decoder, latents.shape)
+    calls.clear()
+    stream = StreamingDecoder(decoder)
+    assert torch.equal(stream.push(latents), right)
+    stream.push(latents)
+    stream.push(latents[:, :, :2])
+    expected = [(1, 16, 1, 4, 4)] * 7 if name == "wan" else [(1, 16, 3, 4, 4)]
+    assert calls == expected
+    release_decoder(decoder)
+    assert torch.equal(StreamingDecoder(decoder).push(latents), right) and calls == expected
+
+    def fails(*_, **__):
+        raise RuntimeError("Compiler: cl is not found.")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert compile_decoder(decoder, latents.shape) == "decoder not compiled: Compiler: cl is not found."
+    assert torch.equal(StreamingDecoder(decoder).push(latents), right)
 
 
 def test_the_decoder_compiles_without_a_break() -> None:

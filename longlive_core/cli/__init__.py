@@ -6,6 +6,7 @@ from types import ModuleType
 
 import torch
 
+from ..reasons import reason_of
 from ..rollout.rollout import RolloutError
 from . import bench, download, generate, info, live, plan
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.command(options)
     except torch.OutOfMemoryError as error:
         print(
-            f"longlive: not enough memory to load this ({str(error).splitlines()[0]}); {SMALLER}",
+            f"longlive: not enough memory to load this ({reason_of(error)}); {SMALLER}",
             file=sys.stderr,
         )
         return EXIT_BAD_INPUT

@@ -16,6 +16,7 @@ from ..contact_sheet import ContactSheet
 from ..overlap import BackgroundWriter
 from ..parts import ModelFiles, load_files
 from ..pipeline import Pipeline, Plan, Request, load_pipeline
+from ..reasons import reason_of
 from ..rollout.prompts import SWITCH_POLICIES, Policy, PromptSchedule
 from ..rollout.rollout import Hook
 from ..state import Ending, VideoState
@@ -132,7 +133,7 @@ def enough_memory(plan: Plan) -> Iterator[None]:
         window = plan.window.window_latent_frames or f"all {plan.blocks.stop} blocks"
         raise ValueError(
             f"a video of {plan.width}x{plan.height} with a window of {window} does not fit the memory "
-            f"({text.splitlines()[0][:120]}); choose a smaller --size or --window, --precision fp8, or --tile"
+            f"({reason_of(error)}); choose a smaller --size or --window, --precision fp8, or --tile"
         ) from error
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from ..config import MINI
 from ..model.attention import attention_backend
 from ..model.causal_wan import CausalWan
+from ..reasons import reason_of
 from ..text import WordEncoder
 from ..vae.tiny import TinyAutoencoder
 
@@ -44,7 +45,7 @@ def load_mini(weights: Path = WEIGHTS, attention: str = "sdpa") -> Mini:
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise ValueError(
             f"LongLive Mini cannot be loaded from {weights}: {reason}; reinstall the pack to restore the file"
         ) from error

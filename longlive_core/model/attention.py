@@ -3,9 +3,12 @@
 import importlib
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .even import Even
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -26,6 +29,16 @@ def _sdpa_by(kernel: SDPBackend) -> Attend:
     return attend
 
 
+def _cudnn_even() -> Attend:
+    kernel = torch.ops.aten._scaled_dot_product_cudnn_attention
+    return Even(lambda q, k, v: kernel(q, k, v, None, True)[:2])
+
+
+def _flash_even() -> Attend:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention
+    return Even(lambda q, k, v: kernel(q, k, v)[:2])
+
+
 def _flash2() -> Attend:
     kernel = importlib.import_module("flash_attn").flash_attn_func
     return lambda q, k, v, mask=None: kernel(q, k, v)
@@ -43,13 +56,45 @@ def _flash3() -> Attend:
 
 def _sage() -> Attend:
     kernel = importlib.import_module("sageattention").sageattn
-    return lambda q, k, v, mask=None: kernel(q, k, v, tensor_layout="NHD")
+    return OnDefaultStream(lambda q, k, v, mask=None: kernel(q, k, v, tensor_layout="NHD"))
+
+
+class OnDefaultStream:
+    """A backend whose kernels are launched on a card's default stream, whatever the current one is.
+
+    SageAttention 2 does that. Both streams are made to wait for each other, so that no number is read before
+    it is there; a CUDA graph would record nothing of it, and replay a pass without attention.
+    """
+
+    is_recordable = False
+
+    def __init__(self, attend: Attend):
+        self._attend = attend
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As any backend."""
+        if not q.is_cuda:
+            return self._attend(q, k, v, mask)
+        current, default = torch.cuda.current_stream(q.device), torch.cuda.default_stream(q.device)
+        default.wait_stream(current)
+        with torch.cuda.stream(default):
+            out = self._attend(q, k, v, mask)
+        out.record_stream(current)
+        current.wait_stream(default)
+        return out
+
+
+def is_recordable(attend: Attend) -> bool:
+    """Whether CUDA graphs may record it."""
+    return getattr(attend, "is_recordable", True)
 
 
 _MAKERS: dict[str, tuple[Callable[[], Attend], str]] = {
     "sdpa": (lambda: sdpa, "torch"),
     "sdpa-cudnn": (lambda: _sdpa_by(SDPBackend.CUDNN_ATTENTION), "torch"),
     "sdpa-flash": (lambda: _sdpa_by(SDPBackend.FLASH_ATTENTION), "torch"),
+    "cudnn-even": (_cudnn_even, "torch"),
+    "flash-even": (_flash_even, "torch"),
     "flash2": (_flash2, "flash-attn"),
     "flash3": (_flash3, "flash-attn-3 (hopper build of flash-attention)"),
     "sage": (_sage, "sageattention"),

@@ -13,19 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reasons import reason_of
 from .causal_wan import CausalWan
 from .layers import Layer
 from .rope import rotation
 
 HALVES = (Layer.ask, Layer.recall, Layer.answer)
+ON_CARDS = {"triton.multi_kernel": 1}  # norms of this width are faster in one read, which has to be tried
 
 
 class CompiledLayers:
     """The halves of all layers of a model, compiled for tokens [B, L, E] of one shape."""
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], options: dict[str, Any] | None):
         self.shape = torch.Size(shape)
-        self._halves = {half: torch.compile(half, dynamic=False, fullgraph=True) for half in HALVES}
+        how = {"dynamic": False, "fullgraph": True, "options": options}
+        self._halves = {half: torch.compile(half, **how) for half in HALVES}
 
     def run(self, layer: Layer, half: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
         """As Layer.run."""
@@ -39,17 +42,18 @@ def compile_layers(model: CausalWan, batch: int, frames: int, tokens: int) -> st
     The first time takes up to a minute or two; later starts find the result on disk. Where there is no
     compiler, or it fails, the layers stay as they are.
     """
-    layers = CompiledLayers((batch, frames * tokens, model.config.dim))
-    start = time.perf_counter()
-    try:
-        _try_out(model, layers, frames, tokens)
-    except Exception as error:  # the compiler's failures have no common kind
-        release_layers(model)
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        return f"not compiled, every operator runs by itself as with speed plain: {reason}"
-    for layer in model.layers:
-        layer.run = functools.partial(layers.run, layer)
-    return f"layers compiled in {time.perf_counter() - start:.0f} s"
+    shape, start = (batch, frames * tokens, model.config.dim), time.perf_counter()
+    for options in (ON_CARDS, None) if model.device.type == "cuda" else (None,):
+        layers = CompiledLayers(shape, options)
+        try:
+            _try_out(model, layers, frames, tokens)
+        except Exception as error:  # the compiler's failures have no common kind
+            reason = reason_of(error)
+        else:
+            for layer in model.layers:
+                layer.run = functools.partial(layers.run, layer)
+            return f"layers compiled in {time.perf_counter() - start:.0f} s"
+    return f"not compiled, every operator runs by itself as with speed plain: {reason}"
 
 
 def release_layers(model: CausalWan) -> None:
@@ -62,8 +66,8 @@ def release_layers(model: CausalWan) -> None:
 def _try_out(model: CausalWan, layers: CompiledLayers, frames: int, tokens: int) -> None:
     """Run every half as a block would, which compiles it; on two layers, to see that they share it."""
     config = model.config
-    x = torch.zeros(layers.shape, device=model.device, dtype=model.dtype)
-    seen = x.unflatten(-1, (config.num_heads, -1))
+    x, seen = (torch.zeros(layers.shape, device=model.device, dtype=model.dtype) for _ in range(2))
+    seen = seen.unflatten(-1, (config.num_heads, -1))
     rotations = rotation(torch.arange(frames, device=model.device), 1, tokens, config.head_dim)
     times = model.read_time(torch.zeros(1)).layers
     texts = model.read_text(torch.zeros(1, config.text_tokens, config.text_dim)).layers

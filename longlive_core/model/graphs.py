@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reasons import reason_of
 from .cache import KVCache, LayerText, TextCache
 from .causal_wan import CausalWan, TimeCache
 
@@ -131,6 +132,5 @@ class GraphedModel:
             self._recordings[key] = self._record(run)
         except RuntimeError as error:
             self._record = None
-            reason = str(error).strip().split("\n", 1)[0]
-            logger.warning("no CUDA graphs here, every pass is launched step by step: %s", reason)
+            logger.warning("no CUDA graphs here, every pass is launched step by step: %s", reason_of(error))
         return key in self._recordings

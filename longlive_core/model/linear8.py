@@ -1,7 +1,8 @@
 """Arithmetic in 8 bits: a token and a row of the weight share one scale each, so both factor out of the sum.
 
 Each kernel takes x [..., in], weight [out, in] in 8 bits, its scale [out] and the bias [out], and gives
-[..., out] in x's dtype. `plain` is what all of them mean, in 32-bit arithmetic.
+[..., out] in x's dtype. `plain` is what they mean in 32-bit arithmetic, `plain_unscaled` where tokens have no
+scales.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,17 @@ def shrink(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (small if dtype.is_floating_point else small.round_()).to(dtype), scale
 
 
+def as_it_is(x: Tensor) -> Tensor:
+    """The same in e4m3, what lies beyond it brought to its edge."""
+    return x.clamp(-LARGEST[FP8], LARGEST[FP8]).to(FP8)
+
+
+def plain_unscaled(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """As `plain`, tokens without scales."""
+    out = F.linear(as_it_is(x).float(), weight.float())
+    return torch.addcmul(bias.float(), out, scale).to(x.dtype)
+
+
 def plain(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """What a kernel computes, without one: numbers of 8 bits multiplied as fp32."""
     small, token_scale = shrink(x, weight.dtype)
@@ -42,12 +54,15 @@ def fp8_by_rows(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tenso
     return (out if "bias" in options else out + bias).unflatten(0, x.shape[:-1])
 
 
-def fp8_scaled_after(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Scales after a kernel that knows only one for all: Ada (8.9), and where rows are not to be had."""
-    small, token_scale = shrink(x.flatten(0, -2), FP8)
+def fp8_unscaled(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Tokens rounded as they are, the rows' scales applied after: Ada (8.9) and later, and CPUs.
+
+    Between 2^-6 and 448 e4m3 is as exact as with a scale, and no token has to be read twice to find one.
+    """
     one = torch.ones((), dtype=torch.float32, device=x.device)
+    small = as_it_is(x.flatten(0, -2))
     out = torch._scaled_mm(small, weight.t(), one, one, out_dtype=x.dtype, use_fast_accum=x.is_cuda)
-    return torch.addcmul(bias, out * token_scale, scale).to(x.dtype).unflatten(0, x.shape[:-1])
+    return torch.addcmul(bias, out, scale).to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 def int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -81,6 +81,8 @@ class WanDecoder(nn.Module):
 class WanAutoencoder(nn.Module):
     """Encoder and decoder; they compute in the type of their weights, on the device of these."""
 
+    latents_a_pass = 1
+
     def __init__(self, config: WanAutoencoderConfig):
         super().__init__()
         self.config = config

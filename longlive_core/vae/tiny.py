@@ -138,6 +138,8 @@ class TinyAutoencoder(nn.Module):
     Where the config has no `encoder_widths` there is no encoder: it decodes the latents of another model.
     """
 
+    latents_a_pass = None  # all at once
+
     def __init__(self, config: TinyAutoencoderConfig):
         super().__init__()
         self.config = config

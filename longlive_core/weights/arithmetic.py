@@ -18,6 +18,7 @@ from ..model import linear8
 from ..model.causal_wan import CausalWan
 from ..model.fastest import seconds_of
 from ..model.linear8 import FP8, Multiply
+from ..reasons import reason_of
 from .quantize import multiply_with, pass_linears, to_8_bits
 
 FP8_CAPABILITY = (8, 9)  # no card before GeForce RTX 40 and H100 multiplies fp8
@@ -26,10 +27,11 @@ TOLERANCE = 0.02  # relative rms against `plain`: bf16's rounding is 0.003, a wr
 
 
 class Kernel(NamedTuple):
-    """A way to multiply, and the dtype of the weights it takes; None for the arithmetic's own."""
+    """A way to multiply, the dtype of the weights it takes (None for the arithmetic's own), what it means."""
 
     multiply: Multiply
     weights: torch.dtype | None
+    meaning: Multiply = linear8.plain
 
 
 def wide(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -39,7 +41,10 @@ def wide(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 WIDE = Kernel(wide, None)
 KERNELS = {
-    "fp8-fast": (Kernel(linear8.fp8_by_rows, FP8), Kernel(linear8.fp8_scaled_after, FP8)),
+    "fp8-fast": (
+        Kernel(linear8.fp8_by_rows, FP8),
+        Kernel(linear8.fp8_unscaled, FP8, linear8.plain_unscaled),
+    ),
     "int8": (Kernel(linear8.int8, torch.int8),),
 }
 
@@ -139,7 +144,7 @@ def candidates(precision: str, machine: Machine) -> list[Kernel]:
 
 def fused(kernel: Kernel) -> Kernel:
     """The same kernel, its rounding and scaling one step each; inside a compiled layer it dissolves."""
-    return Kernel(torch.compile(kernel.multiply), kernel.weights)
+    return kernel._replace(multiply=torch.compile(kernel.multiply, dynamic=True))
 
 
 def lacks(precision: str, machine: Machine) -> str | None:
@@ -185,7 +190,7 @@ def attempt(kernel: Kernel, work: Work, machine: Machine, seconds: Seconds) -> T
                 return f"{kernel.multiply.__name__} is off by {error:.0%} of its result"
             total += count * seconds(lambda run=kernel.multiply, given=arguments: run(*given))
     except Exception as error:  # no kernel, an old torch, no memory, no compiler: nothing in common
-        return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        return reason_of(error)
     return Trial(kernel.multiply, total)
 
 
@@ -209,6 +214,6 @@ def operands(
 
 def wrong_by(kernel: Kernel, arguments: tuple[Tensor, ...]) -> float:
     """Relative rms of a kernel's numbers against what it should compute; infinite if they are not finite."""
-    right = linear8.plain(*arguments).float()
+    right = kernel.meaning(*arguments).float()
     error = (kernel.multiply(*arguments).float() - right).norm() / right.norm()
     return float(error) if torch.isfinite(error) else float("inf")
