@@ -25,6 +25,7 @@ from longlive_core.bench.random_model import embeds_of, random_pipeline
 from longlive_core.cli.options import size
 from longlive_core.config import LONGLIVE_1_3B
 from longlive_core.geometry import latent_size, tokens_per_frame
+from longlive_core.memory import GIB, Setting, estimate
 from longlive_core.model.attention import BACKENDS
 from longlive_core.model.fastest import AttentionShape, measured
 from longlive_core.pipeline import Pipeline, Request
@@ -95,8 +96,13 @@ class Bench:
     def end_to_end(self, decoder: str, seconds: float) -> dict[str, Any]:
         """Prompt to file with graphs, after a short video that warms up."""
         pipeline = self.pipeline(Speed(COMPILED, "auto"), decoder)
-        end_to_end_figures(pipeline, self.request(min(seconds, SHORT_SECONDS)))
-        return end_to_end_figures(pipeline, self.request(seconds))
+        warm_up = end_to_end_figures(pipeline, self.request(min(seconds, SHORT_SECONDS)))
+        setting = Setting(self.width, self.height, decoder=decoder, window=pipeline.preset.window)
+        return {
+            **end_to_end_figures(pipeline, self.request(seconds)),
+            "first_frames_seconds_cold": warm_up["first_frames_seconds"],
+            "planned_gib": round(estimate(pipeline.preset, setting, self.device).total / GIB, 2),
+        }
 
     def plain_twin(self) -> dict[str, Any]:
         """Seconds of a steady block computed without any care for speed (plain.py)."""

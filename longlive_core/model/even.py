@@ -68,8 +68,8 @@ class Even:
 
 def joined(whole: Tensor, outs: Tensor, sums: Tensor) -> Tensor:
     """Whole results [1, N, L, D], then those merged of parts [P, N, M, D] with their sums [P, N, M]."""
-    weights = sums.softmax(dim=0).unsqueeze(-1)
-    merged = (outs * weights).sum(dim=0, keepdim=True).to(outs.dtype)
+    weights = (sums - sums.amax(dim=0)).exp().unsqueeze(-1)
+    merged = ((outs * weights).sum(dim=0) / weights.sum(dim=0)).to(outs.dtype).unsqueeze(0)
     return torch.cat((whole.transpose(1, 2), merged.transpose(1, 2)), dim=1)  # -> [1, L + M, N, D]
 
 

@@ -56,6 +56,7 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _turned(pairs: Tensor, rotations: Tensor) -> Tensor:
-    """The complex product [..., 2] in real numbers."""
-    (even, odd), (cosine, sine) = pairs.unbind(-1), rotations.unbind(-1)
-    return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1)
+    """The complex product [..., 2] in real numbers; nothing is put together, so all of it becomes one step."""
+    cosine, sine = rotations.unsqueeze(-2).unbind(-1)  # [L, 1, D / 2, 1]
+    signs = torch.arange(-1, 2, 2, device=pairs.device)
+    return pairs * cosine + pairs.flip(-1) * (sine * signs)
