@@ -56,7 +56,7 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _turned(pairs: Tensor, rotations: Tensor) -> Tensor:
-    """The complex product [..., 2] in real numbers; nothing is put together, so all of it becomes one step."""
+    """The complex product [..., 2] in real numbers; nothing is put together, so it compiles to one step."""
     cosine, sine = rotations.unsqueeze(-2).unbind(-1)  # [L, 1, D / 2, 1]
     signs = torch.arange(-1, 2, 2, device=pairs.device)
     return pairs * cosine + pairs.flip(-1) * (sine * signs)
