@@ -85,7 +85,7 @@ class PlainScene:
         """
         model, frames = self.model, latents.shape[2]
         text = model.text_embedding(embeds.to(model.dtype))
-        timesteps = torch.full((len(latents), frames), TIMESTEP_SCALE * sigma)
+        timesteps = torch.full((len(latents), frames), TIMESTEP_SCALE * sigma, device=model.device)
         time = model.time_embedding(sinusoid(timesteps, model.config.freq_dim).to(model.dtype))
         modulation = model.time_projection(time).unflatten(-1, (6, -1))
         x = model._embed(latents)
@@ -106,7 +106,8 @@ class PlainScene:
         y = self.self_attention(layer.self_attn, y, cache, where)
         x = x + (y.unflatten(1, (frames, -1)) * gate1.unsqueeze(2)).flatten(1, 2)
         x = x + cross_attention(layer.cross_attn, layer.norm3(x), text)
-        y = layer.ffn(modulated(x, shift2, scale2, frames, layer.eps))
+        widen, gelu, narrow = layer.ffn
+        y = narrow(gelu(widen(modulated(x, shift2, scale2, frames, layer.eps))))
         return x + (y.unflatten(1, (frames, -1)) * gate2.unsqueeze(2)).flatten(1, 2)
 
     def self_attention(self, attention: Attention, x: Tensor, cache: PlainCache, where: tuple) -> Tensor:

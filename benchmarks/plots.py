@@ -38,6 +38,8 @@ def draw_speed(axes: Axes, cases: dict[str, dict[str, Any]]) -> None:
     for name, figures in cases.items():
         arrivals = figures.get("arrivals", [])
         spans = range(SMOOTH_BLOCKS, len(arrivals))
+        if not spans:
+            continue
         fps = [SMOOTH_BLOCKS * FRAMES_A_BLOCK / (arrivals[i] - arrivals[i - SMOOTH_BLOCKS]) for i in spans]
         axes.plot([i * FRAMES_A_BLOCK / FRAME_RATE for i in spans], fps, label=name)
     axes.set(xlabel="seconds of video", ylabel="frames a second, decoded and encoded", ylim=(0, None))

@@ -231,7 +231,7 @@ def test_real_width_layer(golden_dir: Path) -> None:
             close(flow.transpose(1, 2), golden[f"call{call}.flow"], f"flow of call {call}")
             clean = clean_of(x, flow, table_sigma(timestep))
             close(clean.transpose(1, 2), golden[f"call{call}.x0"], f"x0 of call {call}")
-            keys = scene.cache.layers[0].keys[:, : scene.cache.visible_tokens]
+            keys = scene.cache.layers[0].keys[:, : scene.cache.opening.visible_tokens]
             close(keys, golden[f"call{call}.k"], f"K after call {call}")
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+import weakref
 from collections import Counter
 from itertools import islice
 
@@ -9,12 +10,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from longlive_core import PromptSchedule, load_pipeline, pipeline
 from longlive_core.config import ModelConfig, SigmaConfig, WindowConfig
 from longlive_core.model.causal_wan import CausalWan
+from longlive_core.model.graphs import GraphedModel
+from longlive_core.pipeline import Request
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.state import Ending
 
 CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=2, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4
@@ -82,7 +87,7 @@ def test_one_steady_block_copies_no_keys_and_never_syncs(model, endless) -> None
     assert not operations.copies, operations.copies
     for sync in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal"):
         assert not operations.calls[sync], operations.calls
-    assert len(scene.cache.slices) == 1
+    assert len(scene.cache.opening.slices) == 1
     assert operations.calls["copy_"] == 2 * CONFIG.num_layers * 5, (
         "K and V of two layers, written once a pass"
     )
@@ -110,6 +115,29 @@ def test_memory_is_the_same_after_20_and_after_200_blocks(model, endless) -> Non
     tracemalloc.stop()
     assert late[0] == early[0]
     assert late[1] - early[1] < 50_000
+
+
+class Kept(Hook):
+    """Knows a buffer of the cache without keeping it."""
+
+    def on_open(self, scene: Scene) -> None:
+        self.keys = weakref.ref(scene.cache.layers[0].keys)
+
+
+@pytest.mark.parametrize("layers", ["plain", "graphs"])
+def test_a_finished_video_leaves_no_cache_behind(layers, monkeypatch) -> None:
+    """Gone with the last block, not when Python next looks for cycles: two caches may be more than fits."""
+    mini, kept = load_pipeline("mini"), Kept()
+    if layers == "graphs":
+        monkeypatch.setattr(pipeline, "made_ready", lambda model, *_: GraphedModel(model, None))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in mini.run(Request(PromptSchedule.single("a red circle"), 4.0), kept, ending=Ending()):
+            assert kept.keys() is not None
+        assert kept.keys() is None
+    finally:
+        gc.enable()
 
 
 def alive_tensor_bytes() -> int:

@@ -6,7 +6,7 @@ frame f: f inside the sink, else sink + (f - sink) % (window - sink).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -68,26 +68,42 @@ def parts_of(name: str, buffer: Tensor | SmallBuffer) -> dict[str, Tensor]:
     return {name: buffer}
 
 
+@dataclass
+class Opening:
+    """Where the open latent frames are written, and how much may be seen: one for all layers of a cache.
+
+    `sink_slices` are those of them that `homeward` turns to the sink's home.
+    """
+
+    slices: Slices = field(default_factory=list)
+    visible_tokens: int = 0
+    sink_slices: Slices = field(default_factory=list)
+    homeward: Tensor | None = None
+
+
 class LayerCache:
-    """Self-attention K, V of one layer, [B, window tokens, N, D] each; the KVCache says where to write."""
+    """Self-attention K, V of one layer, [B, window tokens, N, D] each; the opening says where to write."""
 
     mask = None
 
-    def __init__(self, owner: "KVCache", shape: tuple[int, ...], like: Tensor):
-        self._owner = owner
-        make = SmallBuffer if owner.window.has_small_cache else Tensor.new_empty
-        self.keys, self.values = make(like, shape), make(like, shape)
-        self.sink_home = like.new_empty(owner.sink_shape) if owner.window.endless else None
+    def __init__(self, opening: Opening, window: WindowConfig, like: Tensor, sizes: tuple[int, int]):
+        """`like` [B, 0, N, D] has dtype and device; `sizes` are the tokens of the window and of its sink."""
+        self._opening = opening
+        batch, _, *head = like.shape
+        make = SmallBuffer if window.has_small_cache else Tensor.new_empty
+        self.keys, self.values = (make(like, (batch, sizes[0], *head)) for _ in range(2))
+        self.sink_home = like.new_empty(batch, sizes[1], *head) if window.endless else None
 
     def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put rotated k and v [B, L, N, D] of the open frames in place; returns all that may be attended."""
-        for there, here in self._owner.slices:
+        opening = self._opening
+        for there, here in opening.slices:
             self.keys[:, there] = k[:, here]
             self.values[:, there] = v[:, here]
         if self.sink_home is not None:
-            for there, here in self._owner.sink_slices:
-                self.sink_home[:, there] = rotate(k[:, here], self._owner.homeward)
-        return self.keys[:, : self._owner.visible_tokens], self.values[:, : self._owner.visible_tokens]
+            for there, here in opening.sink_slices:
+                self.sink_home[:, there] = rotate(k[:, here], opening.homeward)
+        return self.keys[:, : opening.visible_tokens], self.values[:, : opening.visible_tokens]
 
     def buffers(self) -> dict[str, Tensor]:
         """All that this layer holds, by name."""
@@ -113,19 +129,17 @@ class KVCache:
         self.sink = window.sink_latent_frames if window.window_latent_frames else 0
         self._tokens, self._head_dim = grid.tokens, config.head_dim
         self.device = grid.like.device
-        self.sink_shape = (grid.batch, self.sink * grid.tokens, config.num_heads, config.head_dim)
-        shape = (grid.batch, self.frames * grid.tokens, config.num_heads, config.head_dim)
+        self.opening = Opening()  # not of our own, so that whoever drops a cache drops its memory at once
+        like = grid.like.new_empty(grid.batch, 0, config.num_heads, config.head_dim)
+        sizes = (self.frames * grid.tokens, self.sink * grid.tokens)
+        self.layers = [LayerCache(self.opening, window, like, sizes) for _ in range(config.num_layers)]
         self.clear()
-        self.layers = [LayerCache(self, shape, grid.like) for _ in range(config.num_layers)]
 
     def clear(self) -> None:
         """Forget everything: the next frame is position 0 of a new scene. Buffers stay."""
-        self.end = 0
-        self.slices: Slices = []
-        self.sink_slices: Slices = []
-        self.visible_tokens = 0
-        self._sink_position = 0
-        self.homeward: Tensor | None = None
+        self.end = self._sink_position = 0
+        opening = self.opening
+        opening.slices, opening.visible_tokens, opening.sink_slices, opening.homeward = [], 0, [], None
 
     def written(self) -> dict[str, Tensor]:
         """What was written so far [B, tokens, N, D], by layer and name; not copied."""
@@ -156,20 +170,21 @@ class KVCache:
         slots = [self.slot(frame) for frame in range(first, self.end)]
         if refresh_sink:
             slots[: self.sink] = range(self.sink)
-        self.slices = self._slices(slots)
-        self.visible_tokens = min(self.frames, self.end) * self._tokens
+        self.opening.slices = self._slices(slots)
+        self.opening.visible_tokens = min(self.frames, self.end) * self._tokens
         if self.window.endless:
             self._open_sink(slots)
 
     @property
     def is_settled(self) -> bool:
         """Whether the window is full and the sink made: from here on passes differ in their numbers only."""
-        return self.visible_tokens == self.frames * self._tokens and not self.sink_slices
+        opening = self.opening
+        return opening.visible_tokens == self.frames * self._tokens and not opening.sink_slices
 
     @property
     def places(self) -> tuple[tuple[int, int], ...]:
         """Where in the buffers the open latent frames are written: first and last token of each part."""
-        return tuple((there.start, there.stop) for there, _ in self.slices)
+        return tuple((there.start, there.stop) for there, _ in self.opening.slices)
 
     def slot(self, frame: int) -> int:
         """Which slot of the buffer latent frame `frame` lives in."""
@@ -192,10 +207,10 @@ class KVCache:
     def _open_sink(self, slots: list[int]) -> None:
         """Endless positions: the sink stands right before the oldest latent frame the window may hold."""
         written = [slot for slot in slots if slot < self.sink]
-        self.sink_slices = self._slices(written)
+        self.opening.sink_slices = self._slices(written)
         position = max(0, self.end - self.frames)
         if written:
-            self.homeward = shift(-position, self._head_dim, self.device)
+            self.opening.homeward = shift(-position, self._head_dim, self.device)
         elif position != self._sink_position:
             turn = shift(position, self._head_dim, self.device)
             for layer in self.layers:

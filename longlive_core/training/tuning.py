@@ -213,8 +213,8 @@ class Stage:
     def _loss(self, text: TextCache, cleans: list[Tensor], noises: list[Tensor], target: Tensor) -> Tensor:
         """Flow error towards the target of some denoising steps, taken from the rollout's own inputs."""
         model, cache = self.model.transformer, self.scene.cache
-        ((own, _),) = cache.slices
-        past = Past([OwnPast(layer, own, cache.visible_tokens) for layer in cache.layers])
+        ((own, _),) = cache.opening.slices
+        past = Past([OwnPast(layer, own, cache.opening.visible_tokens) for layer in cache.layers])
         weight = 1 + OBJECT_WEIGHT * self.cells.float().unsqueeze(1)
         losses = []
         for step in torch.randperm(len(self.sigmas), generator=self.rng)[:STEPS_TRAINED].tolist():
