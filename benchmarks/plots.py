@@ -26,9 +26,7 @@ def plot(results: Path, picture: Path) -> None:
     draw_speed(speed, cases)
     draw_blocks(blocks, cases)
     draw_memory(memory, cases)
-    figure.suptitle(
-        f"LongLive-1.3B, random weights, {read['device']}, torch {read['torch']}, {read['commit']}"
-    )
+    figure.suptitle(f"LongLive-1.3B, random weights, {read['device']}, torch {read['torch']}")
     figure.savefig(picture, dpi=100)
     plt.close(figure)
 

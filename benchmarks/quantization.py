@@ -22,12 +22,12 @@ from longlive_core.geometry import latent_size
 from longlive_core.mini.loader import load_mini
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.fastest import seconds_of
-from longlive_core.model.linear8 import FP8, plain
+from longlive_core.model.linear8 import FP8, plain, plain_unscaled
 from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Block, Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.training.evaluate import BatchNoise, held_out, single_prompt_figures, switch_figures
-from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt
+from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt, products
 from longlive_core.weights.quantize import layer_linears, quantize, to_8_bits
 from tests.test_golden import Recorded
 
@@ -53,6 +53,7 @@ VARIANTS = {
     "bf16": Variant(lambda model: model.bfloat16()),
     "fp8": Variant(lambda model: quantize(model, FP8)),
     "fp8-fast": Variant(lambda model: quantize(model, FP8, plain)),
+    "fp8-fast, unscaled": Variant(lambda model: quantize(model, FP8, plain_unscaled)),
     "int8 weights": Variant(lambda model: quantize(model, torch.int8)),
     "int8": Variant(lambda model: quantize(model, torch.int8, plain)),
     "fp8 cache": Variant(lambda model: None, True),
@@ -61,7 +62,7 @@ VARIANTS = {
 }
 
 
-JUDGED = ("fp32", "fp8-fast", "int8", "fp8 cache", "fp8-fast, fp8 cache")
+JUDGED = ("fp32", "fp8-fast", "fp8-fast, unscaled", "int8", "fp8 cache", "fp8-fast, fp8 cache")
 
 
 def only(wanted: Callable[[str], bool], dtype: torch.dtype) -> Change:
@@ -112,8 +113,13 @@ def errors(
     found = {}
     for name, variant in tqdm(variants.items(), mininterval=10):
         pairs = zip(latents(variant), exact, strict=True)
-        found[name] = [round(float((ours - right).norm() / right.norm()), 5) for ours, right in pairs]
+        found[name] = [round(relative(ours, right), 5) for ours, right in pairs]
     return found
+
+
+def relative(ours: Tensor, right: Tensor) -> float:
+    """Relative rms error."""
+    return float((ours - right).norm() / right.norm())
 
 
 def sensitivity(latents: Callable[[Variant], list[Tensor]], num_layers: int) -> dict[str, dict[str, float]]:
@@ -145,8 +151,16 @@ def judged(videos: int) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def times(device: torch.device) -> dict[str, dict[str, float | str]]:
-    """Seconds of one true-width layer's matrices by kernel, with the activations' rounding, and the gain."""
+def times(device: torch.device) -> dict[str, dict[str, dict[str, float | str]]]:
+    """Of kernels as they stand and, on cards, compiled with what stands around them."""
+    ways = {"as they stand": products}
+    if device.type == "cuda":
+        ways["compiled"] = torch.compile(products, dynamic=False)
+    return {name: kernel_times(device, run) for name, run in ways.items()}
+
+
+def kernel_times(device: torch.device, run: Callable[..., Tensor]) -> dict[str, dict[str, float | str]]:
+    """Seconds of one true-width layer's matrices by kernel, with norms and rounding, and the gain."""
     config, machine = LONGLIVE_1_3B.model, Machine.of(device)
     shapes = (
         ((config.dim, config.dim), 6),
@@ -156,7 +170,7 @@ def times(device: torch.device) -> dict[str, dict[str, float | str]]:
     work = Work(shapes, torch.bfloat16 if device.type == "cuda" else torch.float32)
     tried: dict[str, Kernel] = {"wide": WIDE}
     tried |= {kernel.multiply.__name__: kernel for kernels in KERNELS.values() for kernel in kernels}
-    results = {name: attempt(kernel, work, machine, seconds_of) for name, kernel in tried.items()}
+    results = {name: attempt(kernel, work, machine, seconds_of, run) for name, kernel in tried.items()}
     base = results["wide"].seconds
     return {
         name: {"fails": result}
@@ -176,10 +190,12 @@ def outliers() -> dict[str, dict[str, float]]:
         loud = torch.cat((x[:, : width // 100] * times_larger, x[:, width // 100 :]), dim=1)
         exact = loud @ weight.t()
         found[str(times_larger)] = {
-            name: round(
-                float((plain(loud, *to_8_bits(weight, dtype), bias) - exact).norm() / exact.norm()), 4
+            name: round(relative(meant(loud, *to_8_bits(weight, dtype), bias), exact), 4)
+            for name, dtype, meant in (
+                ("fp8-fast", FP8, plain),
+                ("fp8-fast, unscaled", FP8, plain_unscaled),
+                ("int8", torch.int8, plain),
             )
-            for name, dtype in (("fp8-fast", FP8), ("int8", torch.int8))
         }
     return found
 

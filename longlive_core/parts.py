@@ -9,7 +9,7 @@ import torch
 from .geometry import SPACE_STRIDE
 from .model.attention import AUTO
 from .pipeline import Pipeline
-from .speed import PLAIN, Speed
+from .speed import COMPILED, PLAIN, Speed
 from .text.cache import CachedEncoder, encode_all
 from .umt5 import encoder_identity, load_umt5
 from .vae.streaming import Decoder
@@ -64,7 +64,8 @@ def load_files(
         files.family,
         on_progress=on_progress,
     )
-    notes = (*loaded.notes, *settle(loaded.transformer, files.precision, torch.device(files.device)))
+    device, is_compiled = torch.device(files.device), files.speed == COMPILED
+    notes = (*loaded.notes, *settle(loaded.transformer, files.precision, device, is_compiled))
     decoder = load_decoder(files, loaded.transformer.dtype)
     encoder = text_encoder(files)
     pipeline = Pipeline(

@@ -23,6 +23,7 @@ from .vae.compiled import compile_decoder, release_decoder
 from .vae.tiny import TinyAutoencoder
 
 PLAIN, GRAPHS, COMPILED = SPEEDS = ("plain", "graphs", "compiled")
+ROOM_TO_COMPILE = 16 * 2**30  # free bytes: a compiled Wan decoder holds its past twice, 3 GiB at 832x480
 PATIENCE = "the first time takes up to a minute or two, later ones find the result on disk"
 Tell = Callable[[str], None]  # what the user should know
 
@@ -80,8 +81,9 @@ def ready_decoder(decoder: Any, speed: Speed, block_shape: tuple[int, ...], tell
     if not isinstance(decoder, WanAutoencoder | TinyAutoencoder):
         return
     weight = decoder.decoder.stem.weight
-    wanted = (speed.layers == COMPILED and weight.is_cuda, block_shape, weight.device, weight.dtype)
-    _settle(decoder, wanted, lambda: _settle_decoder(decoder, wanted[0], block_shape, tell), tell)
+    is_compiled = speed.layers == COMPILED and weight.is_cuda
+    wanted = (is_compiled, block_shape, weight.device, weight.dtype)
+    _settle(decoder, wanted, lambda: _settle_decoder(decoder, is_compiled, block_shape, tell), tell)
 
 
 def _settle(module: nn.Module, wanted: Hashable, work: Callable[[], Iterator[str]], tell: Tell) -> None:
@@ -110,9 +112,16 @@ def _settle_decoder(
     decoder: WanAutoencoder | TinyAutoencoder, is_compiled: bool, block_shape: tuple[int, ...], tell: Tell
 ) -> Iterator[str]:
     release_decoder(decoder)
-    if is_compiled:
+    if is_compiled and isinstance(decoder, WanAutoencoder) and free_bytes(decoder) < ROOM_TO_COMPILE:
+        yield "the decoder is not compiled: with less than 16 GiB free its memory counts more than its speed"
+    elif is_compiled:
         tell(f"compiling the decoder; {PATIENCE}")
         yield compile_decoder(decoder, block_shape)
+
+
+def free_bytes(decoder: WanAutoencoder) -> int:
+    """What its card has left."""
+    return torch.cuda.mem_get_info(decoder.decoder.stem.weight.device)[0]
 
 
 def _fastest(model: CausalWan, shape: AttentionShape) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..longlive_core.download import download
-from ..longlive_core.speed import PLAIN, Speed
+from ..longlive_core.speed import COMPILED, PLAIN, Speed
 from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
 from ..longlive_core.weights.lora import LoraChoice
 from . import host
@@ -113,7 +113,7 @@ class LongLiveLoadModel(io.ComfyNode):
             None if family == AUTO else family,
             on_progress=host.Progress(cls.hidden.unique_id, 1).at,
         )
-        told = settle(loaded.transformer, precision, host.device())
+        told = settle(loaded.transformer, precision, host.device(), speed == COMPILED)
         notes = (f"{loaded.preset.name}, {precision}", *loaded.notes, *told)
         transformer, source = host.managed(loaded.transformer), {"checkpoint": checkpoint, **loras}
         way = Speed(speed, attention)

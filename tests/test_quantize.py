@@ -4,6 +4,7 @@ import importlib.util
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from longlive_core.model import linear8
 from longlive_core.model.cache import SmallBuffer
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.layers import Linear
-from longlive_core.model.linear8 import FP8, plain, shrink
+from longlive_core.model.linear8 import FP8, plain, plain_unscaled, shrink
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Switch, rollout
@@ -41,7 +42,6 @@ LOSS = {FP8: 0.04, torch.int8: 0.01}  # relative rms of one linear: 3 bits of ma
 CONFIG = ModelConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2, text_dim=16, text_tokens=8, freq_dim=16)
 WORK = Work((((64, 64), 6), ((128, 64), 1), ((64, 128), 1)), torch.float32)
 HOPPER = Machine(torch.device("cpu"), "NVIDIA H100", (9, 0))
-CARD_AHEAD = Machine(torch.device("cuda"), "a card that is not here", (9, 0))
 AMPERE = Machine(torch.device("cpu"), "NVIDIA RTX 3090", (8, 6))
 
 
@@ -136,16 +136,45 @@ def test_a_layer_with_a_kernel_is_one_graph(kernel: Kernel, model) -> None:
     assert_close(traced(x), linear(x))
 
 
-def test_a_kernel_is_compiled_with_what_stands_around_it() -> None:
-    """On cards only; here the compiler of CPUs, where there is one, shows that the numbers stay."""
+@pytest.mark.parametrize("kernel", ALL_KERNELS, ids=KERNEL_NAMES)
+def test_a_kernel_may_be_compiled_with_what_stands_around_it(kernel: Kernel) -> None:
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler")
-    x, _, *rest = operands((2, 24), torch.float32, torch.int8)
-    kernel = arithmetic.fused(KERNELS["int8"][0])
-    assert relative(kernel.multiply(x, *rest), plain(x, *rest)) < AGREE[torch.float32]
-    names = [kernel.multiply.__name__ for kernel in arithmetic.candidates("fp8-fast", CARD_AHEAD)]
-    assert names == 2 * ["fp8_by_rows", "fp8_unscaled"]
-    assert len(arithmetic.candidates("fp8-fast", HOPPER)) == 2
+    x, _, *matrix = operands((2, 24), torch.float32, kernel.weights)
+    plainly = arithmetic.products(kernel.multiply, x, [tuple(matrix)])
+    compiled = torch.compile(arithmetic.products, dynamic=False)
+    assert relative(compiled(kernel.multiply, x, [tuple(matrix)]), plainly) < AGREE[torch.bfloat16]
+
+
+def test_kernels_for_compiled_layers_are_timed_compiled(monkeypatch) -> None:
+    """And where nothing can be compiled, as they stand."""
+    compiled = []
+
+    def compiler(function, **_):
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    swift = seconds_by({"fp8_unscaled": 0.5})
+    assert choose("fp8-fast", WORK, HOPPER, seconds=swift).multiply is linear8.fp8_unscaled and not compiled
+    assert choose("fp8-fast", WORK, HOPPER, seconds=swift, is_compiled=True).multiply is linear8.fp8_unscaled
+    assert compiled == [arithmetic.products]
+
+    def no_compiler(*_, **__):
+        def fails(*_):
+            raise RuntimeError("Compiler: cl is not found.")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+
+    def seconds(call) -> float:
+        call()
+        return swift(call)
+
+    assert (
+        choose("fp8-fast", WORK, HOPPER, seconds=seconds, is_compiled=True).multiply is linear8.fp8_unscaled
+    )
 
 
 def golden(dtype: torch.dtype | None = None, multiply=None, has_small_cache=False) -> list[Tensor]:
@@ -169,10 +198,11 @@ def exact_golden() -> list[Tensor]:
     ("limit", "options"),
     [
         (0.03, {"dtype": FP8, "multiply": plain}),
+        (0.03, {"dtype": FP8, "multiply": plain_unscaled}),
         (0.007, {"dtype": torch.int8, "multiply": plain}),
         (0.006, {"has_small_cache": True}),
     ],
-    ids=["fp8-fast", "int8", "fp8 cache"],
+    ids=["fp8-fast", "fp8-fast unscaled", "int8", "fp8 cache"],
 )
 def test_latents_stay_near_and_errors_do_not_pile_up(limit, options, exact_golden) -> None:
     """Every block of a rollout with a switch is as near to fp32 as docs/precision.md says, also the last."""
@@ -258,13 +288,13 @@ def test_this_machine_is_measured_once_and_the_model_told(model, monkeypatch) ->
         asked.append(call)
         return seconds_by({"int8": 0.25})(call)
 
-    monkeypatch.setattr(arithmetic, "choose", lambda *given: choose(*given, seconds=seconds))
+    monkeypatch.setattr(arithmetic, "choose", partial(choose, seconds=seconds))
     arithmetic.choose_here.cache_clear()
     quantize(model, torch.int8)
     notes = [settle_arithmetic(model, "int8", torch.device("cpu")) for _ in range(2)]
     arithmetic.choose_here.cache_clear()
     assert notes[0] == notes[1] == ("int8: the layers' matrices run 4 times as fast as in fp32",)
-    assert len(asked) == 2 * 3, "two kernels at three shapes, once"
+    assert len(asked) == 2, "two kernels, once"
     assert all(linear.multiply is linear8.int8 for linear in pass_linears(model).values())
     assert settle_arithmetic(model, "bf16", torch.device("cpu")) == ()
 

@@ -90,19 +90,24 @@ class Arithmetic(NamedTuple):
 Seconds = Callable[[Callable[[], Tensor]], float]  # a call -> how long it takes
 
 
-def settle_arithmetic(transformer: CausalWan, precision: str, device: torch.device) -> tuple[str, ...]:
-    """Let a transformer stored in 8 bits multiply as is best on `device`; what the user should hear of it."""
+def settle_arithmetic(
+    transformer: CausalWan, precision: str, device: torch.device, is_compiled: bool = False
+) -> tuple[str, ...]:
+    """Let a transformer stored in 8 bits multiply as is best on `device`; what the user should hear of it.
+
+    `is_compiled` says that its layers will be: what stands around a product then costs next to nothing.
+    """
     if precision not in KERNELS:
         return ()
-    chosen = choose_here(precision, Work.of(transformer), device)
+    chosen = choose_here(precision, Work.of(transformer), device, is_compiled)
     multiply_with(transformer, chosen.multiply)
     return (chosen.note,)
 
 
 @cache
-def choose_here(precision: str, work: Work, device: torch.device) -> Arithmetic:
+def choose_here(precision: str, work: Work, device: torch.device, is_compiled: bool) -> Arithmetic:
     """The choice for a device of this machine, measured the first time."""
-    return choose(precision, work, Machine.of(device))
+    return choose(precision, work, Machine.of(device), is_compiled=is_compiled)
 
 
 @torch.inference_mode()
@@ -112,18 +117,21 @@ def choose(
     machine: Machine,
     kernels: Sequence[Kernel] | None = None,
     seconds: Seconds = seconds_of,
+    is_compiled: bool = False,
 ) -> Arithmetic:
     """The fastest kernel that is right on this machine, if it beats the arithmetic without one.
 
-    `precision` is a name in KERNELS, whose `candidates` are tried where none are given. Nothing is raised.
+    `precision` is a name in KERNELS, which are tried where none are given. Nothing is raised; where nothing
+    can be compiled, nothing is.
     """
     if reason := lacks(precision, machine):
         return none_because(reason, precision, work)
-    results = [
-        attempt(kernel, work, machine, seconds) for kernel in kernels or candidates(precision, machine)
-    ]
+    run = torch.compile(products, dynamic=False) if is_compiled else products
+    baseline = attempt(WIDE, work, machine, seconds, run)
+    if is_compiled and isinstance(baseline, str):
+        return choose(precision, work, machine, kernels, seconds)
+    results = [attempt(kernel, work, machine, seconds, run) for kernel in kernels or KERNELS[precision]]
     times = {result.multiply: result.seconds for result in results if isinstance(result, Trial)}
-    baseline = attempt(WIDE, work, machine, seconds)
     if not times or not isinstance(baseline, Trial):
         reason = next(result for result in (*results, baseline) if isinstance(result, str))
         return none_because(f"{precision} does not run on {machine.name} ({reason})", precision, work)
@@ -134,17 +142,6 @@ def choose(
         return none_because(slow, precision, work)
     note = f"{precision}: the layers' matrices run {gain:.2g} times as fast as in {named(work.dtype)}"
     return Arithmetic(best, note)
-
-
-def candidates(precision: str, machine: Machine) -> list[Kernel]:
-    """What is tried: on cards also with all that stands around the product compiled."""
-    plain = KERNELS[precision]
-    return [*plain, *map(fused, plain)] if machine.device.type == "cuda" else [*plain]
-
-
-def fused(kernel: Kernel) -> Kernel:
-    """The same kernel, its rounding and scaling one step each; inside a compiled layer it dissolves."""
-    return kernel._replace(multiply=torch.compile(kernel.multiply, dynamic=True))
 
 
 def lacks(precision: str, machine: Machine) -> str | None:
@@ -180,18 +177,31 @@ class Trial(NamedTuple):
     seconds: float
 
 
-def attempt(kernel: Kernel, work: Work, machine: Machine, seconds: Seconds) -> Trial | str:
-    """Check and time a kernel on every matrix of a layer; the reason if it does not work."""
-    total = 0.0
+Operands = tuple[Tensor, Tensor, Tensor]  # weight, its scale, bias
+
+
+def products(multiply: Multiply, x: Tensor, matrices: Sequence[Operands]) -> Tensor:
+    """x through one matrix after the other, a norm before each, to which its rounding can be joined."""
+    for matrix in matrices:
+        x = multiply(F.rms_norm(x, x.shape[-1:]), *matrix)
+    return x
+
+
+def attempt(
+    kernel: Kernel, work: Work, machine: Machine, seconds: Seconds, run: Callable[..., Tensor] = products
+) -> Trial | str:
+    """Check a kernel on every matrix of a layer and time it on all; the reason if it does not work."""
+    matrices: list[Operands] = []
     try:
         for shape, count in work.shapes:
-            arguments = operands(kernel, shape, work.dtype, machine.device)
-            if kernel is not WIDE and (error := wrong_by(kernel, arguments)) > TOLERANCE:
+            x, *matrix = operands(kernel, shape, work.dtype, machine.device)
+            if kernel is not WIDE and (error := wrong_by(kernel, (x, *matrix))) > TOLERANCE:
                 return f"{kernel.multiply.__name__} is off by {error:.0%} of its result"
-            total += count * seconds(lambda run=kernel.multiply, given=arguments: run(*given))
+            matrices += [tuple(matrix)] * count
+        x, *_ = operands(kernel, work.shapes[0][0], work.dtype, machine.device)
+        return Trial(kernel.multiply, seconds(lambda multiply=kernel.multiply: run(multiply, x, matrices)))
     except Exception as error:  # no kernel, an old torch, no memory, no compiler: nothing in common
         return reason_of(error)
-    return Trial(kernel.multiply, total)
 
 
 def operands(

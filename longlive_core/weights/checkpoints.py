@@ -273,16 +273,19 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float16 if precision == "fp16" else torch.bfloat16
 
 
-def settle(transformer: CausalWan, precision: str, device: torch.device) -> tuple[str, ...]:
+def settle(
+    transformer: CausalWan, precision: str, device: torch.device, is_compiled: bool = False
+) -> tuple[str, ...]:
     """Ready a transformer, wherever it was loaded, to run on `device`; its layers' matrices stay as stored.
 
-    With 8 bits the arithmetic is chosen by measuring; what the user should hear of it is returned.
+    With 8 bits the arithmetic is chosen by measuring, for layers that will be compiled or not; what the user
+    should hear of it is returned.
     """
     dtype, small = compute_dtype(precision, device), stored_small(transformer)
     for name, weight in transformer.named_parameters():
         if name not in small:
             weight.data = weight.data.to(dtype)
-    return settle_arithmetic(transformer, precision, device)
+    return settle_arithmetic(transformer, precision, device, is_compiled)
 
 
 def fill(transformer: CausalWan, tensors: Iterator[tuple[str, Tensor, Tensor | None]]) -> None:
