@@ -97,7 +97,8 @@ class Bench:
         """Prompt to file with graphs, after a short video that warms up."""
         pipeline = self.pipeline(Speed(COMPILED, "auto"), decoder)
         warm_up = end_to_end_figures(pipeline, self.request(min(seconds, SHORT_SECONDS)))
-        setting = Setting(self.width, self.height, decoder=decoder, window=pipeline.preset.window)
+        window = pipeline.preset.window
+        setting = Setting(self.width, self.height, decoder=decoder, window=window, speed=COMPILED)
         return {
             **end_to_end_figures(pipeline, self.request(seconds)),
             "first_frames_seconds_cold": warm_up["first_frames_seconds"],

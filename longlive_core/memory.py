@@ -17,6 +17,7 @@ from .geometry import latent_size
 from .model.cache import TextCache
 from .model.causal_wan import CausalWan
 from .rollout.scene import Scene
+from .speed import COMPILED, PLAIN
 from .vae.autoencoder import WanAutoencoder
 from .vae.streaming import StreamingDecoder
 from .vae.tiled import TILE_PIXELS
@@ -25,6 +26,10 @@ from .weights.checkpoints import PRECISIONS, compute_dtype, stored_small
 from .weights.quantize import SMALL_TYPES
 
 META = torch.device("meta")
+# As measured at 832x480 on an H200: what recordings and tuned kernels hold beside the passes, and the share of
+# the full decoder's memory that a compiled one takes again (it holds its old past beside the new one).
+RECORDED_BYTES = 2**29
+COMPILED_SHARE = 1.4
 GIB = 2**30
 
 
@@ -54,17 +59,19 @@ class Needs:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a user may choose to make a run fit."""
+    """What a user may choose to make a run fit; `speed` is one of speed.SPEEDS."""
 
     width: int
     height: int
     precision: str = "bf16"
     decoder: str = "wan"
     window: WindowConfig = field(default_factory=WindowConfig)
+    speed: str = PLAIN
 
     def __str__(self) -> str:
         window = self.window.window_latent_frames
-        return f"{self.width}x{self.height}, {self.precision}, {self.decoder} decoder, window {window}"
+        speed = "" if self.speed == PLAIN else f", speed {self.speed}"
+        return f"{self.width}x{self.height}, {self.precision}, {self.decoder} decoder, window {window}{speed}"
 
 
 class LiveBytes(TorchDispatchMode):
@@ -112,6 +119,11 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     block = setting.window.block_latent_frames
     is_cpu = device.type == "cpu"
     decoder, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
+    if device.type == "cuda" and setting.speed != PLAIN:
+        passing += RECORDED_BYTES
+    is_full = setting.decoder == "wan" and not preset.autoencoder
+    if device.type == "cuda" and setting.speed == COMPILED and is_full:
+        decoding += int(COMPILED_SHARE * decoder)
     return Needs(weights, cache, text, decoder, passing + decoding)
 
 
@@ -201,7 +213,7 @@ def fitting(
 
 
 def smaller(wanted: Setting) -> Iterator[Setting]:
-    """The wanted setting, then ever smaller ones: decoder, precision, window, size."""
+    """The wanted setting, then ever smaller ones: speed, decoder, precision, window, size."""
     sizes = [(wanted.width, wanted.height)]
     sizes += [(w, h) for w, h in ((640, 368), (480, 272), (320, 192)) if w * h < wanted.width * wanted.height]
     frames = wanted.window.window_latent_frames
@@ -210,6 +222,7 @@ def smaller(wanted: Setting) -> Iterator[Setting]:
     decoders = {"wan": ("wan", "tiled", "tiny"), "tiled": ("tiled", "tiny"), "tiny": ("tiny",)}[
         wanted.decoder
     ]
-    for size, window, precision, decoder in product(sizes, windows, precisions, decoders):
+    speeds = [wanted.speed] + ([PLAIN] if wanted.speed != PLAIN else [])
+    for size, window, precision, decoder, speed in product(sizes, windows, precisions, decoders, speeds):
         shorter = replace(wanted.window, window_latent_frames=window)
-        yield Setting(*size, precision, decoder, shorter)
+        yield Setting(*size, precision, decoder, shorter, speed)

@@ -18,7 +18,7 @@ def setting_of(model: StreamModel, vae: StreamVae, plan: Plan) -> Setting:
     if window.window_latent_frames is None:
         frames = plan.blocks.stop * window.block_latent_frames
         window = replace(window, sink_latent_frames=0, window_latent_frames=frames)
-    return Setting(plan.width, plan.height, model.precision, vae.kind, window)
+    return Setting(plan.width, plan.height, model.precision, vae.kind, window, model.speed.layers)
 
 
 def run_bytes(model: StreamModel, vae: StreamVae, plan: Plan) -> int:

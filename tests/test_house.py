@@ -27,7 +27,7 @@ DOORS = {
     "video": {"geometry"},
     "contact_sheet": set(),
     "overlap": set(),
-    "memory": {"rollout", "model", "vae", "weights", "config", "geometry"},
+    "memory": {"rollout", "speed", "model", "vae", "weights", "config", "geometry"},
     "script": {"rollout", "geometry"},
     "live": {"script", "rollout", "geometry"},
     "state": {"script", "rollout", "vae", "config", "geometry"},

@@ -1,6 +1,9 @@
 """The memory plan against what runs really allocate."""
 
+import json
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from longlive_core.config import LONGLIVE_1_3B, ModelConfig, Preset, TinyAutoencoderConfig, WindowConfig
 from longlive_core.geometry import latent_size, tokens_per_frame
 from longlive_core.memory import (
+    GIB,
     LiveBytes,
     Needs,
     Setting,
@@ -22,6 +26,7 @@ from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
+RESULTS = Path(__file__).parents[1] / "benchmarks/results/gpu.json"
 SMALL = Preset(
     "small",
     ModelConfig(dim=256, ffn_dim=1024, num_heads=2, num_layers=3, text_dim=64, text_tokens=32),
@@ -68,6 +73,15 @@ def test_the_cache_of_the_real_model_is_its_arithmetic() -> None:
     assert needs.kv_cache == pytest.approx(2 * 30 * frames, rel=0.01)
     assert needs.weights == pytest.approx(1_418_996_800 * 2, rel=0.001)
     assert needs.total == sum((needs.weights, needs.kv_cache, needs.text, needs.decoder, needs.working))
+
+
+@pytest.mark.parametrize("decoder", ["tiny", "wan"])
+def test_the_plan_is_what_a_card_measured(decoder) -> None:
+    """benchmarks/gpu.py, end to end at 832x480, compiled."""
+    measured = json.loads(RESULTS.read_text())["cases"][f"all {decoder}"]["peak_gib"]
+    setting = Setting(832, 480, decoder=decoder, speed="compiled")
+    assert estimate(LONGLIVE_1_3B, setting, CUDA).total / GIB == pytest.approx(measured, rel=0.03)
+    assert next(islice(smaller(setting), 1, None)) == replace(setting, speed="plain")
 
 
 def test_smaller_settings_need_less() -> None:

@@ -5,6 +5,7 @@ from itertools import islice
 
 from ..config import LONGLIVE_1_3B
 from ..memory import GIB, Setting, estimate, fitting
+from ..speed import PLAIN, SPEEDS
 from ..weights.checkpoints import PRECISIONS
 from .options import add_size_and_window, device_named, preset_named, window_from
 
@@ -17,6 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_size_and_window(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--decoder", choices=("wan", "tiled", "tiny"), default="wan")
+    parser.add_argument("--speed", choices=SPEEDS, default=PLAIN)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu: in what the arithmetic runs")
     parser.add_argument("--vram", type=float, metavar="GIB", help="also list settings that fit")
 
@@ -26,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     preset, device = preset_named(options.model), device_named(options.device)
     width, height = options.size or (preset.width, preset.height)
     window = window_from(options, preset) or preset.window
-    wanted = Setting(width, height, options.precision, options.decoder, window)
+    wanted = Setting(width, height, options.precision, options.decoder, window, options.speed)
     print(wanted)
     print("\n".join(estimate(preset, wanted, device).lines()))
     if options.vram is not None:
