@@ -63,12 +63,32 @@ class WindowConfig:
             )
 
 
+# Steps that a model was trained on -> how many are made -> which of them; always the first, which begins from
+# pure noise. What each of these gains and loses is measured in benchmarks/extras.py.
+FEWER_STEPS = {4: {3: (0, 1, 3), 2: (0, 2)}}
+
+
 @dataclass(frozen=True)
 class SigmaConfig:
     """Which noise levels a block passes through: `steps` of 1000, warped by `shift` (paper section 3)."""
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     shift: float = 5.0
+
+    @property
+    def choices(self) -> dict[int, tuple[int, ...]]:
+        """How many steps a block may take, and which of those that the model was trained on these are."""
+        trained = len(self.steps)
+        return {trained: tuple(range(trained))} | FEWER_STEPS.get(trained, {})
+
+    def fewer(self, num_steps: int) -> "SigmaConfig":
+        """Only `num_steps` of the steps that the model was trained on; ValueError unless it is a choice."""
+        if num_steps == len(self.steps):
+            return self
+        if num_steps not in self.choices:
+            allowed = " or ".join(map(str, self.choices))
+            raise ValueError(f"{num_steps} denoising steps a block are not possible; choose {allowed}")
+        return replace(self, steps=tuple(self.steps[index] for index in self.choices[num_steps]))
 
 
 @dataclass(frozen=True)

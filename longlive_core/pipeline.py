@@ -38,6 +38,9 @@ class Request:
     `past` are clean latents [1, C, T, H, W] of an earlier video, which this one continues; `cut_off` pixel
     frames at their end were not shown, so that this one begins with them. A `state` in place of both is
     continued bit for bit. Times and `seconds` count from where the earlier video ended.
+
+    `steps` is how many of the denoising steps that the model was trained on each block takes: 4, 3 or 2; None
+    is all that the preset has. Fewer are faster; first blocks suffer, and with 2 also what a switch keeps.
     """
 
     schedule: PromptSchedule
@@ -50,6 +53,7 @@ class Request:
     past: Tensor | None = None
     cut_off: int = 0
     state: VideoState | None = None
+    steps: int | None = None
 
 
 class Chunk(NamedTuple):
@@ -165,10 +169,9 @@ class Pipeline:
         if ending:
             hook = ending.watching(script, hook)
         noise = until(stop, SeededNoise(plan.request.seed, plan.block_shape))
-        sigmas = shifted_sigmas(self.preset.sigmas)
         tell = (hook or Hook()).on_note
         model = made_ready(self.model, self.speed, plan.window, plan.block_shape, tell)
-        made = rollout(model, script, noise, sigmas, plan.window, plan.blocks, plan.past, hook)
+        made = rollout(model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
         return live.until_stopped(made) if live else made
 
     def stream(self, schedule: PromptSchedule | str, seconds: float, **request) -> Iterator[Tensor]:
@@ -180,13 +183,15 @@ class Pipeline:
 
 
 class Plan:
-    """A checked request: how many frames and blocks, which window, when each prompt begins."""
+    """A checked request: how many frames and blocks, which window and sigmas, when each prompt begins."""
 
     def __init__(self, preset: Preset, request: Request):
         self.preset, self.request = preset, request
         state = request.state
         self.width = request.width or (state.width if state else preset.width)
         self.height = request.height or (state.height if state else preset.height)
+        trained = preset.sigmas
+        self.sigmas = shifted_sigmas(trained if request.steps is None else trained.fewer(request.steps))
         latent_height, latent_width = latent_size(self.width, self.height)
         self.is_until_stopped = request.seconds == UNTIL_STOPPED
         seconds = MAX_SECONDS if self.is_until_stopped else request.seconds
@@ -244,6 +249,7 @@ class Plan:
             "width": self.width,
             "height": self.height,
             "window": asdict(self.window),
+            "steps": len(self.sigmas),
         }
 
 

@@ -21,7 +21,7 @@ from ..rollout.prompts import SWITCH_POLICIES, Policy, PromptSchedule
 from ..rollout.rollout import Hook
 from ..state import Ending, VideoState
 from ..video import VideoWriter
-from .options import add_model, add_size_and_window, usable_device, window_from
+from .options import add_model, add_size_and_window, add_steps, usable_device, window_from
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     add_model(parser)
     add_size_and_window(parser)
+    add_steps(parser)
     parser.add_argument("--positions", choices=("auto", "absolute", "endless"), default="auto")
     parser.add_argument(
         "--on-switch",
@@ -205,7 +206,7 @@ def request_from(options: argparse.Namespace, preset: Preset) -> Request:
         schedule = schedule.with_on_switch(Policy(options.on_switch), in_effect)
     width, height = options.size or (None, None)
     made = (options.seconds, options.seed, width, height, window_from(options, preset), options.positions)
-    return Request(schedule, *made, state=state)
+    return Request(schedule, *made, state=state, steps=options.steps)
 
 
 def read_text(path: Path) -> str:

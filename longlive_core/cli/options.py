@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import PRESETS, Preset, WindowConfig
+from ..config import PRESETS, Preset, SigmaConfig, WindowConfig
 from ..model.attention import AUTO, BACKENDS
 from ..speed import PLAIN, SPEEDS
 from ..weights.checkpoints import PRECISIONS
@@ -39,6 +39,16 @@ def add_size_and_window(parser: argparse.ArgumentParser) -> None:
         choices=("full", "fp8"),
         default="full",
         help="fp8: half its memory, see docs/precision.md",
+    )
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--steps",
+        type=int,
+        choices=tuple(SigmaConfig().choices),
+        help="denoising steps a block (default: 4). With mini, 3 are 1.3 times as fast, the first block a "
+        "little worse; 2 are 1.6 times as fast, more first blocks and backgrounds after switches go wrong",
     )
 
 

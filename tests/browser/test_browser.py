@@ -63,6 +63,19 @@ def test_the_page_reads_a_workflow_as_we_do(server, page, comfy, file):
     assert page.errors == []
 
 
+@pytest.mark.parametrize(
+    "behind", [[], [None, "15.0 s of video"]], ids=["saved", "saved by 0.3.64 after a run"]
+)
+def test_a_workflow_saved_before_there_were_steps_takes_them_all(page, behind):
+    workflow = load_workflow(ROOT / "workflows" / "mini_prompt_switch.json")
+    stream = next(node for node in workflow["nodes"] if node["type"] == "LongLiveStream")
+    assert stream["inputs"].pop()["name"] == "steps"
+    stream["widgets_values"][-1:] = behind
+    page.evaluate(LOAD, workflow)
+    assert page.evaluate(AS_PROMPT)[str(stream["id"])]["inputs"]["steps"] == 4
+    assert page.errors == []
+
+
 def test_a_workflow_is_queued_and_watched(server, page, tmp_path):
     prompts = "0 a red circle drifts right over navy\n5s => it turns into a blue star\n"
     workflow = edited(load_workflow(ROOT / "workflows" / "mini_prompt_switch.json"), prompts, 15.0)

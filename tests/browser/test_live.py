@@ -228,11 +228,14 @@ def check_what_was_made(server, panel: Panel) -> None:
         (cue["seconds"], cue["prompt"]) for cue in run["cues"]
     ]
     saved = panel.page.evaluate(SAVED)
-    assert saved[:7] == [64, 64, 0, SEED, "fixed", "real time", False]
-    assert saved[7:8] in ([], [None])  # 0.3.64 saves its own status text behind the panel, which has no value
+    assert saved[:8] == [64, 64, 0, SEED, "fixed", "real time", False, 4]
+    assert saved[8:9] in ([], [None])  # 0.3.64 saves its own status text behind the panel, which has no value
     sent = panel.page.evaluate(AS_PROMPT)[str(STREAM_ID)]["inputs"]
     assert sorted(sent) == sorted(
-        [*("width", "height", "seconds", "seed", "pace", "keep_state"), *("model", "schedule", "vae")]
+        [
+            *("width", "height", "seconds", "seed", "pace", "keep_state", "steps"),
+            *("model", "schedule", "vae"),
+        ]
     )
 
 

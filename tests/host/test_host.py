@@ -105,6 +105,17 @@ def test_same_inputs_are_served_from_the_cache_and_another_seed_is_not(server):
     assert "3" not in cached and {"1", "2"} <= set(cached) and other.previews
 
 
+def test_fewer_steps_are_counted_and_written_down(server, comfy):
+    for steps in (2, 3):
+        run = server.run(small_prompt(seed=13, steps=steps))
+        assert run.has_succeeded, run.history["status"]
+        done = [data for kind, data in run.events if kind == "progress" and data["node"] == "3"]
+        assert done[-1]["value"] == done[-1]["max"] == 3 * steps, "three blocks"
+        assert read_settings(server.path_of(run.outputs["4"]["images"][0]))["steps"] == steps
+    with pytest.raises(comfy.PromptRefused, match="smaller than min"):
+        server.run(small_prompt(steps=1))
+
+
 def test_interrupt_keeps_what_was_made_and_the_server_goes_on(server):
     folder = server.base / "output" / "longlive"
     before = set(folder.glob("stream_*"))

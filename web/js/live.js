@@ -78,6 +78,19 @@ function addPanel(node) {
   };
 }
 
+/**
+ * Keep the default of every widget that a saved graph gives no value: ComfyUI 0.3.64 saves an empty place where
+ * the panel was, and an input added since reads it.
+ */
+function keepDefaults(node) {
+  const defaults = node.widgets.map((widget) => [widget, widget.value]);
+  const { onConfigure } = node;
+  node.onConfigure = function (...args) {
+    for (const [widget, value] of defaults) widget.value ??= value;
+    return onConfigure?.apply(this, args);
+  };
+}
+
 app.registerExtension({
   name: "LongLive.Live",
   setup() {
@@ -87,7 +100,9 @@ app.registerExtension({
     return refresh();
   },
   nodeCreated(node) {
-    if (node.comfyClass === NODE) addPanel(node);
+    if (node.comfyClass !== NODE) return;
+    keepDefaults(node);
+    addPanel(node);
   },
   afterConfigureGraph: show,
 });
