@@ -26,8 +26,8 @@ from .weights.checkpoints import PRECISIONS, compute_dtype, stored_small
 from .weights.quantize import SMALL_TYPES
 
 META = torch.device("meta")
-# As measured at 832x480 on an H200: what recordings and tuned kernels hold beside the passes, and the share of
-# the full decoder's memory that a compiled one takes again (it holds its old past beside the new one).
+# As measured at 832x480 on an H200: what recordings and tuned kernels hold beside the passes, and the share
+# of the full decoder's memory that a compiled one takes again (it holds its old past beside the new one).
 RECORDED_BYTES = 2**29
 COMPILED_SHARE = 1.4
 GIB = 2**30

@@ -76,13 +76,15 @@ def made_ready(
 def ready_decoder(decoder: Any, speed: Speed, block_shape: tuple[int, ...], tell: Tell) -> None:
     """Compile a decoder of ours on a card, where that is wanted; any other stays as it is.
 
-    On CPUs the convolutions take nearly all of the time, which no compiler changes.
+    One that wraps another shows it as `inner`. On CPUs the convolutions take nearly all of the time, which no
+    compiler changes.
     """
+    while hasattr(decoder, "inner"):
+        decoder = decoder.inner
     if not isinstance(decoder, WanAutoencoder | TinyAutoencoder):
         return
-    weight = decoder.decoder.stem.weight
-    is_compiled = speed.layers == COMPILED and weight.is_cuda
-    wanted = (is_compiled, block_shape, weight.device, weight.dtype)
+    is_compiled = speed.layers == COMPILED and runs_on_card(decoder)
+    wanted = (is_compiled, block_shape, decoder.decoder.stem.weight.dtype)
     _settle(decoder, wanted, lambda: _settle_decoder(decoder, is_compiled, block_shape, tell), tell)
 
 
@@ -117,6 +119,11 @@ def _settle_decoder(
     elif is_compiled:
         tell(f"compiling the decoder; {PATIENCE}")
         yield compile_decoder(decoder, block_shape)
+
+
+def runs_on_card(decoder: WanAutoencoder | TinyAutoencoder) -> bool:
+    """Where its weights are."""
+    return decoder.decoder.stem.weight.is_cuda
 
 
 def free_bytes(decoder: WanAutoencoder) -> int:

@@ -217,12 +217,12 @@ class Turns(Room):
 
 
 class TakingTurns:
-    """A decoder that works only while it holds the lock."""
+    """A decoder, `inner`, that works only while it holds the lock."""
 
     def __init__(self, decoder: Decoder, lock: threading.Lock):
-        self._decoder, self._lock = decoder, lock
+        self.inner, self._lock = decoder, lock
 
     def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
         """As the decoder itself."""
         with self._lock:
-            return self._decoder.decode(latents, past)
+            return self.inner.decode(latents, past)

@@ -35,14 +35,14 @@ class StreamVae:
 
 
 class PlacedDecoder:
-    """A decoder that takes latents from any device to its own."""
+    """A decoder, `inner`, that takes latents from any device to its own."""
 
     def __init__(self, decoder: Decoder, device: torch.device):
-        self._decoder, self._device = decoder, device
+        self.inner, self._device = decoder, device
 
     def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
         """As the decoder itself."""
-        return self._decoder.decode(latents.to(self._device), past)
+        return self.inner.decode(latents.to(self._device), past)
 
 
 class OwnVae:

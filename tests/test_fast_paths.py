@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from torch.utils._pytree import tree_map
 from benchmarks.plain import PlainScene
 from longlive_core import speed
 from longlive_core.bench.limits import block_flops
-from longlive_core.config import ModelConfig, Preset, SigmaConfig, WindowConfig
+from longlive_core.config import (
+    TINY_WAN,
+    ModelConfig,
+    Preset,
+    SigmaConfig,
+    WanAutoencoderConfig,
+    WindowConfig,
+)
 from longlive_core.model import attention, compiled, even, fastest
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.fastest import AttentionShape
@@ -23,6 +31,8 @@ from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Hook, Switch, commit, denoise, recache, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.vae.tiny import TinyAutoencoder
 
 CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=3, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4
@@ -382,6 +392,33 @@ def test_a_reason_is_the_line_that_says_something() -> None:
     error = RuntimeError("backend='inductor' raised:\nCompilerError: no cl\n\nmore")
     assert reason_of(error) == "CompilerError: no cl"
     assert reason_of(RuntimeError("")) == "RuntimeError" and len(reason_of(ValueError("x" * 999))) == 200
+
+
+class Wrapped:
+    def __init__(self, inner):
+        self.inner = inner
+
+
+def test_a_decoder_is_compiled_on_a_card_with_room(monkeypatch) -> None:
+    """Ours alone, also when the host has wrapped it; the tiny one needs no room."""
+    told, shape, gib = [], (1, 16, 3, 4, 4), 2**30
+    monkeypatch.setattr(speed, "compile_decoder", lambda *_: "decoder compiled in 9 s")
+    monkeypatch.setattr(speed, "runs_on_card", lambda decoder: True)
+    wan, tiny = WanAutoencoder(replace(WanAutoencoderConfig(), width=8)), TinyAutoencoder(TINY_WAN)
+
+    def notes(decoder, layers: str, free: int) -> str:
+        told.clear()
+        monkeypatch.setattr(speed, "free_bytes", lambda decoder: free)
+        speed.ready_decoder(decoder, speed.Speed(layers), shape, told.append)
+        return " | ".join(note.split(";")[0] for note in told)
+
+    compiled = "compiling the decoder | decoder compiled in 9 s"
+    assert notes(Wrapped(Wrapped(wan)), "compiled", 20 * gib) == compiled
+    assert notes(wan, "compiled", 8 * gib) == "decoder compiled in 9 s", "it already is"
+    assert notes(wan, "graphs", 20 * gib) == ""
+    assert "not compiled: with less than 16 GiB" in notes(wan, "compiled", 8 * gib)
+    assert notes(tiny, "compiled", 1 * gib) == compiled
+    assert notes(object(), "compiled", 20 * gib) == ""
 
 
 def test_an_unknown_speed_is_refused() -> None:
