@@ -17,7 +17,7 @@ from .geometry import latent_size
 from .model.cache import TextCache
 from .model.causal_wan import CausalWan
 from .rollout.scene import Scene
-from .speed import COMPILED, PLAIN
+from .speed import COMPILED, PLAIN, has_room_to_compile
 from .vae.autoencoder import WanAutoencoder
 from .vae.streaming import StreamingDecoder
 from .vae.tiled import TILE_PIXELS
@@ -122,7 +122,7 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     if device.type == "cuda" and setting.speed != PLAIN:
         passing += RECORDED_BYTES
     is_full = setting.decoder == "wan" and not preset.autoencoder
-    if device.type == "cuda" and setting.speed == COMPILED and is_full:
+    if device.type == "cuda" and setting.speed == COMPILED and is_full and has_room_to_compile(device):
         decoding += int(COMPILED_SHARE * decoder)
     return Needs(weights, cache, text, decoder, passing + decoding)
 

@@ -23,7 +23,7 @@ from .vae.compiled import compile_decoder, release_decoder
 from .vae.tiny import TinyAutoencoder
 
 PLAIN, GRAPHS, COMPILED = SPEEDS = ("plain", "graphs", "compiled")
-ROOM_TO_COMPILE = 16 * 2**30  # free bytes: a compiled Wan decoder holds its past twice, 3 GiB at 832x480
+ROOMY_CARD = 20 * 2**30  # bytes: a compiled Wan decoder holds its past twice, 3 GiB at 832x480
 PATIENCE = "the first time takes up to a minute or two, later ones find the result on disk"
 Tell = Callable[[str], None]  # what the user should know
 
@@ -58,7 +58,7 @@ _SETTLED: WeakKeyDictionary[nn.Module, Settled] = WeakKeyDictionary()
 def made_ready(
     model: CausalWan, speed: Speed, window: WindowConfig, block_shape: tuple[int, ...], tell: Tell
 ) -> CausalWan | GraphedModel:
-    """The model to make blocks [B, C, T, H, W] of latents with; the second time nothing has to be done."""
+    """The model to make blocks [B, C, T, H, W] of latents with; the same object is made ready only once."""
     wanted = (speed, window, block_shape, model.device, model.dtype)
     _settle(model, wanted, lambda: _settle_layers(model, speed, window, block_shape, tell), tell)
     if speed.layers == PLAIN:
@@ -114,8 +114,9 @@ def _settle_decoder(
     decoder: WanAutoencoder | TinyAutoencoder, is_compiled: bool, block_shape: tuple[int, ...], tell: Tell
 ) -> Iterator[str]:
     release_decoder(decoder)
-    if is_compiled and isinstance(decoder, WanAutoencoder) and free_bytes(decoder) < ROOM_TO_COMPILE:
-        yield "the decoder is not compiled: with less than 16 GiB free its memory counts more than its speed"
+    device = decoder.decoder.stem.weight.device
+    if is_compiled and isinstance(decoder, WanAutoencoder) and not has_room_to_compile(device):
+        yield "the full decoder is not compiled: on a card of less than 20 GiB its memory counts for more"
     elif is_compiled:
         tell(f"compiling the decoder; {PATIENCE}")
         yield compile_decoder(decoder, block_shape)
@@ -126,9 +127,10 @@ def runs_on_card(decoder: WanAutoencoder | TinyAutoencoder) -> bool:
     return decoder.decoder.stem.weight.is_cuda
 
 
-def free_bytes(decoder: WanAutoencoder) -> int:
-    """What its card has left."""
-    return torch.cuda.mem_get_info(decoder.decoder.stem.weight.device)[0]
+def has_room_to_compile(device: torch.device) -> bool:
+    """Whether a card is large enough to compile the full decoder for; one that is not here is."""
+    is_here = device.type == "cuda" and torch.cuda.is_available()
+    return not is_here or torch.cuda.get_device_properties(device).total_memory >= ROOMY_CARD
 
 
 def _fastest(model: CausalWan, shape: AttentionShape) -> str:

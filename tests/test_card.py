@@ -132,6 +132,8 @@ def test_every_attention_backend_that_runs_is_sdpa() -> None:
     rows = {row.name: row for row in measured(shape, CARD, torch.bfloat16, BACKENDS)}
     print({name: row.seconds or row.reason for name, row in rows.items()})
     assert rows["sdpa"].seconds
+    if torch.cuda.get_device_capability() >= (9, 0):
+        assert rows["cudnn-even"].seconds and rows["flash-even"].seconds
     assert not [row for row in rows.values() if "another" in row.reason]
 
 

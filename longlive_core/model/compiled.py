@@ -5,15 +5,15 @@ compiled again while the window grows, when its ring turns or when a prompt chan
 number, as in a recache, go the plain way.
 """
 
-import functools
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..reasons import reason_of
+from ..compiling import Compiled, new_size
 from .causal_wan import CausalWan
 from .layers import Layer
 from .rope import rotation
@@ -28,12 +28,27 @@ class CompiledLayers:
     def __init__(self, shape: tuple[int, ...], options: dict[str, Any] | None):
         self.shape = torch.Size(shape)
         how = {"dynamic": False, "fullgraph": True, "options": options}
-        self._halves = {half: torch.compile(half, **how) for half in HALVES}
+        self._halves = {half: Compiled(half, **how) for half in HALVES}
+
+    @property
+    def failure(self) -> str | None:
+        """Why a half could not be compiled, if so."""
+        return next((half.failure for half in self._halves.values() if half.failure is not None), None)
 
     def run(self, layer: Layer, half: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
         """As Layer.run."""
         chosen = self._halves[half] if x.shape == self.shape else half
         return chosen(layer, x, *rest)
+
+
+class Runner:
+    """What stands in place of a layer's own `run`; it does not keep the layer."""
+
+    def __init__(self, layers: CompiledLayers, layer: Layer):
+        self._layers, self._layer = layers, weakref.ref(layer)
+
+    def __call__(self, half: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
+        return self._layers.run(self._layer(), half, x, *rest)
 
 
 def compile_layers(model: CausalWan, batch: int, frames: int, tokens: int) -> str:
@@ -45,15 +60,13 @@ def compile_layers(model: CausalWan, batch: int, frames: int, tokens: int) -> st
     shape, start = (batch, frames * tokens, model.config.dim), time.perf_counter()
     for options in (ON_CARDS, None) if model.device.type == "cuda" else (None,):
         layers = CompiledLayers(shape, options)
-        try:
+        with new_size():
             _try_out(model, layers, frames, tokens)
-        except Exception as error:  # the compiler's failures have no common kind
-            reason = reason_of(error)
-        else:
+        if not layers.failure:
             for layer in model.layers:
-                layer.run = functools.partial(layers.run, layer)
+                layer.run = Runner(layers, layer)
             return f"layers compiled in {time.perf_counter() - start:.0f} s"
-    return f"not compiled, every operator runs by itself as with speed plain: {reason}"
+    return f"not compiled, every operator runs by itself as with speed plain: {layers.failure}"
 
 
 def release_layers(model: CausalWan) -> None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..compiling import Compiled
+
 TILE = 128  # queries that torch's kernels for head dim 128 take at a time
 MAX_PARTS = 16
 MERGE_ROUNDS = 0.01  # what a part costs beside its own work, in rounds of tiles
@@ -52,7 +54,7 @@ class Even:
 
     def __init__(self, kernel: WithSums, join: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None):
         self._kernel = kernel
-        self._join = join or torch.compile(joined)
+        self._join = join or Compiled(joined)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """q [B, L, N, D] on k, v [B, M, N, D] -> [B, L, N, D]."""

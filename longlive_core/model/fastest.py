@@ -65,19 +65,21 @@ def seconds_of(run: Callable[[], Any]) -> float:
     """
     made = run()
     is_on_card = isinstance(made, Tensor) and made.is_cuda
-    calls = CALLS_A_GRAPH if is_on_card else 1
-    run = recorded(run, calls) if is_on_card else run
+    run, calls = recorded(run, CALLS_A_GRAPH) if is_on_card else (run, 1)
     timer = benchmark.Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=TIMING_SECONDS).median / calls
 
 
-def recorded(run: Callable[[], Any], calls: int) -> Callable[[], None]:
-    """So many calls as one CUDA graph; RuntimeError if they cannot be recorded."""
+def recorded(run: Callable[[], Any], calls: int) -> tuple[Callable[[], Any], int]:
+    """So many calls as one CUDA graph; what cannot be recorded, as it is, a call at a time."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for _ in range(calls):
-            run()
-    return graph.replay
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(calls):
+                run()
+    except RuntimeError:
+        return run, 1
+    return graph.replay, calls
 
 
 def measured(
@@ -121,7 +123,8 @@ def fastest_attention(
     if known.get(key) in EXACT:
         return known[key]
     timings = measured(shape, device, dtype, timer=timer)
-    best = min((t for t in timings if t.seconds is not None), key=lambda t: t.seconds).name
+    timed = {timing.name: timing.seconds for timing in timings if timing.seconds is not None}
+    best = min(timed, key=timed.get, default="sdpa")
     _write(memory, {**known, key: best})
     return best
 

@@ -7,7 +7,7 @@ for the second time. Whatever comes once only (the growing window, a recache) ru
 
 import functools
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class Inputs:
 class GraphedModel:
     """A CausalWan that replays what it can; it stands in for the model in a rollout.
 
-    Recordings belong to the cache they were made with, and are dropped when another one comes.
+    Recordings belong to the cache and the weights they were made with, and are dropped when others come.
     """
 
     def __init__(self, model: CausalWan, record: Record | None):
@@ -86,8 +86,8 @@ class GraphedModel:
     def num_recordings(self) -> int:
         return len(self._recordings)
 
-    def _forget(self, cache: KVCache | None = None) -> None:
-        self._cache = cache
+    def _forget(self, cache: KVCache | None = None, weights: Sequence[int] = ()) -> None:
+        self._cache, self._weights = cache, weights
         self._inputs: dict[torch.Size, Inputs] = {}
         self._recordings: dict[Hashable, tuple[Replay, Any]] = {}
         self._seen: dict[Hashable, TimeCache] = {}  # holds the noise levels, so that their ids stay theirs
@@ -101,8 +101,9 @@ class GraphedModel:
         cache: KVCache,
         text: TextCache,
     ) -> Any:
-        if cache is not self._cache:
-            self._forget(cache)
+        weights = [layer.ffn[0].weight.data_ptr() for layer in self._model.layers]
+        if cache is not self._cache or weights != self._weights:  # a host may have moved them meanwhile
+            self._forget(cache, weights)
         key = (run == self._model.remember, id(time), latents.shape, *cache.places)
         if not self._may_replay(key, cache):
             self._seen[key] = time

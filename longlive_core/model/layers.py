@@ -68,8 +68,8 @@ class FeedForward(nn.Sequential):
         super().__init__(Linear(dim, hidden), nn.GELU(approximate="tanh"), Linear(hidden, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        widen, _, narrow = self
-        return narrow(widen.gelu(x))
+        widen, gelu, narrow = self
+        return narrow(widen.gelu(x) if isinstance(widen, Linear) else gelu(widen(x)))  # or a host's linear
 
 
 class RMSNorm(nn.Module):

@@ -6,6 +6,7 @@ timed. What fails or is slow is told in one sentence and never raised: 8-bit wei
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compiling import Compiled, new_size
 from ..model import linear8
 from ..model.causal_wan import CausalWan
 from ..model.fastest import seconds_of
@@ -126,11 +128,12 @@ def choose(
     """
     if reason := lacks(precision, machine):
         return none_because(reason, precision, work)
-    run = torch.compile(products, dynamic=False) if is_compiled else products
-    baseline = attempt(WIDE, work, machine, seconds, run)
-    if is_compiled and isinstance(baseline, str):
+    run = Compiled(products, dynamic=False) if is_compiled else products
+    with new_size() if is_compiled else nullcontext():
+        baseline = attempt(WIDE, work, machine, seconds, run)
+        results = [attempt(kernel, work, machine, seconds, run) for kernel in kernels or KERNELS[precision]]
+    if is_compiled and run.failure is not None:
         return choose(precision, work, machine, kernels, seconds)
-    results = [attempt(kernel, work, machine, seconds, run) for kernel in kernels or KERNELS[precision]]
     times = {result.multiply: result.seconds for result in results if isinstance(result, Trial)}
     if not times or not isinstance(baseline, Trial):
         reason = next(result for result in (*results, baseline) if isinstance(result, str))
