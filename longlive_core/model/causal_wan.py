@@ -27,9 +27,12 @@ class TimeCache(NamedTuple):
 
 
 class CausalWan(nn.Module):
-    """Wan 2.1 text-to-video transformer, run causally over latent frames (LongLive, section 3)."""
+    """Wan 2.1 text-to-video transformer, run causally over latent frames (LongLive, section 3).
 
-    def __init__(self, config: ModelConfig, attend: Attend = sdpa):
+    `attend` looks at the window, `attend_text` at the prompt's 512 rows, where no special kernel gains a thing.
+    """
+
+    def __init__(self, config: ModelConfig, attend: Attend = sdpa, attend_text: Attend = sdpa):
         super().__init__()
         self.config = config
         patch_values, dim = config.latent_channels * PATCH**2, config.dim
@@ -39,7 +42,7 @@ class CausalWan(nn.Module):
         )
         self.time_embedding = nn.Sequential(Linear(config.freq_dim, dim), nn.SiLU(), Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
-        self.layers = nn.ModuleList(Layer(config, attend) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, attend, attend_text) for _ in range(config.num_layers))
         self.head = Head(config, patch_values)
 
     @property

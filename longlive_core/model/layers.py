@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from .attention import Attend, sdpa
+from .attention import Attend
 from .cache import LayerCache, LayerText
 from .linear8 import Multiply
 from .rope import rotate
@@ -134,12 +134,12 @@ class LayerTime(NamedTuple):
 class Layer(nn.Module):
     """One transformer layer; modulation [1, 6, E] is added to the time embedding's."""
 
-    def __init__(self, config: ModelConfig, attend: Attend):
+    def __init__(self, config: ModelConfig, attend: Attend, attend_text: Attend):
         super().__init__()
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
         self.self_attn = SelfAttention(config, attend)
-        self.cross_attn = CrossAttention(config, sdpa)  # 512 keys: no kernel gains there what it may cost
+        self.cross_attn = CrossAttention(config, attend_text)
         self.norm3 = nn.LayerNorm(config.dim, config.eps)
         self.ffn = FeedForward(config.dim, config.ffn_dim)
 

@@ -37,7 +37,7 @@ class Generator(nn.Module):
     def __init__(self):
         super().__init__()
         config = MINI.model
-        self.transformer = CausalWan(config, attend_by_pass)
+        self.transformer = CausalWan(config, attend_by_pass, attend_by_pass)
         self.words = WordEncoder(vocabulary(), config.text_tokens, config.text_dim)
 
 
