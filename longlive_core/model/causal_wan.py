@@ -29,7 +29,7 @@ class TimeCache(NamedTuple):
 class CausalWan(nn.Module):
     """Wan 2.1 text-to-video transformer, run causally over latent frames (LongLive, section 3).
 
-    `attend` looks at the window, `attend_text` at the prompt's 512 rows, where no special kernel gains a thing.
+    `attend` looks at the window, `attend_text` at the prompt's 512 rows, where special kernels gain nothing.
     """
 
     def __init__(self, config: ModelConfig, attend: Attend = sdpa, attend_text: Attend = sdpa):
