@@ -5,15 +5,13 @@ With one thread on a CPU the clock is that of the thread, so that other work on 
 """
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import report
+from benchmarks.measure import Clock, in_turn, report
 from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import SPACE_STRIDE
@@ -28,8 +26,6 @@ from longlive_core.vae.tiny import TinyAutoencoder
 BLOCK = LONGLIVE_1_3B.window.block_latent_frames
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GIGA = 1e9
-Clock = Callable[[], float]
-Medians = dict[str, float]
 
 
 def main() -> None:
@@ -70,7 +66,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def block_seconds(decoders: dict[str, Decoder], latents: Tensor, repeats: int) -> Medians:
+def block_seconds(decoders: dict[str, Decoder], latents: Tensor, repeats: int) -> dict[str, float]:
     """Median time of a block in mid-video, the decoders taking turns."""
     clock = clock_of(latents.device)
     streams = {name: StreamingDecoder(decoder) for name, decoder in decoders.items()}
@@ -80,17 +76,6 @@ def block_seconds(decoders: dict[str, Decoder], latents: Tensor, repeats: int) -
     return in_turn(
         {name: lambda s=stream: s.push(latents) for name, stream in streams.items()}, repeats, clock
     )
-
-
-def in_turn(works: dict[str, Callable[[], Any]], repeats: int, clock: Clock = time.perf_counter) -> Medians:
-    """Median seconds of each, measured one after the other, over and over."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            start = clock()
-            work()
-            times[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def clock_of(device: torch.device) -> Clock:

@@ -7,14 +7,12 @@ loader makes of bf16 on this machine with bf16 throughout.
 """
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.measure import report
+from benchmarks.measure import in_turn, report
 from benchmarks.plain import PlainScene
 from longlive_core.bench.random_model import embeds_of, random_pipeline
 from longlive_core.config import LONGLIVE_1_3B
@@ -33,7 +31,6 @@ WIDTH, HEIGHT, LAYERS = 416, 240, 2
 GROWTH = 4  # blocks until the window is full
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Work = dict[str, Callable[[], Any]]
 
 
 class Ours:
@@ -75,9 +72,10 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     noise = SeededNoise(0, (1, LONGLIVE_1_3B.model.latent_channels, 3, *cells))
     embeds = embeds_of("a prompt", pipeline.preset)
     compiled, notes = random_pipeline(CPU, dtype, Speed(), num_layers=LAYERS).model, []
+    for model in (pipeline.model, compiled):
+        settle(model, options.dtype, CPU)
     if options.compile:
         notes.append(compile_layers(compiled, 1, 3, tokens_per_frame(*cells)))
-    settle(pipeline.model, options.dtype, CPU)
     models = {"ours": pipeline.model} | ({"compiled": compiled} if options.compile else {})
     runs = {name: Ours(model, noise, embeds) for name, model in models.items()}
     runs["plain"] = Plain(random_pipeline(CPU, dtype, Speed(), num_layers=LAYERS).model, noise, embeds)
@@ -85,8 +83,8 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(GROWTH):
             run.block()
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    block = medians({name: run.block for name, run in runs.items()}, options.repeats, clock)
-    again = medians({name: run.recache for name, run in runs.items()}, options.repeats, clock)
+    block = in_turn({name: run.block for name, run in runs.items()}, options.repeats, clock)
+    again = in_turn({name: run.recache for name, run in runs.items()}, options.repeats, clock)
     return {
         "dtype": options.dtype,
         "our_arithmetic": str(pipeline.model.dtype),
@@ -97,17 +95,6 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         "block": with_gains(block),
         "recache": with_gains(again),
     }
-
-
-def medians(work: Work, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each, taken in turn."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(repeats):
-        for name, run in work.items():
-            start = clock()
-            run()
-            times[name].append(clock() - start)
-    return {name: round(statistics.median(seconds), 4) for name, seconds in times.items()}
 
 
 def with_gains(seconds: dict[str, float]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu`: all that needs a card, in one go. LongLive-1.3B, true size, random weights.
 
 Cases run one after the other and each is written to benchmarks/results/gpu.json as soon as it is done, so a
-card that is lent for a short time leaves what it managed. About eight minutes on an H200; `--only` chooses.
+card that is lent for a short time leaves what it managed. About six minutes on an H200; `--only` chooses.
 `--device cpu --layers 2 --size 64x64 --seconds 4` tries the script out.
 """
 

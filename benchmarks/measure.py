@@ -2,12 +2,16 @@
 
 import json
 import platform
+import statistics
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+Clock = Callable[[], float]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -37,3 +41,16 @@ def report(name: str, figures: dict[str, Any]) -> None:
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def in_turn(
+    works: dict[str, Callable[[], Any]], repeats: int, clock: Clock = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of each, measured one after the other, over and over."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            start = clock()
+            work()
+            times[name].append(clock() - start)
+    return {name: round(statistics.median(seconds), 6) for name, seconds in times.items()}

@@ -17,29 +17,30 @@ logger = logging.getLogger("longlive")
 class Compiled:
     """A pure function, compiled; where that fails, also in mid-run, it runs as it is from then on.
 
-    `failure` is then the reason, which is logged once.
+    `failure` is then the reason: at first for the caller to tell, in mid-run it is logged.
     """
 
     def __init__(self, function: Callable[..., Any], **how: Any):
         """`how` goes to torch.compile."""
         self.failure: str | None = None
-        self._plain = function
+        self._plain, self._has_run = function, False
         try:
             self._compiled = torch.compile(function, **how)
         except Exception as error:  # the compiler's failures have no common kind
-            self._fail(error)
+            self.failure = reason_of(error)
 
     def __call__(self, *given: Any) -> Any:
         if self.failure is None:
             try:
-                return self._compiled(*given)
+                made = self._compiled(*given)
             except Exception as error:  # one that is not the compiler's comes again
-                self._fail(error)
+                self.failure = reason_of(error)
+                if self._has_run:
+                    logger.warning("%s runs without a compiler: %s", self._plain.__name__, self.failure)
+            else:
+                self._has_run = True
+                return made
         return self._plain(*given)
-
-    def _fail(self, error: Exception) -> None:
-        self.failure = reason_of(error)
-        logger.warning("%s runs without a compiler: %s", self._plain.__name__, self.failure)
 
 
 def new_size() -> AbstractContextManager:

@@ -30,3 +30,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     return request.config.getoption("--golden-dir")
+
+
+@pytest.fixture(scope="session")
+def loud_model():
+    """Makes small random transformers, louder than usual, so that the past and the prompt matter."""
+    import torch
+
+    from longlive_core.config import ModelConfig
+    from longlive_core.model.causal_wan import CausalWan
+
+    def make(config: ModelConfig) -> CausalWan:
+        torch.manual_seed(0)
+        model = CausalWan(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2.0)
+        return model
+
+    return make

@@ -416,7 +416,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, caplog) -> None:
         "twice runs without a compiler: no room for one more graph"
     ]
     monkeypatch.setattr(torch, "compile", lambda *_, **__: {}["no Dynamo for this Python"])
-    assert Compiled(twice)(5) == 10
+    assert Compiled(twice)(5) == 10 and len(caplog.records) == 1, "at first it is the caller who tells"
 
 
 def test_every_size_of_a_decoder_is_one_graph_and_none_is_too_many(monkeypatch) -> None:
