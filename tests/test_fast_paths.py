@@ -25,7 +25,7 @@ from longlive_core.config import (
     WanAutoencoderConfig,
     WindowConfig,
 )
-from longlive_core.model import attention, compiled, even, fastest
+from longlive_core.model import attention, compiled, even, fastest, layers
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.fastest import AttentionShape
 from longlive_core.model.graphs import GraphedModel
@@ -183,7 +183,12 @@ def test_compiled_layers_give_the_same_and_are_compiled_once(model) -> None:
     """100 blocks, ten prompt switches, growth, eviction: three graphs for three halves, none again."""
     from torch._dynamo.utils import counters
 
-    script = prompts(10, 9)
+    def script(block: int) -> Switch | None:
+        switch = prompts(10, 9)(block)
+        if switch is not None:
+            switch.embeds[:, 4 - block % 3 :] = 0  # prompts of two, three and four words
+        return switch
+
     with torch.no_grad():
         plain = latents(model, WindowConfig(), 100, script)
         torch._dynamo.reset()
@@ -198,6 +203,19 @@ def test_compiled_layers_give_the_same_and_are_compiled_once(model) -> None:
     compiled.release_layers(model)
     with torch.no_grad():
         assert torch.equal(latents(model, WindowConfig(), 100, script), plain)
+
+
+@pytest.mark.parametrize("lengths", [(4,), (3,), (2,), (1,), (0,), (1, 3), (0, 4)], ids=str)
+def test_padding_folded_into_one_row_is_padding(model, lengths) -> None:
+    embeds = torch.zeros(len(lengths), 4, 8)
+    for rows, length in zip(embeds, lengths, strict=True):
+        rows[:length] = torch.randn(length, 8)
+    attention, x = model.layers[1].cross_attn, torch.randn(len(lengths), 5, 48)
+    whole = model.read_text(embeds).layers[1]
+    with torch.no_grad():
+        folded = model.read_text(embeds).layers[1]
+        assert_close(attention(x, folded), attention(x, whole), atol=1e-5, rtol=0)
+    assert whole.keys.shape[1] == 4 and folded.keys.shape[1] == min(max(lengths) + 1, 4)
 
 
 def test_without_a_compiler_the_layers_stay_plain(model, monkeypatch) -> None:
@@ -370,6 +388,15 @@ def test_a_host_may_put_its_own_linears_in_place_of_ours() -> None:
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, 8)
     assert_close(theirs(x), ours(x))
+
+
+def test_tokens_widened_in_parts_are_those_widened_at_once(monkeypatch) -> None:
+    ffn, x = FeedForward(8, 16), torch.randn(2, 7, 8)
+    whole = ffn(x)
+    monkeypatch.setattr(layers, "KEPT_BYTES", 4 * 16 * 6)
+    with torch.no_grad():
+        assert ffn.num_parts(x) == 3
+        assert_close(ffn(x), whole)
 
 
 def by_tracing(monkeypatch) -> None:

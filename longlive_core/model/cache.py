@@ -29,7 +29,7 @@ class Grid:
 
 @dataclass
 class LayerText:
-    """Cross-attention K, V of one layer, each [B, L, N, D]; mask None means every row is attended."""
+    """Cross-attention K, V of one layer, each [B, L, N, D]; a mask [1, L] is added to the scores."""
 
     keys: Tensor
     values: Tensor

@@ -4,6 +4,7 @@ It sees the past only through the cache that the caller passes in, and the promp
 cache. It knows neither blocks, nor sigmas, nor seeds.
 """
 
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -55,9 +56,15 @@ class CausalWan(nn.Module):
         return self.patch_embedding.weight.device
 
     def read_text(self, embeds: Tensor) -> TextCache:
-        """Prompt embeddings [B, text tokens, text dim] (padding rows zero) -> K and V of every layer."""
-        rows = self.text_embedding(embeds.to(self.device, self.dtype))
-        return TextCache([LayerText(*layer.cross_attn.keys_values(rows)) for layer in self.layers])
+        """Prompt embeddings [B, text tokens, text dim] (padding rows zero) -> K and V of every layer.
+
+        On a CPU the padding is one row; a card's kernels want no mask, and graphs want prompts of one size.
+        """
+        embeds, mask = embeds.to(self.device, self.dtype), None
+        if self.device.type == "cpu" and not torch.is_grad_enabled():
+            embeds, mask = fold_padding(embeds)
+        rows = self.text_embedding(embeds)
+        return TextCache([LayerText(*layer.cross_attn.keys_values(rows), mask) for layer in self.layers])
 
     def rotations(self, positions: Tensor, latent_height: int, latent_width: int) -> Tensor:
         """Rotations of the tokens of latent frames at integer positions [T] -> [L, 1, D / 2, 2]."""
@@ -108,6 +115,19 @@ class CausalWan(nn.Module):
         batch, channels, frames, height, width = shape
         x = x.view(batch, frames, height // PATCH, width // PATCH, PATCH, PATCH, channels)
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(shape)
+
+
+def fold_padding(embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompt embeddings [B, L, E] with their zero rows at the end as one row, and the mask [1, M] it needs.
+
+    Attention on n equal rows is attention on one of them whose score is log(n) higher.
+    """
+    real = embeds.any(-1).any(0)
+    padding = int(real.flip(0).cumsum(0).eq(0).sum())
+    rows = embeds.shape[1] - max(padding - 1, 0)
+    mask = embeds.new_zeros(1, rows)
+    mask[0, -1] = log(max(padding, 1))
+    return embeds[:, :rows], mask
 
 
 def sinusoid(timesteps: Tensor, size: int) -> Tensor:

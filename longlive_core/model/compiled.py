@@ -83,8 +83,13 @@ def _try_out(model: CausalWan, layers: CompiledLayers, frames: int, tokens: int)
     seen = seen.unflatten(-1, (config.num_heads, -1))
     rotations = rotation(torch.arange(frames, device=model.device), 1, tokens, config.head_dim)
     times = model.read_time(torch.zeros(1)).layers
-    texts = model.read_text(torch.zeros(1, config.text_tokens, config.text_dim)).layers
+    embeds = torch.zeros(1, config.text_tokens, config.text_dim)
+    embeds[:, : config.text_tokens // 2] = 1  # a prompt and padding
+    texts = model.read_text(embeds).layers
     for layer, level, text in list(zip(model.layers, times, texts, strict=True))[:2]:
+        if text.mask is not None:
+            for rows in (text.keys, text.values, text.mask):
+                torch._dynamo.maybe_mark_dynamic(rows, 1)  # prompts of all lengths share one graph
         layers.run(layer, Layer.ask, x, level, rotations)
         layers.run(layer, Layer.recall, x, level, rotations)
         layers.run(layer, Layer.answer, x, seen, level, text)

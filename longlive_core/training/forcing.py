@@ -127,7 +127,7 @@ def text_by_pass(text: TextCache, layout: Layout, batch: int) -> TextCache:
     """K, V of three prompts for each sample [3B, L, N, D] (prompt fastest) -> one prompt a pass."""
     prompts = torch.tensor([p.prompt for p in layout.passes])
     rows = (torch.arange(batch)[:, None] * 3 + prompts).flatten()
-    return TextCache([LayerText(t.keys[rows], t.values[rows]) for t in text.layers])
+    return TextCache([LayerText(t.keys[rows], t.values[rows], t.mask) for t in text.layers])
 
 
 def attend_by_pass(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -142,7 +142,7 @@ class Stage:
 
     @staticmethod
     def _constant(text: TextCache) -> TextCache:
-        return TextCache([type(t)(t.keys.detach(), t.values.detach()) for t in text.layers])
+        return TextCache([type(t)(t.keys.detach(), t.values.detach(), t.mask) for t in text.layers])
 
     def _make(self, text: TextCache) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The rollout's own next block: its latents, the estimates of all steps, the noise of all steps."""
