@@ -70,7 +70,7 @@ def made_ready(
     if not is_recordable(model.layers[0].self_attn.attend):
         tell("this attention cannot be recorded as CUDA graphs; every pass is launched step by step")
         return model
-    return GraphedModel(model, CudaRecorder())
+    return GraphedModel(model, CudaRecorder(model.device))
 
 
 def ready_decoder(decoder: Any, speed: Speed, block_shape: tuple[int, ...], tell: Tell) -> None:

@@ -158,6 +158,21 @@ def test_recorded_passes_give_the_same_latents(model, window) -> None:
     assert recorder.calls["replayed"] > 60
 
 
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("window", WINDOWS, ids=["absolute", "endless", "odd"])
+def test_recorded_passes_see_what_a_prompt_leaves_to_be_seen(model, window, policy) -> None:
+    """After a cut the ring is written where it was before, but holds a new scene."""
+
+    def script(block: int) -> Switch | None:
+        return {0: prompts(1, 1)(0), 14: Switch(prompts(1, 1)(1).embeds, policy)}.get(block)
+
+    graphed = GraphedModel(model, Recorder())
+    with torch.no_grad():
+        plain = latents(model, window, 26, script)
+        assert torch.equal(latents(graphed, window, 26, script), plain)
+    assert graphed.num_recordings
+
+
 def test_a_second_video_does_not_replay_the_first_ones_cache(model) -> None:
     graphed = GraphedModel(model, Recorder())
     with torch.no_grad():
@@ -520,7 +535,7 @@ class Unrecordable:
 
 def test_attention_that_no_graph_can_hold_is_not_recorded(model, monkeypatch) -> None:
     monkeypatch.setattr(CausalWan, "device", torch.device("cuda"))
-    monkeypatch.setattr(speed, "CudaRecorder", lambda: None)
+    monkeypatch.setattr(speed, "CudaRecorder", lambda device: None)
     notes, wanted = [], (model, speed.Speed("graphs"), WindowConfig(), SHAPE)
     assert isinstance(speed.made_ready(*wanted, notes.append), GraphedModel) and not notes
     model.layers[0].self_attn.attend = Unrecordable()

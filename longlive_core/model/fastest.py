@@ -65,16 +65,16 @@ def seconds_of(run: Callable[[], Any]) -> float:
     """
     made = run()
     is_on_card = isinstance(made, Tensor) and made.is_cuda
-    run, calls = recorded(run, CALLS_A_GRAPH) if is_on_card else (run, 1)
+    run, calls = recorded(run, CALLS_A_GRAPH, made.device) if is_on_card else (run, 1)
     timer = benchmark.Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=TIMING_SECONDS).median / calls
 
 
-def recorded(run: Callable[[], Any], calls: int) -> tuple[Callable[[], Any], int]:
-    """So many calls as one CUDA graph; what cannot be recorded, as it is, a call at a time."""
-    graph = torch.cuda.CUDAGraph()
+def recorded(run: Callable[[], Any], calls: int, card: torch.device) -> tuple[Callable[[], Any], int]:
+    """So many calls as one CUDA graph of that card; what cannot be recorded, as it is, a call at a time."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(card)
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.device(card), torch.cuda.graph(graph, None, stream, "thread_local"):
             for _ in range(calls):
                 run()
     except RuntimeError:

@@ -25,15 +25,21 @@ MAX_RECORDINGS = 64
 
 
 class CudaRecorder:
-    """Records on the current device; all graphs share one pool of memory, since they never run at once."""
+    """Records on that card; all graphs share one pool of memory, since they never run at once.
 
-    def __init__(self):
-        self._pool = torch.cuda.graph_pool_handle()
+    torch by itself records every graph of a process on the card that was current at the first of them.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], Any]) -> tuple[Replay, Any]:
         graph = torch.cuda.CUDAGraph()
         # thread_local: the decoder allocates memory in a thread of its own meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.device(self._stream.device),
+            torch.cuda.graph(graph, self._pool, self._stream, "thread_local"),
+        ):
             out = run()
         return graph.replay, out
 
@@ -121,11 +127,9 @@ class GraphedModel:
         return out
 
     def _may_replay(self, key: Hashable, cache: KVCache) -> bool:
-        """Whether this pass is recorded, or should be now."""
-        if key in self._recordings:
-            return True
+        """Whether this pass is recorded, or should be now; all recordings see a full window."""
         has_room = self._record is not None and len(self._recordings) < MAX_RECORDINGS
-        return has_room and cache.is_settled and key in self._seen
+        return cache.is_settled and (key in self._recordings or (has_room and key in self._seen))
 
     def _try_record(self, key: Hashable, run: Callable[[], Any]) -> bool:
         """Record a pass, which computes nothing yet; where that fails, nothing is recorded from now on."""
