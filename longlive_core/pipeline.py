@@ -65,7 +65,7 @@ class Chunk(NamedTuple):
     def pictures(self) -> np.ndarray:
         """The frames as uint8 [F, H, W, 3], as a VideoWriter takes them."""
         pictures = (self.frames * 255).round_().byte().contiguous()
-        copied = pictures.to("cpu", non_blocking=True)  # from a card: into pinned memory
+        copied = pictures.to("cpu", non_blocking=pictures.is_cuda)  # into pinned memory
         if pictures.is_cuda:
             torch.cuda.current_stream(pictures.device).synchronize()
         return copied.numpy()

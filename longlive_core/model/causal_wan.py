@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..doubles import widest_float
 from ..geometry import PATCH
 from .attention import Attend, sdpa
 from .cache import KVCache, LayerText, TextCache
@@ -131,8 +132,8 @@ def fold_padding(embeds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sinusoid(timesteps: Tensor, size: int) -> Tensor:
-    """Timesteps of any shape -> [..., size]: cosines then sines, base 10000, in float64."""
-    half = size // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
-    angles = timesteps.double().unsqueeze(-1) * TIMESTEP_BASE**-exponents
+    """Timesteps of any shape -> [..., size]: cosines then sines, base 10000, in the widest float."""
+    wide, half = widest_float(timesteps.device), size // 2
+    exponents = torch.arange(half, dtype=wide, device=timesteps.device) / half
+    angles = timesteps.to(wide).unsqueeze(-1) * TIMESTEP_BASE**-exponents
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

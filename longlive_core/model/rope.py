@@ -1,11 +1,13 @@
 """Three-axis rotary positions: angles from integer positions, so there is no table and no end to it.
 
 The head dim D is split into time, row and column parts; pairs are interleaved (2i, 2i + 1), theta 10000
-(Wan 2.1). Angles are made in float64; what is kept is their cosines and sines.
+(Wan 2.1). Angles are made in float64 where there is that; what is kept is their cosines and sines.
 """
 
 import torch
 from torch import Tensor
+
+from ..doubles import widest_float
 
 THETA = 10000.0
 
@@ -17,8 +19,9 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
 
 
 def _angles(positions: Tensor, size: int) -> Tensor:
-    frequencies = THETA ** (-torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size)
-    return positions.double()[:, None] * frequencies
+    wide = widest_float(positions.device)
+    frequencies = THETA ** (-torch.arange(0, size, 2, dtype=wide, device=positions.device) / size)
+    return positions.to(wide)[:, None] * frequencies
 
 
 def rotation(positions: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..config import SigmaConfig
+from ..doubles import widest_float
 
 TIMESTEP_SCALE = 1000.0
 
@@ -14,8 +15,12 @@ def shifted_sigmas(config: SigmaConfig) -> tuple[float, ...]:
 
 
 def clean_of(latents: Tensor, flow: Tensor, sigma: float) -> Tensor:
-    """What the model believes the noise-free latents are: x - sigma * flow, in float64 as the reference."""
-    return (latents.double() - sigma * flow.double()).to(latents.dtype)
+    """What the model believes the noise-free latents are: x - sigma * flow, in float64 as the reference.
+
+    Where there is no float64, in float32.
+    """
+    wide = widest_float(latents.device)
+    return (latents.to(wide) - sigma * flow.to(wide)).to(latents.dtype)
 
 
 def renoise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
