@@ -122,6 +122,19 @@ def test_smaller_repacks_are_the_same_numbers_in_fewer_bits(dtype, tmp_path: Pat
         assert torch.equal(loaded[our_name(name)], state[our_name(name)].to(dtype).float())
 
 
+@pytest.mark.parametrize("precision", ["fp8", "fp8-fast", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_fp8_without_scales_loads_in_8_bits(dtype, precision: str, tmp_path: Path, state) -> None:
+    theirs = spelled(state)
+    small = {n: t.to(dtype) if n in linears(theirs) else t for n, t in theirs.items()}
+    save_file(small, tmp_path / "small.safetensors")
+    loaded = load_transformer(tmp_path / "small.safetensors", precision=precision).transformer
+    for name in linears(theirs):
+        module = loaded.get_submodule(our_name(name).removesuffix(".weight"))
+        right = small[name].float()
+        assert (module.weight.float() * module.scale[:, None] - right).norm() < 0.05 * right.norm(), name
+
+
 def scaled_fp8(theirs: dict[str, Tensor], is_new: bool) -> dict[str, Tensor]:
     """ComfyUI's scaled fp8, one scale a matrix: `scale_weight`, later `weight_scale` and `comfy_quant`."""
     packed = dict(theirs)
@@ -380,6 +393,14 @@ def test_a_weight_that_is_not_finite_is_refused(tmp_path: Path, state) -> None:
     broken = {name: tensor.clone() for name, tensor in state.items()}
     broken["layers.1.ffn.0.weight"][0, 0] = float("nan")
     assert "layers.1.ffn.0.weight is not finite" in refusal(write_plain(tmp_path, broken))
+
+
+def test_a_damaged_lora_is_the_one_that_is_named(tmp_path: Path, state) -> None:
+    lora = {name: tensor.clone() for name, tensor in lora_state(state, "peft").items()}
+    next(iter(lora.values()))[0, 0] = float("nan")
+    save_file(lora, tmp_path / "style.safetensors")
+    with pytest.raises(ValueError, match=r"style\.safetensors is damaged: layers\.0\..* is not finite"):
+        load_transformer(write_plain(tmp_path, state), [LoraChoice(tmp_path / "style.safetensors")])
 
 
 @pytest.mark.parametrize("write", [write_reference, write_plain, write_legacy], ids=lambda f: f.__name__)

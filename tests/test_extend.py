@@ -269,6 +269,8 @@ def test_any_decoder_goes_on_from_its_state(kind, tmp_path) -> None:
         other = StreamingDecoder(autoencoder)
         other.restore(kept)
         assert torch.equal(other.push(blocks[2]), frames)
+    with pytest.raises(ValueError, match="decoded on cuda:77, which this machine does not have"):
+        StreamingDecoder(autoencoder).restore(replace(state, device="cuda:77"))
 
 
 def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:

@@ -618,6 +618,9 @@ def test_the_encoder_leaves_memory_before_the_rollout(tmp_path: Path, loader: Lo
     assert loader.alive() == 0
     assert lookup("a bear").shape == (1, 8, 4) and len(loader.encoders) == 1
     assert lookup("a new one").any() and len(loader.encoders) == 2 and loader.alive() == 0
+    new = weakref.ref(lookup("a newer one"))
+    gc.collect()
+    assert new() is None, "prompts that come one after the other do not pile up"
 
 
 def test_the_encoder_stays_when_asked_to(tmp_path: Path, loader: Loader) -> None:

@@ -124,24 +124,23 @@ def encode_all(
     """Encode every distinct prompt now and return a lookup; the encoder leaves memory unless `keep` is set.
 
     `on_progress(done, total)` is called after each prompt. The lookup encodes a prompt that was not among
-    them when it comes, and lets the encoder go again.
+    them whenever it comes, keeps nothing of it in memory, and lets the encoder go again.
     """
-    found: dict[str, Tensor] = {}
 
     def lookup(prompt: str) -> Tensor:
-        if prompt not in found:
-            encode([prompt])
-        return found[prompt]
+        return found[prompt] if prompt in found else encode([prompt])[prompt]
 
-    def encode(new: list[str]) -> None:
+    def encode(new: list[str]) -> dict[str, Tensor]:
+        made = {}
         try:
             for done, prompt in enumerate(new, start=1):
-                found[prompt] = encoder(prompt)
+                made[prompt] = encoder(prompt)
                 if on_progress:
                     on_progress(done, len(new))
         finally:
             if not keep:
                 encoder.release()
+        return made
 
-    encode(list(dict.fromkeys(prompts)))
+    found = encode(list(dict.fromkeys(prompts)))
     return lookup

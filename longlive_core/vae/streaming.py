@@ -92,10 +92,18 @@ class StreamingDecoder:
     def restore(self, state: DecoderState) -> None:
         """Go on as the decoder would have that left this state, which must be one like ours.
 
-        The next push raises ValueError where it is not.
+        ValueError where its device is not here; from the next push where it is another decoder's.
         """
-        copies = (tensor.to(state.device, copy=True) for tensor in state.tensors)
-        self._past, self._is_first_scene = rebuilt(state.shape, copies), False
+        try:
+            copies = [tensor.to(state.device, copy=True) for tensor in state.tensors]
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            if "memory" in str(error):
+                raise
+            raise ValueError(
+                f"the earlier video was decoded on {state.device}, which this machine does not have; "
+                "continue from its latents alone"
+            ) from error
+        self._past, self._is_first_scene = rebuilt(state.shape, iter(copies)), False
         self._is_restored = True
 
 

@@ -209,11 +209,8 @@ def values(
         changes = [(lora, lora.read(names)) for lora in loras]
         for name in names:
             scale = tensors.get(checkpoint.scales.get(name, ""))
+            check_finite(name, tensors[checkpoint.names[name]], checkpoint.file.path)
             tensor, scale = merged(name, tensors[checkpoint.names[name]], scale, changes)
-            if not torch.isfinite(tensor.float() if tensor.dtype == FP8 else tensor).all():
-                raise ValueError(
-                    f"{checkpoint.file.path} is damaged: {name} is not finite; download it again"
-                )
             dtype = PRECISIONS[precision] if name in small else compute
             tensor, scale = stored(tensor, scale, dtype)
             if not is_mapped and tensor.data_ptr() == tensors[checkpoint.names[name]].data_ptr():
@@ -248,7 +245,14 @@ def merged(
         tensor = tensor.flatten(1)
     for lora, tensors in wanted:
         tensor = tensor.float() + lora.change(name, tensors).view(tensor.shape)
+        check_finite(name, tensor, lora.choice.path)
     return tensor, scale
+
+
+def check_finite(name: str, tensor: Tensor, path: Path) -> None:
+    """ValueError unless all numbers of a weight are finite, as `path` gives or changes it."""
+    if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
+        raise ValueError(f"{path} is damaged: {name} is not finite; download it again")
 
 
 def stored(tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -256,7 +260,9 @@ def stored(tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) -> tuple[Te
     if scale is not None and tensor.dtype == dtype:
         return tensor, scale.float().flatten().expand(len(tensor)).contiguous()
     tensor = tensor if scale is None else from_8_bits(tensor, scale)
-    return to_8_bits(tensor, dtype) if dtype in SMALL_TYPES else (tensor.to(dtype), None)
+    if dtype not in SMALL_TYPES:
+        return tensor.to(dtype), None
+    return to_8_bits(tensor.float() if tensor.itemsize == 1 else tensor, dtype)
 
 
 def stored_small(transformer: CausalWan) -> set[str]:
