@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Event
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ CPU = torch.device("cpu")
 _END: Any = object()
 
 
-class Made(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Made(Generic[T]):
     """A result, and the mark on the worker's stream behind the kernels that fill it."""
 
     item: T
