@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.model import even
-from longlive_core.model.attention import BACKENDS
+from longlive_core.model.attention import BACKENDS, OnDefaultStream, sdpa
 from longlive_core.model.fastest import AttentionShape, measured, seconds_of
 from longlive_core.model.layers import FeedForward
 from longlive_core.pipeline import Pipeline, Request
@@ -24,9 +24,9 @@ from longlive_core.vae.tiny import TinyAutoencoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 CARD = torch.device("cuda")
-SCHEDULE = "0:00 a red circle drifts right over navy\n3s => it turns blue\n8s => keep: a green square"
 RED = "0:00 a red circle drifts right over navy"
-SECONDS = 14.0
+SCHEDULE = f"{RED}\n3s => it turns blue\n8s => keep: a green square\n11s cut: a yellow star"
+SECONDS = 17.0
 
 
 class Notes(Hook):
@@ -73,11 +73,26 @@ def test_a_card_makes_the_video_of_a_cpu() -> None:
 
 
 def test_graphs_are_eager_bit_for_bit() -> None:
-    """Recorded and replayed passes, through switches, a kept past and every place of the ring."""
+    """Recorded and replayed passes, through switches, a kept past, a cut and every place of the ring."""
     pipeline = mini("graphs")
     for _ in range(2):  # the second video has a cache of its own
         plain, fast = made(mini()), made(pipeline)
         assert torch.equal(fast[1], plain[1]) and torch.equal(fast[0], plain[0])
+
+
+def test_attention_on_the_default_stream_waits_for_ours_and_is_waited_for() -> None:
+    def launched_there(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        with torch.cuda.stream(torch.cuda.default_stream()):
+            return sdpa(q, k, v)
+
+    q, k, v = torch.randn(3, 1, 256, 2, 64, device=CARD)
+    right = sdpa(q, k, v)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        torch.cuda._sleep(100_000_000)  # cycles: what follows on this stream is late
+        seen = OnDefaultStream(launched_there)(q.clone(), k, v).clone()
+    torch.cuda.synchronize()
+    assert torch.equal(seen, right)
 
 
 def test_compiled_is_eager() -> None:
