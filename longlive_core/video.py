@@ -30,18 +30,36 @@ logger = logging.getLogger("longlive")
 
 
 class _GrowingFile:
-    """A file that gets one piece after the other, each of them wholly or not at all."""
+    """A file that gets one piece after the other, each of them wholly or not at all.
+
+    Until the first piece there is no such file, or still the one that was there before. Raises OSError at
+    once where none can be written.
+    """
 
     def __init__(self, path: Path):
         self._path = path
-        self._file = path.open("wb", buffering=0)
+        self._file: BinaryIO | None = None
         self._end = 0
+        was_there = path.exists()
+        path.open("ab").close()  # neither empties nor keeps one
+        if not was_there:
+            path.unlink()
+
+    @property
+    def has_begun(self) -> bool:
+        return self._file is not None
+
+    def begin(self) -> None:
+        """Take the place of a file that was there before."""
+        self._file = self._path.open("wb", buffering=0)
 
     def add(self, piece: bytes) -> None:
         """Put boxes behind the others. Their first type is written last: then all of them count at once.
 
         Raises OSError when they cannot be written; the file is then as it was.
         """
+        if not self.has_begun:
+            self.begin()
         try:
             self._put(self._end, piece[: TYPE_BYTES.start] + PENDING + piece[TYPE_BYTES.stop :])
             self._put(self._end + TYPE_BYTES.start, piece[TYPE_BYTES])
@@ -59,7 +77,8 @@ class _GrowingFile:
             left = left[self._file.write(left) :]
 
     def close(self) -> None:
-        self._file.close()
+        if self.has_begun:
+            self._file.close()
 
 
 class VideoWriter:
@@ -67,7 +86,7 @@ class VideoWriter:
 
     While growing, the file is fragmented, a fragment an append, so that a full disk or a kill leaves what was
     appended playable; once closed it is an ordinary mp4 whose index and metadata come first. `extra_metadata`
-    are texts by name beside our own settings.
+    are texts by name beside our own settings. A file that was there before stays until the first append.
     """
 
     def __init__(
@@ -116,7 +135,7 @@ class VideoWriter:
         return packet
 
     def close(self) -> None:
-        """Turn the file into an ordinary mp4. Without a single frame no file is left."""
+        """Turn the file into an ordinary mp4. Without a single frame none is left but one from before."""
         if not self._is_open:
             return
         self._is_open = False
@@ -124,19 +143,21 @@ class VideoWriter:
         self._file.close()
         if self.num_frames:
             self._finish()
-        elif self.path.is_file():
-            self.path.unlink()
+        elif self._file.has_begun and self.path.is_file():
+            with suppress(PermissionError):  # Windows keeps what someone reads
+                self.path.unlink()
 
     def _finish(self) -> None:
         """Remux without fragments; where that fails, the fragmented file is complete and stays."""
         part = self.path.with_name(self.path.name + ".part")
         try:
             self._remux(part)
-            os.replace(part, self.path)
+            put_in_place(part, self.path)
         except (OSError, av.error.FFmpegError) as error:
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(PermissionError):
+                part.unlink(missing_ok=True)
 
     def _remux(self, target: Path) -> None:
         with (
@@ -155,6 +176,25 @@ class VideoWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Let a file take the place of another, which someone may be reading; OSError leaves that as it was.
+
+    Windows refuses to replace a file that is read. It lets its name be changed, if the reader allows that.
+    """
+    with suppress(PermissionError):
+        os.replace(finished, path)
+        return
+    aside = path.with_name(path.name + ".old")
+    os.replace(path, aside)
+    try:
+        os.replace(finished, path)
+    except OSError:
+        os.replace(aside, path)
+        raise
+    with suppress(PermissionError):
+        aside.unlink()
 
 
 def file_url(path: Path) -> str:
@@ -187,7 +227,7 @@ def _box_ends(file: BinaryIO, start: int, size: int) -> Iterator[int]:
     while start + BOX_HEADER_BYTES <= size:
         file.seek(start)
         header = file.read(BOX_HEADER_BYTES)
-        length = int.from_bytes(header[: TYPE_BYTES.start])
+        length = int.from_bytes(header[: TYPE_BYTES.start], "big")
         start += length
         if header[TYPE_BYTES] == PENDING or length < BOX_HEADER_BYTES or start > size:
             return

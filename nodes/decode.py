@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import host
 from .io_types import CATEGORY, SCENES_KEY
-from .vaes import BLOCK, decoded, gathered, stream_vae
+from .vaes import decoded, gathered, pieces, stream_vae
 
 
 class LongLiveDecode(io.ComfyNode):
@@ -38,9 +38,9 @@ class LongLiveDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict, vae) -> io.NodeOutput:
-        samples = latent["samples"]
-        progress = host.Progress(cls.hidden.unique_id, -(-samples.shape[2] // BLOCK))
-        parts = watched(decoded(stream_vae(vae), samples, latent.get(SCENES_KEY, ())), progress)
+        samples, scenes = latent["samples"], latent.get(SCENES_KEY, ())
+        progress = host.Progress(cls.hidden.unique_id, len(pieces(samples.shape[2], scenes)))
+        parts = watched(decoded(stream_vae(vae), samples, scenes), progress)
         return io.NodeOutput(gathered(samples, parts).flatten(0, 1))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -10,8 +11,13 @@ from aiohttp import web
 
 from ..longlive_core.video import whole_bytes
 
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
 CHUNK_BYTES = 256 * 1024
 POLL_SECONDS = 0.05
+SHARE_READ, SHARE_WRITE, SHARE_DELETE = 1, 2, 4  # what Windows lets others do to a file that we have open
 HEADERS = {"Content-Type": "video/mp4", "Cache-Control": "no-store"}
 
 
@@ -32,7 +38,7 @@ async def send_video(
             await response.prepare(request)
             if request.method != "HEAD":
                 await follow(file, request, response, is_done)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return gone()
     except ConnectionResetError:  # the watcher has left
         pass
@@ -49,15 +55,28 @@ def gone() -> web.Response:
 
 
 async def opened(path_of: Callable[[], Path], is_done: Callable[[], bool]) -> BinaryIO:
-    """The file, once it is there; FileNotFoundError when the run ends without one."""
+    """The file, once it is there; FileNotFoundError or PermissionError when the run ends without one."""
     while True:
         was_done = is_done()
         try:
-            return path_of().open("rb")
-        except FileNotFoundError:  # not yet there, or just being moved
+            return open_shared(path_of())
+        except (FileNotFoundError, PermissionError):  # not yet there, or just being moved
             if was_done:
                 raise
         await asyncio.sleep(POLL_SECONDS)
+
+
+def open_shared(path: Path) -> BinaryIO:
+    """A file to read, that others may write, rename, replace and delete meanwhile.
+
+    So it is everywhere but on Windows, where an open file would hold up the end of the run that writes it.
+    """
+    if sys.platform != "win32":
+        return path.open("rb")
+    share = SHARE_READ | SHARE_WRITE | SHARE_DELETE
+    read, existing, null = _winapi.GENERIC_READ, _winapi.OPEN_EXISTING, _winapi.NULL
+    handle = _winapi.CreateFile(str(path), read, share, null, existing, 0, null)
+    return os.fdopen(msvcrt.open_osfhandle(handle, os.O_RDONLY), "rb")
 
 
 async def follow(

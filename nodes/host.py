@@ -1,6 +1,7 @@
 """The only file that knows ComfyUI's insides: devices, memory, models, files, interrupts, what nodes show."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ EVERYTHING = 1e32  # how the host spells "as much memory as it takes"
 OFFLOADABLE = {"offloadable": True} if hasattr(comfy.ops, "uncast_bias_weight") else {}  # newer than 0.3.64
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 T = TypeVar("T")
+
+logger = logging.getLogger("longlive")
 
 
 def device() -> torch.device:
@@ -358,11 +361,18 @@ class VideoFile:
     folder: io.FolderType = io.FolderType.output
 
     def finish(self) -> None:
-        """Move the finished video to the temp folder: keeping it is the business of Save Video."""
+        """Move the finished video to the temp folder: keeping it is the business of Save Video.
+
+        Where it cannot be moved (Windows keeps what a player has open) it is passed on from where it is.
+        """
         target = Path(folder_paths.get_temp_directory(), self.subfolder, self.path.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.path = Path(shutil.move(self.path, target))
-        self.folder = io.FolderType.temp
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(self.path, target)
+        except OSError as error:
+            logger.warning("%s stays in the output folder: %s", self.path, error)
+            return
+        self.path, self.folder = target, io.FolderType.temp
 
     def as_input(self) -> InputImpl.VideoFromFile:
         """What a VIDEO socket carries."""

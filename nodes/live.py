@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +95,8 @@ class LiveRun:
             self._close("interrupted" if host.is_interrupt(error) else "failed", str(error) or None)
             raise
         self._close()
+        if self.control.was_steered or not self.settings["seconds"]:
+            RUNS.count_steered(self)
 
     def writing(self, video: host.VideoFile, metadata: dict[str, str]) -> LiveWriter:
         """The writer of this run's video, with further texts in it."""
@@ -156,6 +158,7 @@ class Runs:
     def __init__(self):
         self._lock = threading.Lock()
         self._runs: dict[str, LiveRun] = {}
+        self._num_steered: Counter[str] = Counter()
 
     def add(self, run: LiveRun) -> None:
         """Register a run; the oldest ended ones are forgotten."""
@@ -164,6 +167,16 @@ class Runs:
             ended = [known.id for known in self._runs.values() if known.control.has_ended]
             for name in ended[: max(0, len(ended) - KEPT_RUNS)]:
                 del self._runs[name]
+
+    def count_steered(self, run: LiveRun) -> None:
+        """A run ended otherwise than its inputs say: it would not come out the same again."""
+        with self._lock:
+            self._num_steered[run.node_id] += 1
+
+    def num_steered(self, node_id: str | None) -> int:
+        """How many such runs a node had; all nodes together where the host names none, as 0.3.64 does."""
+        with self._lock:
+            return self._num_steered.total() if node_id is None else self._num_steered[node_id]
 
     def get(self, name: str) -> LiveRun:
         """A run by its id, or the newest that goes on as `current`; NoSuchRun."""

@@ -26,7 +26,10 @@ class LongLivePromptSchedule(io.ComfyNode):
             node_id="LongLivePromptSchedule",
             display_name="LongLive: Prompt Schedule",
             category=CATEGORY,
-            description="Timed prompts, one a line. Shows on the node when each of them takes effect.",
+            description=(
+                "Timed prompts, one a line. Shows on the node when each of them takes effect, in blocks of 3 "
+                "latent frames (0.75 s)."
+            ),
             inputs=[
                 io.Clip.Input(
                     "clip",
@@ -39,7 +42,9 @@ class LongLivePromptSchedule(io.ComfyNode):
                     tooltip=(
                         "One cue a line: a time (5s, 0:05, 1:02.5), optionally => and a policy "
                         "(recache:, refresh:, keep:, cut:, blend 3s:), then the prompt. The first cue is "
-                        "at 0. Indented lines continue a prompt, lines with # are comments. "
+                        "at 0. The node reports times for blocks of 3 latent frames (0.75 s), which most "
+                        "models make; a frame-wise one switches at the next 0.25 s. "
+                        "Indented lines continue a prompt, lines with # are comments. "
                         "Timeline JSON is read too. The timeline above edits the same text."
                     ),
                 ),

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from comfy_api.latest import io
@@ -29,12 +30,13 @@ from .io_types import (
     WindowType,
     latent_space,
 )
-from .live import LiveRun, LiveWriter, Turns
-from .vaes import StreamVae, stream_vae
+from .live import RUNS, LiveRun, LiveWriter, Turns
+from .vaes import BLOCK, StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
 MAX_PIXELS = 8192
 STEPS = tuple(SigmaConfig().choices)
+MAX_CUT_OFF = num_frames(2 * BLOCK) - num_frames(BLOCK) - 1  # a block adds so many frames, and one was shown
 
 
 class LongLiveStream(io.ComfyNode):
@@ -69,6 +71,11 @@ class LongLiveStream(io.ComfyNode):
         with live.going_on(), host.video_file(PREFIX, live.id) as video:
             run.record(control, live.writing(video, host.graph_metadata(cls.hidden)))
         return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing() | live.as_listing())
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> int:
+        """Other than last time after a run that was steered: to run it again is to make it anew."""
+        return RUNS.num_steered(cls.hidden.unique_id)
 
 
 INPUTS = [
@@ -237,7 +244,9 @@ class Past:
         since = self.scenes[-1] if self.scenes else 0
         self.scene = None if normalised is None else normalised[:, :, since:]
         self.num_pixel_frames = num_frames(self.num_frames)
-        self.cut_off = self.num_pixel_frames - latent.get(FRAMES_KEY, self.num_pixel_frames) if latent else 0
+        cut_off = self.num_pixel_frames - latent.get(FRAMES_KEY, self.num_pixel_frames) if latent else 0
+        # other nodes may have shortened the samples, and know nothing of the frames
+        self.cut_off = cut_off if 0 <= cut_off <= MAX_CUT_OFF else 0
         self.state: VideoState | None = latent.get(STATE_KEY) if latent else None
         if self.state and not self._has_made(space.samples(self.state.newest_latents)):
             self.state = None
@@ -254,7 +263,8 @@ class Run(Hook):
     def __init__(self, parts: Parts, plan: Plan, past: Past, progress: host.Progress, keep_state: bool):
         self._made_of, self._plan, self._progress = parts, plan, progress
         self.turns = Turns(parts.schedule.has_room, lambda: parts.load(plan))
-        self._parts = [] if past.samples is None else [past.samples]
+        self._past, self._num_latents = past.samples, past.num_frames
+        self._made: list[Tensor] = []  # in the model's dtype: half of what a LATENT takes
         self._scenes = list(past.scenes)
         self._past_frames = past.num_pixel_frames - past.cut_off
         self._ending = Ending() if keep_state else None
@@ -292,9 +302,21 @@ class Run(Hook):
 
     def latents(self) -> dict:
         """All clean latents as a LATENT, with what a video that continues this one must know."""
-        made = {"samples": torch.cat(self._parts, dim=2), SCENES_KEY: tuple(self._scenes)}
+        made = {"samples": self._samples(), SCENES_KEY: tuple(self._scenes)}
         made[FRAMES_KEY] = self._past_frames + self._frames
         return made | ({STATE_KEY: self._ending.state} if self._ending else {})
+
+    def _samples(self) -> Tensor:
+        """Those of the earlier video and those made, filled in part by part."""
+        space, end = self._made_of.space, 0
+        past = () if self._past is None else (self._past,)
+        shape = list(self._made[0].shape)
+        shape[2] = self._num_latents
+        whole = torch.empty(shape)
+        for part in chain(past, map(space.samples, self._made)):
+            whole[:, :, end : end + part.shape[2]] = part
+            end += part.shape[2]
+        return whole
 
     def _kept(self, writer: LiveWriter) -> str:
         """What an error adds about the part that was made."""
@@ -304,8 +326,9 @@ class Run(Hook):
 
     def _keep(self, chunk: Chunk, writer: LiveWriter) -> None:
         if chunk.block.opens_scene:
-            self._scenes.append(sum(part.shape[2] for part in self._parts))
-        self._parts.append(self._made_of.space.samples(chunk.block.latents.cpu()))
+            self._scenes.append(self._num_latents)
+        self._made.append(chunk.block.latents.cpu())
+        self._num_latents += chunk.block.latents.shape[2]
         pictures = chunk.pictures()
         writer.append(pictures)
         self._frames += len(pictures)

@@ -1,7 +1,8 @@
 """VAEs as streaming decoders: ours with the face of the host's, the host's with their weights shared."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -130,9 +131,18 @@ def decoded(vae: StreamVae, samples: Tensor, scenes: tuple[int, ...] = ()) -> It
     latents = latent_space(vae.preset).normalised(samples)
     (decoder,) = host.load([vae.decoder], decode_bytes(vae, samples))
     stream = StreamingDecoder(decoder)
-    for first in range(0, latents.shape[2], BLOCK):
-        frames = stream.push(latents[:, :, first : first + BLOCK], opens_scene=first in scenes)
+    for first, end in pieces(latents.shape[2], scenes):
+        frames = stream.push(latents[:, :, first:end], opens_scene=first in scenes)
         yield frames.permute(0, 1, 3, 4, 2)
+
+
+def pieces(num_latents: int, scenes: Sequence[int]) -> list[tuple[int, int]]:
+    """Where latents are parted to be decoded: into blocks, and where a scene begins within one.
+
+    Scenes of a frame-wise model begin anywhere; those beyond the end were cut off by another node.
+    """
+    firsts = {*range(0, num_latents, BLOCK), *(first for first in scenes if first < num_latents)}
+    return list(pairwise([*sorted(firsts), num_latents]))
 
 
 def decode_bytes(vae: StreamVae, samples: Tensor) -> int:

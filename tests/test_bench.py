@@ -75,6 +75,12 @@ def test_the_bench_command(capsys) -> None:
     assert figures["rollout"]["blocks"] == 5 and figures["all"]["frames_per_second"] > 0
 
 
+def test_a_video_of_one_block_has_no_steady_speed(capsys) -> None:
+    assert cli.main(["bench", "--seconds", "0.5", "--device", "cpu"]) == 0
+    figures = json.loads(capsys.readouterr().out)["all"]
+    assert figures["steady_frames_per_second"] is None and figures["frames_per_second"] > 0
+
+
 def test_the_bench_command_prints_attention(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli.main(["bench", "attention", "--device", "cpu"]) == 0

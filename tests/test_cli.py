@@ -90,6 +90,9 @@ def test_a_failure_before_the_first_frame_leaves_no_file(tmp_path, monkeypatch, 
     arguments = ["generate", "--prompt", PROMPT, "--seconds", "2", "--out", str(tmp_path / "v.mp4")]
     assert main([*arguments, "--contact-sheet", str(sheet)]) == 2
     assert "block 0" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    (tmp_path / "v.mp4").write_bytes(b"an earlier video")
+    assert main(arguments) == 2
+    assert (tmp_path / "v.mp4").read_bytes() == b"an earlier video"
 
 
 def not_a_number(noise, block: int, step: int) -> torch.Tensor:
@@ -202,6 +205,31 @@ def test_the_schedule_is_never_overwritten(tmp_path, capsys) -> None:
         assert main(arguments) == 2
         assert "the schedule itself" in capsys.readouterr().err
     assert schedule.read_text() == PROMPT
+
+
+def test_a_part_is_not_overwritten_by_the_next_unless_it_is_named(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = ["generate", "--prompt", PROMPT, "--seconds", "1"]
+    assert main([*made, "--state", "a.state"]) == 0
+    part = Path("longlive.mp4").read_bytes()
+    assert main([*made, "--resume", "a.state"]) == 2
+    assert "name another file with --out" in capsys.readouterr().err
+    assert Path("longlive.mp4").read_bytes() == part
+    assert main([*made, "--resume", "a.state", "--out", "longlive.mp4"]) == 0
+    assert Path("longlive.mp4").read_bytes() != part
+    Path("longlive.mp4").unlink()
+    assert main([*made, "--resume", "a.state"]) == 0 and Path("longlive.mp4").exists()
+
+
+def test_all_scripts_come_out_of_a_pipe_of_windows(tmp_path) -> None:
+    """There Python gives a pipe an encoding that knows few letters."""
+    out = tmp_path / "v.mp4"
+    assert main(["generate", "--prompt", "دائرة a red circle 🔴", "--seconds", "0.1", "--out", str(out)]) == 0
+    command = [sys.executable, "-m", "longlive_core", "info", str(out)]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "دائرة a red circle 🔴" in json.loads(done.stdout.decode())["schedule"]
 
 
 def test_what_cannot_fit_any_memory_is_one_sentence_too(tmp_path, capsys) -> None:

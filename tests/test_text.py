@@ -492,7 +492,7 @@ def test_paths_that_hold_no_encoder(layouts: Layouts, tmp_path: Path) -> None:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
-    with one_sentence(r"pip install 'longlive\[text\]'"):
+    with one_sentence(r"pip install \w+$"):
         clean_prompt("anything")
 
 

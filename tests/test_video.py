@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import resource
 import time
 from pathlib import Path
@@ -150,6 +151,66 @@ def test_the_file_is_not_much_larger_than_its_frames_need(tmp_path) -> None:
     assert writer.path.stat().st_size < 100_000 and growing < 1.2 * writer.path.stat().st_size
 
 
+def test_an_earlier_video_stays_until_there_is_a_frame_for_another(tmp_path) -> None:
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(12))
+    before = path.read_bytes()
+    VideoWriter(path, SIZE, SIZE).close()
+    assert path.read_bytes() == before
+    with pytest.raises(ZeroDivisionError), VideoWriter(path, SIZE, SIZE) as writer:
+        assert path.read_bytes() == before
+        writer.append(noise(1 // 0))
+    assert path.read_bytes() == before
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(3))
+    assert len(frames_of(path)) == 3
+
+
+@pytest.mark.parametrize("place", ["nowhere/v.mp4", "folder"])
+def test_what_cannot_be_written_is_refused_at_once(tmp_path, place) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=place):
+        VideoWriter(tmp_path / place, SIZE, SIZE)
+
+
+def refuse(monkeypatch, name: str, is_refused=lambda *_: True) -> None:
+    """Let a function of os answer as Windows does where a file is open."""
+    allowed = getattr(os, name)
+
+    def refusing(*args, **words):
+        if is_refused(*args):
+            raise PermissionError(13, "The process cannot access the file", str(args[0]))
+        return allowed(*args, **words)
+
+    monkeypatch.setattr(os, name, refusing)
+
+
+def test_a_file_that_is_read_on_windows_is_finished_if_the_reader_lets_it(tmp_path, monkeypatch) -> None:
+    """An open file cannot be replaced there, but renamed, and then another put in its place."""
+    path = tmp_path / "v.mp4"
+    writer = VideoWriter(path, SIZE, SIZE)
+    writer.append(noise(12))
+    refuse(monkeypatch, "replace", lambda _, target: Path(target).exists())
+    writer.close()
+    assert b"moof" not in box_types(path) and len(frames_of(path)) == 12
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_a_file_that_a_reader_on_windows_holds_stays_as_it_grew(tmp_path, monkeypatch, caplog) -> None:
+    path, empty = tmp_path / "v.mp4", tmp_path / "empty.mp4"
+    writer = VideoWriter(path, SIZE, SIZE)
+    writer.append(noise(12))
+    nothing = VideoWriter(empty, SIZE, SIZE)
+    nothing._file.begin()
+    refuse(monkeypatch, "replace")
+    refuse(monkeypatch, "unlink")
+    writer.close()
+    nothing.close()
+    assert "stays a fragmented mp4" in caplog.text and b"moof" in box_types(path)
+    assert len(frames_of(path)) == 12
+
+
 class FullFile:
     """A raw file on a disk with room for so many bytes more."""
 
@@ -171,6 +232,7 @@ class FullFile:
 def test_a_full_disk_leaves_whole_fragments(tmp_path, room) -> None:
     path = tmp_path / "v.mp4"
     writer = VideoWriter(path, SIZE, SIZE, {"schedule": "x" * 100_000})
+    writer._file.begin()
     writer._file._file = FullFile(writer._file._file, room)
     with pytest.raises(OSError, match="No space left on device; what was written"), writer:
         for _ in range(100):

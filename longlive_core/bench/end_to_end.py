@@ -18,6 +18,7 @@ def end_to_end_figures(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     """A whole video with decoding and H.264: speed, time to the first frames, speed late against early.
 
     The first seconds, in which the window grows and passes are recorded, are no part of the steady figures.
+    A video of a single block has none: they are None.
     """
     device, plan = pipeline.model.device, pipeline.plan(request)
     reset_peak(device)
@@ -32,11 +33,12 @@ def end_to_end_figures(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     steps = intervals(arrivals)
     skipped = min(len(steps) // 3, round(SPAN_SECONDS * FRAME_RATE / frames_a_block(plan)))
     steady = steps[skipped:]
+    steady_speed = round(frames_a_block(plan) * len(steady) / sum(steady), 2) if steady else None
     return {
         "seconds": request.seconds,
         "first_frames_seconds": round(arrivals[0] - start, 3),
         "frames_per_second": round(plan.frames / (end - start), 2),
-        "steady_frames_per_second": round(frames_a_block(plan) * len(steady) / sum(steady), 2),
+        "steady_frames_per_second": steady_speed,
         "last_to_first_10_s": late_to_early(steady, round(SPAN_SECONDS * FRAME_RATE / frames_a_block(plan))),
         "peak_gib": peak_gib(device),
         "arrivals": [round(arrival - start, 3) for arrival in arrivals],

@@ -1,6 +1,7 @@
 """The `longlive` command: arguments -> pipeline -> video file. One file a command."""
 
 import argparse
+import io
 import sys
 from types import ModuleType
 
@@ -25,6 +26,7 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 on success, 2 and one sentence on bad input, 130 on Ctrl-C (what was made is kept)."""
+    speak_utf8()
     options = build_parser().parse_args(arguments)
     try:
         options.command(options)
@@ -41,6 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("longlive: stopped; what was made is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def speak_utf8() -> None:
+    """Prompts are of any script, and Windows gives files and pipes an encoding that knows few of them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ from .options import add_model, add_size_and_window, add_steps, usable_device, w
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
+DEFAULT_OUT = Path("longlive.mp4")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", type=Path, metavar="STATE", help="go on from a --state; times count from its end"
     )
-    parser.add_argument("--out", type=Path, default=Path("longlive.mp4"), help="the mp4 to write")
+    parser.add_argument("--out", type=Path, help=f"the mp4 to write (default: {DEFAULT_OUT})")
 
 
 def frame_list(text: str) -> tuple[int, ...]:
@@ -67,6 +68,7 @@ def frame_list(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> None:
     """Make the video, writing it while it is made."""
+    options.out = options.out or default_out(options)
     check_outputs(options)
     pipeline = pipeline_from(options)
     request = request_from(options, pipeline.preset)
@@ -167,6 +169,16 @@ def pipeline_from(options: argparse.Namespace) -> Pipeline:
 def progress(bar: tqdm, done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
+
+
+def default_out(options: argparse.Namespace) -> Path:
+    """Where the video goes if nothing is said; ValueError if that may be the video to go on from."""
+    if options.resume and DEFAULT_OUT.exists():
+        raise ValueError(
+            f"{DEFAULT_OUT} is there already, perhaps the very part that --resume goes on from; "
+            "name another file with --out"
+        )
+    return DEFAULT_OUT
 
 
 def check_outputs(options: argparse.Namespace) -> None:

@@ -11,5 +11,5 @@ def library(name: str) -> ModuleType:
     except ImportError as error:
         raise ValueError(
             f"reading prompts with UMT5 needs {name}, which is missing ({error}); "
-            "install it with: pip install 'longlive[text]'"
+            f"install it with: pip install {name}"
         ) from error

@@ -1,11 +1,13 @@
-"""Run by a checkout's Python: a video is sent over HTTP while another thread writes it. Argument: the pack.
+"""Run by a checkout's Python: a video is sent over HTTP while another thread writes it.
 
+Arguments: the pack; "windows", if an open file is to be kept from being replaced as it is there.
 Prints `OK name` for everything that was as it should be.
 """
 
 import asyncio
 import importlib
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -34,6 +36,18 @@ def block(seed: int) -> np.ndarray:
 def frames_of(source) -> np.ndarray:
     with av.open(source) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def replace_as_windows_does(source, target, replace=os.replace) -> None:
+    """An open file may get another name there, where its reader allows that, but no other in its place."""
+    opened = {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+    if os.path.realpath(target) in opened:
+        raise PermissionError(5, "Access is denied", str(target))
+    replace(source, target)
+
+
+if sys.argv[2:] == ["windows"]:
+    os.replace = replace_as_windows_does
 
 
 class Run:
@@ -91,6 +105,7 @@ async def while_it_grows(run: Run, session: aiohttp.ClientSession, url: str) -> 
         assert response.status == 200 and response.headers["Accept-Ranges"] == "none"
     writer.append(block(3))
     await asyncio.to_thread(writer.close)
+    assert b"moof" not in run.path.read_bytes(), "it is an ordinary file now"
     assert not first.task.done()
     run.path = Path(shutil.move(run.path, run.path.with_name("moved.mp4")))
     run.is_done = True
@@ -127,6 +142,28 @@ async def a_run_without_a_video(run: Run, session: aiohttp.ClientSession, url: s
     print("OK a run that ends without a video is said to")
 
 
+def how_windows_is_asked_for_a_file(folder: Path) -> None:
+    """The calls of its own module, as CPython's multiprocessing makes them too."""
+    path, platform, asked = folder / "asked.mp4", sys.platform, []
+    path.write_bytes(b"video")
+
+    def create_file(name, access, share, security, disposition, flags, template) -> int:
+        asked.append((access, share, security, disposition, flags, template))
+        return os.open(name, os.O_RDONLY)
+
+    names = {"GENERIC_READ": "read", "OPEN_EXISTING": "existing", "NULL": 0, "CreateFile": create_file}
+    growing._winapi = types.SimpleNamespace(**names)
+    growing.msvcrt = types.SimpleNamespace(open_osfhandle=lambda handle, flags: handle)
+    sys.platform = "win32"
+    try:
+        with growing.open_shared(path) as file:
+            assert file.read() == b"video"
+    finally:
+        sys.platform = platform
+    assert asked == [("read", 1 | 2 | 4, 0, "existing", 0, 0)]
+    print("OK Windows is asked to let others write, move and delete")
+
+
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run, app = Run(Path(folder, "v.mp4")), web.Application()
@@ -141,6 +178,7 @@ async def main() -> None:
                 await part(run, session, url)
         assert "open" not in run.answers
         await runner.cleanup()
+        how_windows_is_asked_for_a_file(Path(folder))
 
 
 asyncio.run(main())

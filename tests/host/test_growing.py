@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("growing_server.py")
-CHECKS = 6
+CHECKS = 7
 COUNT = """
 import av, sys
 with av.open(sys.argv[1]) as video:
@@ -17,9 +19,10 @@ with av.open(sys.argv[1]) as video:
 """
 
 
-def test_a_video_can_be_watched_while_it_is_made(checkout):
+@pytest.mark.parametrize("system", ["", "windows"])
+def test_a_video_can_be_watched_while_it_is_made(checkout, system):
     python = checkout / ".venv" / "bin" / "python"
-    command = [python if python.exists() else sys.executable, SCRIPT, ROOT]
+    command = [python if python.exists() else sys.executable, SCRIPT, ROOT, *system.split()]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert [line[:2] for line in done.stdout.splitlines()] == ["OK"] * CHECKS, done.stdout

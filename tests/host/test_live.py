@@ -222,6 +222,20 @@ def test_pause_holds_stop_finalises_and_nobody_need_watch(server, client, tmp_pa
     assert torch.equal(latents_of(server, server.run(again)), latents_of(server, run))
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_run_that_was_stopped_is_made_anew_and_others_come_from_the_cache(server, client, seconds):
+    prompt = graph(seconds=seconds, seed=24, pace="full speed")
+    for _ in range(2):
+        with running(server, prompt) as future:
+            name = client.until(lambda s: s["block"] is not None)["run"]
+            client.ask("POST", f"/{name}/stop")
+            run = future.result()
+        assert run.has_succeeded and "3" not in run.event("execution_cached")["nodes"]
+    plain = graph(seconds=1.0, seed=25, pace="full speed")
+    assert "3" not in server.run(plain).event("execution_cached")["nodes"]
+    assert "3" in server.run(plain).event("execution_cached")["nodes"]
+
+
 def test_an_interrupt_ends_a_paused_run(server, client):
     with running(server, graph(seconds=0.0, seed=22)) as future:
         name = client.until(lambda s: s["block"] is not None)["run"]

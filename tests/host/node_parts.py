@@ -1,0 +1,129 @@
+"""Run by a checkout's Python: what single parts of the nodes do, without a server. Arguments: checkout, pack.
+
+Prints `OK name` for everything that was as it should be.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+checkout, pack = sys.argv[1:]
+sys.path.insert(0, checkout)
+import comfy.cli_args  # noqa: E402 (from the checkout)
+
+comfy.cli_args.args.cpu = True
+import utils.extra_config  # noqa: E402, F401 (as main.py does: later, comfy/utils.py is found first)
+
+name = pack.replace("/", "_").replace(".", "_")
+spec = importlib.util.spec_from_file_location(name, f"{pack}/__init__.py", submodule_search_locations=[pack])
+sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules[name])
+
+import folder_paths  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+
+def ours(module: str):
+    return importlib.import_module(f"{name}.{module}")
+
+
+host, io_types, live = ours("nodes.host"), ours("nodes.io_types"), ours("nodes.live")
+stream, vaes = ours("nodes.stream"), ours("nodes.vaes")
+MINI, load_mini = ours("longlive_core.config").MINI, ours("longlive_core.mini.loader").load_mini
+num_frames = ours("longlive_core.geometry").num_frames
+SPACE = io_types.WAN_LATENTS
+
+
+def a_video_that_cannot_be_moved() -> None:
+    """As on Windows, while a player has it open: the copy of shutil.move works, what follows does not."""
+
+    def refused(*_, **__):
+        raise PermissionError(13, "The process cannot access the file")
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_temp_directory(f"{folder}/temp")
+        path = Path(folder, "v.mp4")
+        path.write_bytes(b"video")
+        allowed = os.rename, os.unlink
+        os.rename = os.unlink = refused
+        try:
+            video = host.VideoFile(path, "")
+            video.finish()
+        finally:
+            os.rename, os.unlink = allowed
+        assert video.path == path and video.path.read_bytes() == b"video"
+        assert video.folder == host.io.FolderType.output
+        video.finish()
+        assert video.path.parent == Path(folder, "temp") and not path.exists()
+    print("OK a video that cannot be moved is passed on from where it is")
+
+
+def a_scene_that_begins_within_a_block() -> None:
+    assert vaes.pieces(9, (0, 4, 6, 30)) == [(0, 3), (3, 4), (4, 6), (6, 9)]
+    assert vaes.pieces(4, ()) == [(0, 3), (3, 4)]
+    autoencoder = load_mini().autoencoder
+    vae = vaes.OwnVae(autoencoder, MINI).stream()
+    samples = torch.randn(1, MINI.model.latent_channels, 9, 8, 8)
+    whole = vaes.gathered(samples, vaes.decoded(vae, samples, (0, 4)))
+    scene = vaes.gathered(samples[:, :, 4:], vaes.decoded(vae, samples[:, :, 4:]))
+    begin = num_frames(4) + 3  # its first picture is held for the three before
+    assert whole.shape[1] == num_frames(9) and torch.allclose(whole[:, begin:], scene, atol=1e-5)
+    print("OK a scene that begins within a block is decoded on its own")
+
+
+def frames_that_no_block_holds() -> None:
+    latent = {"samples": torch.randn(1, 16, 6, 4, 4)}
+    for cut_off, taken in ((0, 0), (5, 5), (11, 11), (12, 0), (-67, 0)):
+        past = stream.Past(latent | {io_types.FRAMES_KEY: num_frames(6) - cut_off}, SPACE)
+        assert past.cut_off == taken, cut_off
+    print("OK frames that no block holds are not cut off")
+
+
+def latents_as_the_model_made_them() -> None:
+    """Half the memory while the video is made, and the very samples that were kept before."""
+    past = stream.Past({"samples": torch.randn(1, 16, 3, 4, 4)}, SPACE)
+    parts = SimpleNamespace(space=SPACE, schedule=SimpleNamespace(has_room=None))
+    stream.host.Progress = lambda *_: SimpleNamespace(preview=lambda _: None, text=lambda _: None)
+    plan = SimpleNamespace(is_until_stopped=True, blocks=range(9))
+    run = stream.Run(parts, plan, past, stream.host.Progress(), keep_state=False)
+    made = [torch.randn(1, 16, 3, 4, 4).bfloat16() for _ in range(3)]
+    pictures = np.zeros((12, 8, 8, 3), np.uint8)
+    for index, latents in enumerate(made):
+        block = SimpleNamespace(index=index, latents=latents, opens_scene=index == 1)
+        chunk = SimpleNamespace(block=block, pictures=lambda: pictures)
+        run._keep(chunk, SimpleNamespace(append=lambda _: None))
+    assert {part.dtype for part in run._made} == {torch.bfloat16}
+    latent = run.latents()
+    expected = torch.cat([past.samples, *map(SPACE.samples, made)], dim=2)
+    assert latent["samples"].dtype == torch.float32 and torch.equal(latent["samples"], expected)
+    assert latent[io_types.SCENES_KEY] == (6,) and latent[io_types.FRAMES_KEY] == 9 + 36
+    print("OK latents wait as the model made them")
+
+
+def runs_that_were_steered() -> None:
+    for node, was_steered, seconds, expected in (
+        ("1", 0, 5, 0),
+        ("1", 1, 5, 1),
+        ("2", 0, 0, 1),
+        ("1", 1, 0, 2),
+    ):
+        run = live.LiveRun(node, (64, 64), {"seconds": seconds})
+        ends = {"was_steered": was_steered, "finish": lambda *_: None, "has_ended": True}
+        run.control = SimpleNamespace(**ends)
+        with run.going_on():
+            pass
+        assert live.RUNS.num_steered(node) == expected
+    assert live.RUNS.num_steered(None) == 3 and live.RUNS.num_steered("3") == 0
+    print("OK runs that were steered are counted")
+
+
+a_video_that_cannot_be_moved()
+a_scene_that_begins_within_a_block()
+frames_that_no_block_holds()
+latents_as_the_model_made_them()
+runs_that_were_steered()
