@@ -1,5 +1,6 @@
 """The longlive command on the packaged Mini: what it writes, what it says back, and what it refuses."""
 
+import argparse
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import torch
 from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.cli import build_parser, main
 from longlive_core.cli.generate import request_from
+from longlive_core.cli.options import lora
 from longlive_core.mini.loader import WEIGHTS, load_mini
 from longlive_core.pipeline import Request
 
@@ -135,6 +137,13 @@ def test_bad_options_are_one_clear_sentence(bad, tmp_path, capsys) -> None:
     error = capsys.readouterr().err.strip()
     assert BAD[bad] in error and "\n" not in error
     assert not (tmp_path / "v.mp4").exists()
+
+
+def test_a_lora_has_a_strength_that_is_a_number() -> None:
+    assert lora("C:/style.pt").path == Path("C:/style.pt") and lora("style.pt:0.5").strength == 0.5
+    for text in ("style.pt:nan", "style.pt:inf"):
+        with pytest.raises(argparse.ArgumentTypeError, match="choose a number"):
+            lora(text)
 
 
 @pytest.mark.parametrize(

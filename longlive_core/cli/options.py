@@ -1,6 +1,7 @@
 """Options that more than one command has, and how their texts are read."""
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +26,12 @@ def lora(text: str) -> LoraChoice:
     """`lora.pt` or `lora.pt:0.8` -> a file and its strength."""
     path, colon, strength = text.rpartition(":")
     try:
-        return LoraChoice(Path(path), float(strength)) if colon else LoraChoice(Path(text))
+        choice = LoraChoice(Path(path), float(strength)) if colon else LoraChoice(Path(text))
     except ValueError:  # a colon that belongs to the path
         return LoraChoice(Path(text))
+    if not math.isfinite(choice.strength):
+        raise argparse.ArgumentTypeError(f"a LoRA of strength {strength} is none; choose a number such as 0.8")
+    return choice
 
 
 def add_size_and_window(parser: argparse.ArgumentParser) -> None:
