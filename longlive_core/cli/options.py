@@ -30,7 +30,7 @@ def lora(text: str) -> LoraChoice:
     except ValueError:  # a colon that belongs to the path
         return LoraChoice(Path(text))
     if not math.isfinite(choice.strength):
-        raise argparse.ArgumentTypeError(f"a LoRA of strength {strength} is none; choose a number such as 0.8")
+        raise argparse.ArgumentTypeError(f"a LoRA of strength {strength} is none; choose a number like 0.8")
     return choice
 
 
