@@ -250,6 +250,12 @@ def graph_metadata(hidden: Any) -> dict[str, str]:
     return {name: json.dumps(part) for name, part in parts.items() if part is not None}
 
 
+def workflow_id(hidden: Any) -> str | None:
+    """The id of the workflow that a running node was queued from; None where a script queued it."""
+    workflow = (hidden.extra_pnginfo or {}).get("workflow")
+    return workflow.get("id") if isinstance(workflow, dict) else None
+
+
 def throw_if_interrupted() -> None:
     """Raise the host's interrupt exception if the user pressed stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()

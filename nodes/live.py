@@ -71,9 +71,12 @@ class LiveWriter(BackgroundWriter):
 class LiveRun:
     """One run of a Stream node as watchers see it: its control, and where and how its video is made."""
 
-    def __init__(self, node_id: str, size: tuple[int, int], settings: dict[str, Any]):
+    def __init__(
+        self, node_id: str, size: tuple[int, int], settings: dict[str, Any], workflow: str | None = None
+    ):
+        """`workflow` is the id of the one that holds the node; node ids repeat from workflow to workflow."""
         self.id = secrets.token_hex(3)
-        self.node_id, self.size, self.settings = node_id, size, settings
+        self.node_id, self.size, self.settings, self.workflow = node_id, size, settings, workflow
         self.is_closed = False
         self._announce = Announcer(self.snapshot)
         self._sent: deque[float] = deque(maxlen=MAX_PROMPTS)
@@ -114,7 +117,8 @@ class LiveRun:
 
     def snapshot(self) -> dict[str, Any]:
         """All there is to show, for JSON."""
-        names = {"run": self.id, "node": self.node_id, "video": f"/longlive/runs/{self.id}/video"}
+        names = {"run": self.id, "node": self.node_id, "workflow": self.workflow}
+        names["video"] = f"/longlive/runs/{self.id}/video"
         width, height = self.size
         video = {"width": width, "height": height, "num_frames": self._num_frames()}
         return names | self.control.snapshot() | video

@@ -65,7 +65,8 @@ class LongLiveStream(io.ComfyNode):
         past = Past(continue_from, parts.space)
         plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
         settings = plan.settings() | model.settings() | {"past_latent_frames": past.num_frames}
-        live = LiveRun(cls.hidden.unique_id, (plan.width, plan.height), settings)
+        size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
+        live = LiveRun(cls.hidden.unique_id, size, settings, workflow)
         run = Run(parts, plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)), keep_state)
         control = live.steered(pace, window.on_switch if window else None, run.turns)
         with live.going_on(), host.video_file(PREFIX, live.id) as video:

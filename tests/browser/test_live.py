@@ -255,6 +255,38 @@ def test_a_page_shows_runs_of_its_own_nodes_and_nothing_of_others(page):
     assert page.errors == []
 
 
+def test_a_page_shows_no_run_of_another_workflow(page):
+    loaded = workflow(seconds=2)
+    page.evaluate(LOAD, loaded)
+    panel = Panel(page)
+    assert page.evaluate("async () => (await app.graphToPrompt()).workflow.id") == loaded["id"]
+    before = panel.status
+    page.evaluate(TELL, SNAPSHOT | {"run": "theirs", "workflow": "another", "seconds": 3.1})
+    assert panel.status == before
+    page.evaluate(TELL, SNAPSHOT | {"run": "theirs", "workflow": "another", "seconds": 3.1, "state": "done"})
+    page.evaluate(TELL, SNAPSHOT | {"run": "ours", "workflow": loaded["id"], "seconds": 4.2})
+    assert " 4.2 s " in panel.status
+    page.evaluate(LOAD, loaded | {"id": "another"})
+    assert " 3.1 s " in panel.status
+    page.evaluate(LOAD, loaded)
+    assert " 4.2 s " in panel.status
+    page.evaluate(TELL, SNAPSHOT | {"run": "ours", "workflow": loaded["id"], "state": "done"})
+    assert page.errors == []
+
+
+def test_freezing_a_run_of_other_prompts_asks_first(page):
+    page.evaluate(LOAD, workflow(seconds=2))
+    panel, asked = Panel(page), []
+    cues = [SNAPSHOT["cues"][0] | {"prompt": "something else"}]
+    page.evaluate(TELL, SNAPSHOT | {"run": "strange", "state": "done", "cues": cues})
+    page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    before = page.evaluate(PROMPTS)
+    panel.button("freeze to schedule").click()
+    panel.until("() => document.body.innerText.includes('The schedule was left as it is.')")
+    assert len(asked) == 1 and page.evaluate(PROMPTS) == before
+    assert page.errors == []
+
+
 def test_the_panel_is_drawn_in_vue_nodes_too(server, page):
     if server.version.startswith("0.3."):
         pytest.skip("the Vue nodes of ComfyUI 0.3.64 show no DOM widgets of anyone")

@@ -244,6 +244,29 @@ def test_every_edit_has_a_key(timeline):
     assert labels[0].startswith("Cue 1 of 3, 0:00 to 0:0") and labels[0].endswith("cut, b")
 
 
+def test_what_is_typed_into_a_field_is_of_the_cue_it_was_typed_for(timeline):
+    timeline.load(workflow_with("0 => a\n3.5625s => blend 3s: b\n7.3125s => blend 3s: c\n"))
+    timeline.cue(1).click()
+    timeline.root.get_by_label("Begins at").fill("5.0625s")
+    timeline.cue(2).click()
+    assert timeline.text == "0 => a\n5.0625s => blend 3s: b\n7.3125s => blend 3s: c\n"
+    timeline.root.locator("input[type=number]").fill("1.5")
+    timeline.cue(1).click()
+    assert timeline.text == "0 => a\n5.0625s => blend 3s: b\n7.3125s => blend 1.5s: c\n"
+    assert timeline.root.locator("input[type=number]").input_value() == "3"
+
+
+def test_the_hosts_commands_reach_it(timeline, page):
+    timeline.load(workflow_with(ONE))
+    page.evaluate(
+        "() => { window.reached = []; window.addEventListener('keydown', e => window.reached.push(e.key)) }"
+    )
+    timeline.cue(0).click()
+    timeline.press("Control+F8", "r", "Control+a", "Enter", "Control+F9", "x")
+    assert page.evaluate("() => window.reached") == ["F8", "F9"]
+    timeline.press("Escape")
+
+
 def test_cues_are_dragged_to_another_place_and_made_on_the_ruler(timeline):
     timeline.load(workflow_with("0 => a\n3.5625s => b\n7.3125s => c\n"))
     timeline.drag_cue(0, 6)
@@ -314,14 +337,16 @@ def test_a_running_video_is_shown_on_the_timeline(timeline, page):
         {"seconds": 0.0, "prompt": "a", "origin": "schedule"},
         {"seconds": 6, "prompt": "b", "origin": "live"},
     ]
-    tell = """([node, state, cues]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent('longlive.run',
-        { detail: { node, state, seconds: 9, cues } }))"""
+    tell = """([node, state, cues, workflow]) => window.comfyAPI.api.api.dispatchEvent(
+        new CustomEvent('longlive.run', { detail: { node, state, seconds: 9, cues, workflow } }))"""
     page.evaluate(tell, [page.evaluate(stream), "running", cues])
     left = timeline.root.locator(".ll-lane").bounding_box()["x"]
     mark, now = (timeline.root.locator(name).bounding_box() for name in (".ll-live", ".ll-now"))
     assert (mark["x"] + mark["width"] / 2 - left) / timeline.pixels == pytest.approx(6, abs=0.2)
     assert (now["x"] - left) / timeline.pixels == pytest.approx(9, abs=0.2)
-    page.evaluate(tell, [page.evaluate(stream), "done", cues])
+    page.evaluate(tell, [page.evaluate(stream), "running", [], "another"])
+    assert timeline.root.locator(".ll-live").count() == 1, "a run of another workflow is none of ours"
+    page.evaluate(tell, [page.evaluate(stream), "done", cues, page.evaluate("() => app.graph.id")])
     assert timeline.root.locator(".ll-now").count() == 0 and timeline.root.locator(".ll-live").count() == 1
 
 

@@ -101,7 +101,7 @@ def test_latents_that_were_changed_go_on_without_the_state(server):
 @pytest.fixture(scope="module")
 def graph() -> dict:
     """A workflow as a page sends it along."""
-    return {"nodes": [{"id": 1, "title": "ünïcode ✨"}], "extra": {"text": "x" * 10_000}}
+    return {"id": "0a-1b", "nodes": [{"id": 1, "title": "ünïcode ✨"}], "extra": {"text": "x" * 10_000}}
 
 
 def test_a_video_carries_the_graph_it_comes_from(server, graph):
@@ -112,6 +112,7 @@ def test_a_video_carries_the_graph_it_comes_from(server, graph):
     deadline = time.monotonic() + 60
     while not (history := server.get(f"/history/{name}")) and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert server.get("/longlive/runs")["runs"][0]["workflow"] == graph["id"]
     outputs = history[name]["outputs"]
     for entry in (outputs["a"]["longlive_video"][0], outputs["save"]["images"][0]):
         with av.open(str(server.path_of(entry))) as container:

@@ -5,10 +5,10 @@ import { readdirSync } from "node:fs";
 import test from "node:test";
 
 import { Client, Refused } from "../../web/js/live/client.js";
-import { nodeAt, promptsWidget, setWidget } from "../../web/js/live/graph.js";
+import { nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
 import { codecOf, joined } from "../../web/js/live/growing.js";
-import { isLive, Runs } from "../../web/js/live/runs.js";
-import { clock, fate, message, replayed, view } from "../../web/js/live/view.js";
+import { isLive, isOf, Runs } from "../../web/js/live/runs.js";
+import { clock, fate, isStrange, message, replayed, view } from "../../web/js/live/view.js";
 
 const MODULES = new URL("../../web/js/live/", import.meta.url);
 const FIRST = { block: 0, seconds: 0, prompt: "a red circle", policy: null, blend: null, origin: "schedule" };
@@ -26,14 +26,36 @@ function snapshot(changes = {}) {
 function nodeShown(...snapshots) {
   const runs = new Runs();
   snapshots.forEach((one) => runs.take(one));
-  return runs.all();
+  return runs.of("w");
 }
 
 test("a node shows its newest run, and every node its own", () => {
   const other = snapshot({ node: "10:3", run: "b" });
   const again = snapshot({ run: "c", block: null, state: "starting" });
   const shown = nodeShown(snapshot({ state: "done" }), other, again);
-  assert.deepEqual(shown.map(({ run }) => run), ["c", "b"]);
+  assert.deepEqual(shown.map(({ run }) => run).sort(), ["b", "c"]);
+});
+
+test("a workflow shows its own runs, and those of which nobody knows the workflow", () => {
+  const [ours, theirs] = [snapshot({ workflow: "w" }), snapshot({ run: "b", workflow: "other" })];
+  assert.deepEqual(nodeShown(ours, { ...theirs, state: "done" }), [ours]);
+  assert.deepEqual(nodeShown(theirs, ours, { ...ours, state: "done" }), [{ ...ours, state: "done" }]);
+  assert.deepEqual(nodeShown(theirs, snapshot({ workflow: "w", state: "done" }))[0].state, "done");
+  assert.deepEqual(nodeShown(theirs), []);
+  const script = snapshot({ run: "c", workflow: null });
+  assert.deepEqual(nodeShown(snapshot({ workflow: "w", state: "done" }), theirs, script), [script]);
+  assert.deepEqual(nodeShown(ours, { ...script, state: "done" }), [ours]);
+  const missed = [{ ...script, run: "d" }, ours, { ...ours, state: "done" }];
+  assert.equal(nodeShown(...missed)[0].run, "a", "a run whose end was missed is over when another one lives");
+  assert.ok(isOf(snapshot(), "w") && isOf(snapshot(), undefined) && !isOf(theirs, undefined));
+});
+
+test("of two runs that have ended a node shows the one with the latest news", () => {
+  const first = snapshot({ run: "a", workflow: "w", state: "done" });
+  const script = snapshot({ run: "b", workflow: null, state: "done" });
+  const again = snapshot({ run: "c", workflow: "w", state: "done" });
+  assert.deepEqual(nodeShown(first, script, again), [again]);
+  assert.deepEqual(nodeShown(first, again, script), [script]);
 });
 
 test("what comes late takes nothing back", () => {
@@ -122,6 +144,17 @@ test("a prompt names only what was chosen", () => {
   assert.deepEqual(message("a", "blend", 3), { prompt: "a", policy: "blend", blend: 3 });
 });
 
+test("freezing asks where a run of an unknown workflow was made from other prompts", () => {
+  const steered = snapshot({ cues: [FIRST, LIVE] });
+  for (const text of ["a red circle", "0 => a   red\n  circle\n5s b", '{"cues": [{"time": 0, "prompt": "a red circle"}]}']) {
+    assert.ok(!isStrange(steered, text), text);
+  }
+  for (const text of ["a blue star", "", "soon => a red circle"]) {
+    assert.ok(isStrange(steered, text), text);
+    assert.ok(!isStrange({ ...steered, workflow: "w" }, text), "what is edited since is meant to be replaced");
+  }
+});
+
 test("freezing sets the seed, and for good", () => {
   assert.deepEqual(replayed({ text: "0:00 a", seed: 7 }), { seed: 7, control_after_generate: "fixed" });
 });
@@ -167,6 +200,8 @@ test("nodes are found by display id, in subgraphs too, and nothing where there i
   assert.ok(nodeAt(root, "3").isOuter);
   for (const id of ["4", "3:3", "10:4", "x"]) assert.equal(nodeAt(root, id), undefined);
   assert.equal(nodeAt(undefined, "3"), undefined);
+  assert.equal(nodeAt(openGraph({ rootGraph: root, graph: graph([]) }), "10:3"), inner);
+  assert.equal(openGraph({ graph: root }), root);
 });
 
 test("the connected schedule is found through reroutes and set as a user would", () => {

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { isCommand, onKey } from "../../web/js/timeline/keys.js";
 import * as model from "../../web/js/timeline/model.js";
 
 const THREE = "# a film\n0:00 a red circle\n\n3s => it turns blue\n6s => blend 3s: it rests\n   over navy\n# the end\n";
@@ -30,6 +31,19 @@ test("what nobody edits stays as it was written, comments too", () => {
   assert.equal(model.serialise(schedule), THREE);
   const edited = model.serialise(model.setPrompt(schedule, 1, "it turns   green"));
   assert.equal(edited, THREE.replace("3s => it turns blue", "3s => it turns green"));
+});
+
+test("comments stay when their cue is edited: of an untimed prompt, and between the lines of a cue", () => {
+  const written = (text, index = 0) => model.serialise(model.setPrompt(model.parse(text), index, "new"));
+  assert.equal(written("# my notes\n\na cat walks"), "# my notes\n\n0s => new\n");
+  assert.equal(written("  a cat\n# inner\n\n  walks\n# end"), "# inner\n0s => new\n# end\n");
+  const inner = "0 => a\n# before\n3s => it\n   turns\n\n  # inner\n   blue\n# end\n";
+  assert.equal(written(inner, 1), "0 => a\n# before\n  # inner\n3s => new\n# end\n");
+  const twice = model.setPolicy(model.setPrompt(model.parse(inner), 1, "new"), 1, "cut");
+  assert.equal(model.serialise(twice), "0 => a\n# before\n  # inner\n3s => cut: new\n# end\n");
+  const text = model.serialise(model.duplicateCue(model.parse(inner), 1));
+  assert.equal(text.match(/# inner/g).length, 1, "a copy has no comments");
+  assert.equal(model.serialise(model.parse("# a\na cat\n")), "# a\n0s => a cat\n");
 });
 
 test("unknown fields survive edits, and only they need JSON", () => {
@@ -139,6 +153,37 @@ test("history: undo and redo, typing counts once", () => {
   assert.equal(model.redone(model.recorded(history, "c")), null);
 });
 
+// Keys
+
+/** A key pressed in a field: what became of it. */
+function pressed(key, modifiers = {}) {
+  const done = [];
+  const act = (name) => () => done.push(name);
+  const event = { key, target: { tagName: "TEXTAREA" }, stopPropagation: act("kept"), preventDefault: act("used") };
+  onKey({ focusCue: act("back") }, { ...event, ...modifiers });
+  return done.join(" ");
+}
+
+test("an input method has Enter and Esc for itself", () => {
+  for (const key of ["Enter", "Escape"]) {
+    assert.equal(pressed(key), "kept used back");
+    assert.equal(pressed(key, { isComposing: true }), "kept");
+  }
+});
+
+test("the host gets its commands, and nothing that is typed or edits", () => {
+  for (const key of ["Enter", "s", "S", "o", "F5"]) {
+    assert.equal(pressed(key, { ctrlKey: true }), "", key);
+    assert.equal(pressed(key, { metaKey: true, shiftKey: true }), "", key);
+  }
+  assert.equal(pressed("Enter", { ctrlKey: true, altKey: true }), "");
+  for (const key of ["r", "q", ".", "0", "Delete", "F5"]) assert.equal(pressed(key), "kept", key);
+  for (const key of ["z", "Z", "y", "c", "v", "x", "a", "ArrowLeft", "Backspace", "Home", "Control"]) {
+    assert.ok(!isCommand({ key, ctrlKey: true }), key);
+  }
+  assert.equal(pressed("@", { ctrlKey: true, altKey: true }), "kept", "AltGr");
+});
+
 // Whatever comes
 
 /** A small seeded generator of numbers in [0, 1) (mulberry32). */
@@ -174,6 +219,38 @@ test("parse(serialise(x)) is x, for 1,000 schedules", () => {
   for (let count = 0; count < 1000; count += 1) {
     const schedule = someSchedule(random);
     assert.deepEqual(said(model.parse(model.serialise(schedule))), schedule);
+  }
+});
+
+/** The comments of a text that `commented` made, in order. */
+const comments = (text) => text.match(/^\s*#c\d+$/gm) ?? [];
+
+/** Schedule text with comments anywhere, with times and without. */
+function commented(random) {
+  let count = 0;
+  const note = () => (random() < 0.5 ? `${" ".repeat(random() * 3)}#c${(count += 1)}\n` : "");
+  const cue = (start) => `${note()}${start}a\n${note()}  and b\n${note()}`;
+  return random() < 0.3 ? cue("") : ["0 => ", "4s ", "8s => cut: "].map(cue).join("");
+}
+
+test("no edit but deleting loses a comment, wherever it is", () => {
+  const random = seeded(3);
+  for (let count = 0; count < 300; count += 1) {
+    const text = commented(random);
+    const schedule = model.parse(text);
+    const index = Math.floor(random() * schedule.cues.length);
+    const edits = [
+      model.setPrompt(schedule, index, "new"),
+      model.setPolicy(schedule, index, "blend"),
+      model.nudgeEdge(schedule, index, 1),
+      model.splitCue(schedule, index)[0],
+      model.duplicateCue(schedule, index),
+    ];
+    for (const edited of edits) {
+      const written = model.serialise(edited);
+      assert.deepEqual(comments(written), comments(text));
+      assert.deepEqual(said(model.parse(written)), said(edited));
+    }
   }
 });
 

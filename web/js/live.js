@@ -3,14 +3,15 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { Client } from "./live/client.js";
-import { nodeAt, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
+import { nodeAt, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
 import { Panel } from "./live/panel.js";
 import { Runs } from "./live/runs.js";
 import { STYLE } from "./live/style.js";
-import { replayed } from "./live/view.js";
+import { isStrange, replayed } from "./live/view.js";
 
 const NODE = "LongLiveStream";
 const EVENT = "longlive.run";
+const REPLACE = "This run was made from other prompts than those of the schedule here. Replace these?";
 const STILL = "$$canvas-image-preview";
 const panels = new WeakMap(); // node -> Panel
 const runs = new Runs();
@@ -18,8 +19,9 @@ const client = new Client((path, options) => api.fetchApi(path, options));
 
 /** Show every node of the page what is known about its run. */
 function show() {
-  for (const snapshot of runs.all()) {
-    const node = nodeAt(app.rootGraph ?? app.graph, snapshot.node);
+  const graph = openGraph(app);
+  for (const snapshot of runs.of(graph?.id)) {
+    const node = nodeAt(graph, snapshot.node);
     const panel = node && panels.get(node);
     if (!panel) continue;
     panel.take(snapshot);
@@ -45,12 +47,15 @@ async function refresh() {
 
 /** Put what was played where the next run reads it. -> what was done, in a sentence */
 async function freeze(node, snapshot) {
+  const prompts = promptsWidget(node);
+  if (prompts?.widget && isStrange(snapshot, prompts.widget.value) && !confirm(REPLACE)) {
+    return "The schedule was left as it is.";
+  }
   const schedule = await client.schedule(snapshot.run);
   for (const [name, value] of Object.entries(replayed(schedule))) {
     const widget = widgetOf(node, name);
     if (widget) setWidget(node, widget, value);
   }
-  const prompts = promptsWidget(node);
   if (prompts?.widget) {
     setWidget(prompts.node, prompts.widget, schedule.text);
     return "What was played is now the schedule, and its seed is set: Run makes the same again.";

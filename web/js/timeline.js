@@ -3,6 +3,8 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { nodeAt, openGraph } from "./live/graph.js";
+import { isLive, isOf } from "./live/runs.js";
 import { TimelineView } from "./timeline/view.js";
 
 const NODE = "LongLivePromptSchedule";
@@ -13,7 +15,6 @@ const TEXT_HEIGHT = 130;
 const WATCH_MILLISECONDS = 500;
 const REST_MILLISECONDS = 400;
 
-const LIVE = ["starting", "running", "paused", "stopping"]; // states of a run that goes on
 const views = new Map(); // node -> its timeline
 
 const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
@@ -116,10 +117,11 @@ function addTimeline(node) {
 
 /** A run's news (the server's "longlive.run"), on the timelines of its schedule. */
 function showRun(run) {
-  const isLive = LIVE.includes(run.state);
+  const graph = openGraph(app);
+  if (!isOf(run, graph?.id)) return;
+  const stream = nodeAt(graph, run.node);
   for (const [node, view] of views) {
-    const isOurs = streamsOf(node).some((stream) => String(stream.id) === String(run.node));
-    if (isOurs) view.showRun({ ...run, isLive });
+    if (streamsOf(node).includes(stream)) view.showRun({ ...run, isLive: isLive(run) });
   }
 }
 

@@ -2,6 +2,11 @@
 
 const REROUTE = "Reroute";
 
+/** The graph of the workflow that is open. */
+export function openGraph(app) {
+  return app.rootGraph ?? app.graph;
+}
+
 /**
  * The node that runs under a display id: "3", or "10:3" for node 3 inside the subgraph node 10.
  * undefined if the graph has none.

@@ -1,4 +1,4 @@
-/** Which run a node shows: snapshots in, the newest one of every node out. No DOM. */
+/** Which run a node shows: snapshots in, the newest one of every node of a workflow out. No DOM. */
 
 const LIVE = ["starting", "running", "paused", "stopping"];
 
@@ -14,20 +14,41 @@ function replaces(came, known) {
   return (came.block ?? -1) >= (known.block ?? -1);
 }
 
-/** The newest snapshot of every node, by display id. */
+/** Whether a run may be of the workflow of that id: nobody knows it of one that a script queued. */
+export function isOf({ workflow }, id) {
+  return (workflow ?? id) === id;
+}
+
+/** The newest snapshot of every node, by workflow and display id: other workflows have nodes of the same id. */
 export class Runs {
-  #ofNode = new Map();
+  #newest = new Map();
 
   /** Take a snapshot; true if it is news for its node. */
   take(snapshot) {
-    const known = this.#ofNode.get(String(snapshot.node));
+    const place = `${snapshot.workflow ?? ""} ${snapshot.node}`;
+    const known = this.#newest.get(place);
     if (known && !replaces(snapshot, known)) return false;
-    this.#ofNode.set(String(snapshot.node), snapshot);
+    if (isLive(snapshot)) this.#forgetOthers(snapshot);
+    this.#newest.delete(place); // the latest news come last
+    this.#newest.set(place, snapshot);
     return true;
   }
 
-  /** All snapshots that a page should show now. */
-  all() {
-    return [...this.#ofNode.values()];
+  /** A server makes one video at a time: of other runs of the node, the end was missed. */
+  #forgetOthers({ run, node }) {
+    for (const [place, other] of this.#newest) {
+      if (isLive(other) && other.run !== run && String(other.node) === String(node)) this.#newest.delete(place);
+    }
+  }
+
+  /** The snapshots that a page with this workflow open should show, one of each node. */
+  of(workflow) {
+    const shown = new Map();
+    for (const snapshot of this.#newest.values()) {
+      if (!isOf(snapshot, workflow)) continue;
+      const other = shown.get(String(snapshot.node));
+      if (!other || replaces(snapshot, other)) shown.set(String(snapshot.node), snapshot);
+    }
+    return [...shown.values()];
   }
 }

@@ -1,5 +1,6 @@
 /** From a snapshot to what the panel shows: pure functions, no DOM. */
 
+import { parse } from "../timeline/model.js";
 import { isLive } from "./runs.js";
 
 export const POLICIES = ["auto", "recache", "refresh", "keep", "cut", "blend"];
@@ -96,6 +97,21 @@ export function fate(snapshot, ticket) {
 function taken(ticket, { seconds, latency }) {
   const late = latency === null ? "" : `, first frames ${latency.toFixed(2)} s after it was sent`;
   return `#${ticket} took effect at ${clock(seconds)}${late}`;
+}
+
+/** Whether a run, not known to be of any workflow, was made from other prompts than those of a schedule text. */
+export function isStrange({ workflow, cues }, text) {
+  if (workflow) return false;
+  const prompts = promptsOf(text);
+  return cues.some((cue) => cue.origin === "schedule" && !prompts.includes(cue.prompt));
+}
+
+function promptsOf(text) {
+  try {
+    return parse(text).cues.map((cue) => cue.prompt);
+  } catch {
+    return []; // nobody could say that they are the same
+  }
 }
 
 /** What makes the next run repeat one: widget values of the stream. */

@@ -12,9 +12,19 @@ P: next policy. Ctrl Z, Ctrl Shift Z: undo, redo. + - 0: zoom.
 Ctrl C: copy the schedule. Ctrl V: paste schedule text, timeline JSON or JSONL.
 Mouse: drag edges, drag a cue to another place, double-click the ruler for a new cue there, Ctrl + wheel zooms.`;
 
-/** A key pressed somewhere in the timeline: the host never sees it. */
+// What fields and the timeline edit with, Ctrl held too; and the modifiers, whose release the host would miss.
+const EDITING = /^([acvxyz]|Arrow.*|Home|End|Backspace|Delete|Insert|Control|Meta|Shift|Alt)$/i;
+
+/** Whether a key may be one of the host's commands, such as Ctrl+Enter. A letter with Ctrl and Alt is typed (AltGr). */
+export function isCommand(event) {
+  const isTyped = event.altKey && event.key.length === 1;
+  return (event.ctrlKey || event.metaKey) && !isTyped && !EDITING.test(event.key);
+}
+
+/** A key pressed somewhere in the timeline: the host sees only what may be a command of its own. */
 export function onKey(view, event) {
-  event.stopPropagation();
+  if (!isCommand(event)) event.stopPropagation();
+  if (event.isComposing) return; // an input method uses Enter and Esc for itself
   const act = keysFor(view, event.target)[keyName(event)];
   if (!act) return;
   event.preventDefault();

@@ -4,7 +4,7 @@
 import { blockAt, blockSeconds, nearestBlock } from "./blocks.js";
 import { ScheduleError, makeCue } from "./cues.js";
 import { fromJson, fromJsonl, isJsonl, jsonlPrompts, looksLikeJson, toJson } from "./json.js";
-import { fromText, toText } from "./text.js";
+import { commentsOf, fromText, toText } from "./text.js";
 
 export { BLOCK_SECONDS, FIRST_BLOCK_SECONDS, blockAt, blockSeconds } from "./blocks.js";
 export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, spelled } from "./cues.js";
@@ -60,8 +60,8 @@ export function cueAt(schedule, block) {
   return blocksOf(schedule).findLastIndex((start) => start <= block);
 }
 
-// A cue that was edited is written anew; its comments stay.
-const changed = (cue, fields) => ({ ...cue, ...makeCue({ ...cue, ...fields }), source: undefined });
+// A cue that was edited is written anew, in one line; its comments stay, before it.
+const changed = (cue, fields) => ({ ...makeCue({ ...cue, ...fields }), lead: commentsOf(cue) });
 const isAt = (cue, block) => blockAt(cue.seconds) === block;
 const moved = (cue, block) => (isAt(cue, block) ? cue : changed(cue, { seconds: blockSeconds(block) }));
 const replaced = (schedule, index, cue) => ({ ...schedule, cues: schedule.cues.with(index, cue) });
@@ -121,7 +121,7 @@ export function duplicateCue(schedule, index, endBlock = 0) {
   const lengths = lengthsOf(schedule, endBlock);
   const length = index === lengths.length - 1 ? NEW_CUE_BLOCKS : lengths[index];
   lengths[index] = length;
-  const copy = changed({ ...schedule.cues[index], lead: undefined }, {});
+  const copy = makeCue(schedule.cues[index]); // without its comments
   const cues = schedule.cues.toSpliced(index + 1, 0, copy);
   return laidOut(schedule, cues, lengths.toSpliced(index + 1, 0, length));
 }

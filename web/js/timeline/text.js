@@ -70,6 +70,16 @@ function beginsWithTime(text) {
   return arrow.endsWith("=>") || TIME_LIKE.test(time);
 }
 
+/** The schedule of a text without times, which is one prompt. Its comments stay, before the cue or in `tail`. */
+function fromPlain(lines) {
+  const filled = lines.filter((line) => line.text !== null);
+  const [first, end] = [lines.indexOf(filled[0]), lines.indexOf(filled.at(-1)) + 1];
+  const inner = lines.slice(first, end).filter((line) => line.isComment);
+  const lead = joined([...lines.slice(0, first), ...inner]);
+  const cue = makeCue({ seconds: 0, prompt: plainPrompt(filled) });
+  return { cues: [{ ...cue, lead }], extra: {}, tail: joined(lines.slice(end)) };
+}
+
 /** The one prompt of a text without times; refuses a text that has some, only not at its beginning. */
 function plainPrompt(lines) {
   for (const line of lines) {
@@ -148,10 +158,7 @@ function whyNotATime(text) {
 /** Schedule text -> schedule. Comments and blank lines stay with the cue after them (`lead`) or in `tail`. */
 export function fromText(text) {
   const lines = dedented(numberedLines(text));
-  const filled = lines.filter((line) => line.text !== null);
-  if (!beginsWithTime(filled[0].text)) {
-    return { cues: [makeCue({ seconds: 0, prompt: plainPrompt(filled) })], extra: {} };
-  }
+  if (!beginsWithTime(lines.find((line) => line.text !== null).text)) return fromPlain(lines);
   const { groups, tail } = grouped(lines);
   checkNumberOfCues(groups.length);
   const cues = groups.map(readCue);
@@ -162,6 +169,11 @@ export function fromText(text) {
     throw error.at(first.number, first.column);
   }
   return { cues, extra: {}, tail: joined(tail) };
+}
+
+/** The comments before a cue and those between its lines: all of them before it. */
+export function commentsOf({ lead = "", source = "" }) {
+  return lead + joined(numberedLines(source).filter((line) => line.isComment));
 }
 
 /** A cue as schedule text: its own lines while nobody has edited it, with the comments before it. */

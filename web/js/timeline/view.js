@@ -2,7 +2,7 @@
 // neither the host nor nodes: text comes in through `show`, and leaves through `onEdit`.
 
 import * as model from "./model.js";
-import { onKey, SHORTCUTS } from "./keys.js";
+import { isCommand, onKey, SHORTCUTS } from "./keys.js";
 import { button, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
 import { onPress, secondsAt } from "./pointer.js";
 import { addStyle } from "./style.js";
@@ -327,10 +327,16 @@ export class TimelineView {
 
   select(index) {
     if (index < 0 || index >= this.schedule.cues.length) return;
+    this.#leaveFields();
     this.selected = index;
     this.prompt.value = this.schedule.cues[index].prompt;
     this.draw();
     this.focusCue();
+  }
+
+  /** What was typed into a field is of the cue that was selected then: take it before there is another one. */
+  #leaveFields() {
+    for (const field of [this.time, this.blend]) if (document.activeElement === field) field.blur();
   }
 
   focusCue() {
@@ -360,9 +366,10 @@ export class TimelineView {
   #listen() {
     const root = this.element;
     root.addEventListener("keydown", (event) => onKey(this, event));
-    for (const name of ["keyup", "keypress", "dblclick", "contextmenu"]) {
-      root.addEventListener(name, (event) => event.stopPropagation());
+    for (const name of ["keyup", "keypress"]) {
+      root.addEventListener(name, (event) => isCommand(event) || event.stopPropagation());
     }
+    for (const name of ["dblclick", "contextmenu"]) root.addEventListener(name, (event) => event.stopPropagation());
     root.addEventListener("pointerdown", (event) => event.button !== 1 && event.stopPropagation());
     root.addEventListener("copy", (event) => this.#onCopy(event));
     root.addEventListener("cut", (event) => event.stopPropagation());
