@@ -46,6 +46,10 @@ def server(request, tmp_path_factory, playwright):
     running.stop()
 
 
+# the workflows name files that nobody has here; the host's dialog about them would lie over the page
+NO_WARNINGS = "app.ui.settings.setSettingValueAsync('Comfy.Workflow.ShowMissingModelsWarning', false)"
+
+
 @pytest.fixture(scope="session")
 def page(server, playwright):
     """The page of ComfyUI, ready, our nodes registered."""
@@ -58,6 +62,7 @@ def page(server, playwright):
         ready = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
         page.wait_for_function(ready, timeout=120_000)
         page.errors.clear()  # ComfyUI 0.3.64 has one of its own at start
+        page.evaluate(NO_WARNINGS)
         yield page
         browser.close()
 
