@@ -168,6 +168,13 @@ def test_scaled_fp8_keeps_its_scales(is_new: bool, precision: str, tmp_path: Pat
             assert torch.equal(module.weight, packed[name].float() * scale)
 
 
+def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path, state) -> None:
+    packed = scaled_fp8(spelled(state), is_new=True)
+    next(tensor for name, tensor in packed.items() if name.endswith(".weight_scale")).fill_(float("nan"))
+    save_file(packed, tmp_path / "fp8.safetensors")
+    assert "is not finite" in refusal(tmp_path / "fp8.safetensors")
+
+
 def test_fp8_storage_computes_nearly_the_same(tmp_path: Path, state) -> None:
     """A row's own scale: the error of a linear stays near e4m3's 3 bits of mantissa."""
     file = write_plain(tmp_path, state)

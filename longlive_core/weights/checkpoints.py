@@ -209,7 +209,9 @@ def values(
         changes = [(lora, lora.read(names)) for lora in loras]
         for name in names:
             scale = tensors.get(checkpoint.scales.get(name, ""))
-            check_finite(name, tensors[checkpoint.names[name]], checkpoint.file.path)
+            for part in (tensors[checkpoint.names[name]], scale):
+                if part is not None:
+                    check_finite(name, part, checkpoint.file.path)
             tensor, scale = merged(name, tensors[checkpoint.names[name]], scale, changes)
             dtype = PRECISIONS[precision] if name in small else compute
             tensor, scale = stored(tensor, scale, dtype)

@@ -3,34 +3,20 @@
 Prints `OK name` for everything that was as it should be.
 """
 
-import importlib
-import importlib.util
 import os
 import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+from pack_of import pack_of
+
 checkout, pack = sys.argv[1:]
-sys.path.insert(0, checkout)
-import comfy.cli_args  # noqa: E402 (from the checkout)
-
-comfy.cli_args.args.cpu = True
-import utils.extra_config  # noqa: E402, F401 (as main.py does: later, comfy/utils.py is found first)
-
-name = pack.replace("/", "_").replace(".", "_")
-spec = importlib.util.spec_from_file_location(name, f"{pack}/__init__.py", submodule_search_locations=[pack])
-sys.modules[name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules[name])
+ours = pack_of(checkout, pack)
 
 import folder_paths  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-
-
-def ours(module: str):
-    return importlib.import_module(f"{name}.{module}")
-
 
 host, io_types, live = ours("nodes.host"), ours("nodes.io_types"), ours("nodes.live")
 stream, vaes = ours("nodes.stream"), ours("nodes.vaes")

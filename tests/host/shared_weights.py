@@ -3,32 +3,18 @@
 Arguments: checkout, pack, models folder. Prints the largest difference of each state from our own loader.
 """
 
-import importlib
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from pack_of import pack_of
+
 checkout, pack, models = sys.argv[1:]
-sys.path.insert(0, checkout)
-import comfy.cli_args  # noqa: E402 (from the checkout)
-
-comfy.cli_args.args.cpu = True
-import utils.extra_config  # noqa: E402, F401 (as main.py does: later, comfy/utils.py is found first)
-
-name = pack.replace("/", "_").replace(".", "_")
-spec = importlib.util.spec_from_file_location(name, f"{pack}/__init__.py", submodule_search_locations=[pack])
-sys.modules[name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules[name])
+ours = pack_of(checkout, pack)
 
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
-
-
-def ours(module: str):
-    return importlib.import_module(f"{name}.{module}")
-
 
 host, shared = ours("nodes.host"), ours("nodes.shared_model")
 checkpoints, sdpa = ours("longlive_core.weights.checkpoints"), ours("longlive_core.model.attention").sdpa
