@@ -30,6 +30,7 @@ META = torch.device("meta")
 # of the full decoder's memory that a compiled one takes again (it holds its old past beside the new one).
 RECORDED_BYTES = 2**29
 COMPILED_SHARE = 1.4
+SOME_LAYERS = 2, 3  # from the second on each adds the same to what a transformer takes
 GIB = 2**30
 
 
@@ -85,6 +86,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._has_copies = has_copies
         self._alive: dict[StorageWeakRef, int] = {}
+        self._outside: set[StorageWeakRef] = set()  # whoever comes from outside does not count
 
     @property
     def now(self) -> int:
@@ -92,19 +94,19 @@ class LiveBytes(TorchDispatchMode):
         return sum(self._alive.values())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in storages((args, kwargs)):  # whoever comes from outside does not count
-            self._alive.setdefault(StorageWeakRef(storage), 0)
+        self._outside.update(storages((args, kwargs)).keys() - self._alive.keys())
         out = function(*args, **(kwargs or {}))
-        for storage in storages(out):
-            self._alive.setdefault(StorageWeakRef(storage), storage.nbytes())
+        made = storages(out)
+        self._alive |= {ref: made[ref] for ref in made.keys() - self._alive.keys() - self._outside}
         is_copied = self._has_copies and "conv" in function.overloadpacket.__name__
         self.peak = max(self.peak, self.now + (args[0].nbytes if is_copied else 0))
         return out
 
 
-def storages(tree: Any) -> list[torch.UntypedStorage]:
-    """What holds the numbers of every tensor in a tree of arguments."""
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def storages(tree: Any) -> dict[StorageWeakRef, int]:
+    """What holds the numbers of every tensor in a tree of arguments, and its bytes."""
+    found = (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return {StorageWeakRef(storage): storage.nbytes() for storage in found}
 
 
 def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
@@ -141,11 +143,24 @@ def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> i
 
 
 @lru_cache
-@torch.inference_mode()
 def transformer_bytes(
     config: ModelConfig, window: WindowConfig, size: tuple[int, int], compute: torch.dtype
+) -> tuple[int, ...]:
+    """KV cache with a full window, text cache, and the most that a pass over them takes.
+
+    Few of the layers are run, and what one of them adds is counted for all the others.
+    """
+    counts = sorted({min(config.num_layers, some) for some in SOME_LAYERS})
+    counted = [layers_bytes(replace(config, num_layers=num), window, size, compute) for num in counts]
+    left = config.num_layers - counts[-1]
+    return tuple(last + left * (last - before) for before, last in zip(counted[0], counted[-1], strict=True))
+
+
+@torch.inference_mode()
+def layers_bytes(
+    config: ModelConfig, window: WindowConfig, size: tuple[int, int], compute: torch.dtype
 ) -> tuple[int, int, int]:
-    """KV cache with a full window, text cache, and the most that a pass over them takes."""
+    """What `transformer_bytes` tells, of a model that is run with all of its layers."""
     with META:
         model = CausalWan(config).to(compute).requires_grad_(False)
         with LiveBytes() as held:

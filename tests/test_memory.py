@@ -17,6 +17,7 @@ from longlive_core.memory import (
     Setting,
     estimate,
     fitting,
+    layers_bytes,
     run_passes,
     smaller,
     transformer_bytes,
@@ -50,6 +51,23 @@ def test_the_plan_of_a_transformer_is_what_a_run_allocates(window: WindowConfig)
     assert needs.weights == sum(tensor.nbytes for tensor in model.state_dict().values())
     assert needs.kv_cache + needs.text == pytest.approx(held.now, rel=0.02)
     assert needs.working >= 0.9 * passes.peak
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    "window",
+    [
+        WindowConfig(),
+        WindowConfig(endless=True),
+        WindowConfig(has_small_cache=True),
+        WindowConfig(3, 0, None),
+    ],
+    ids=str,
+)
+def test_few_layers_tell_what_all_take(window: WindowConfig, num_layers: int) -> None:
+    config = replace(SMALL.model, num_layers=num_layers)
+    asked = config, window, SIZE, torch.bfloat16
+    assert transformer_bytes(*asked) == layers_bytes(*asked)
 
 
 def test_the_plan_of_a_decoder_is_what_decoding_allocates() -> None:
