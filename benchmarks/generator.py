@@ -43,7 +43,7 @@ class Ours:
 
     def block(self) -> None:
         made = denoise(self.scene, self._text, self._noise, self._sigmas, 0, Hook())
-        commit(self.scene, self._text, made)
+        commit(self.scene, self._text, made, 0, Hook())
 
     def recache(self) -> None:
         recache(self.scene, self._text, Policy.RECACHE)

@@ -137,7 +137,7 @@ def block(folder: Path, precision: str) -> dict[str, object]:
     text = model.read_text(torch.randn(1, preset.model.text_tokens, preset.model.text_dim))
     passes, start = Passes(), time.perf_counter()
     latents = denoise(scene, text, SeededNoise(0, shape), shifted_sigmas(preset.sigmas), 4, passes)
-    commit(scene, text, latents)
+    commit(scene, text, latents, 4, passes)
     made = time.perf_counter() - start
     frames = StreamingDecoder(build_decoder(preset, "tiny").to(model.dtype)).push(latents)
     setting = Setting(preset.width, preset.height, precision, "tiny", window)

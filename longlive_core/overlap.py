@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Event
@@ -22,14 +21,6 @@ CPU = torch.device("cpu")
 _END: Any = object()
 
 
-@dataclass(frozen=True)
-class Made(Generic[T]):
-    """A result, and the mark on the worker's stream behind the kernels that fill it."""
-
-    item: T
-    done: torch.cuda.Event | None
-
-
 def ahead(
     items: Generator[T], depth: int = 1, device: torch.device = CPU, stop: Event | None = None
 ) -> Generator[T]:
@@ -38,8 +29,9 @@ def ahead(
     What the generator raises comes out here, after all items before it. `stop` is set once nothing more is
     wanted: a generator that looks at it ends the sooner. The worker is joined before this one ends, is closed
     or raises. Context variables and torch's modes in the worker are those of the caller, without gradients.
-    On a CUDA device the worker has a stream of its own, and the caller's waits for an item before it is
-    yielded; whoever lets go of an item's tensors early must `record_stream` them. Depth 0 is no worker.
+    On a CUDA device the worker has a stream of its own. An item's tensors must be finished when the generator
+    yields it; work it has queued behind them is waited for at the end of the items. Whoever lets go of an
+    item's tensors early must `record_stream` them. Depth 0 is no worker.
     """
     if not depth:
         yield from items
@@ -50,18 +42,17 @@ def ahead(
         stack.callback(stop.set)
         due = deque(pool.submit(worker.run, worker.make) for _ in range(depth))
         stack.callback(lambda: [future.cancel() for future in due])
-        while (made := due.popleft().result()).item is not _END:
+        while (item := due.popleft().result()) is not _END:
             due.append(pool.submit(worker.run, worker.make))
-            if made.done:
-                torch.cuda.current_stream(device).wait_event(made.done)
-            yield made.item
+            yield item
+        worker.join()
 
 
 class _Worker(Generic[T]):
     """What the worker thread does, in the caller's context."""
 
     def __init__(self, items: Iterator[T], device: torch.device):
-        self._items = items
+        self._items, self._device = items, device
         self._context = contextvars.copy_context()
         self._is_inference = torch.is_inference_mode_enabled()
         self._stream: torch.cuda.Stream | None = None
@@ -74,10 +65,14 @@ class _Worker(Generic[T]):
         with torch.inference_mode(self._is_inference), torch.no_grad(), torch.cuda.stream(self._stream):
             return self._context.run(work)
 
-    def make(self) -> Made[T]:
+    def make(self) -> T:
         """The next item, or _END."""
-        item = next(self._items, _END)
-        return Made(item, self._stream.record_event() if self._stream else None)
+        return next(self._items, _END)
+
+    def join(self) -> None:
+        """Let the caller's stream wait for all that the worker's was given."""
+        if self._stream:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
 @lru_cache

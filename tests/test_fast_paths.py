@@ -89,7 +89,7 @@ def test_our_rollout_is_the_plain_one(model) -> None:
                 recache(scene, text, Policy.RECACHE)
                 plain.recache(embeds)
             ours = denoise(scene, text, noise, SIGMAS, block, Hook())
-            commit(scene, text, ours)
+            commit(scene, text, ours, block, Hook())
             theirs = plain.run_block([noise(block, step) for step in range(4)], SIGMAS, embeds)
             assert_close(ours, theirs, atol=1e-5, rtol=0, msg=lambda m, b=block: f"block {b}: {m}")
 
@@ -277,7 +277,7 @@ def settled(model, window: WindowConfig) -> tuple[Scene, PlainScene]:
     plain = PlainScene(model, torch.empty(SHAPE), window)
     noise = SeededNoise(0, SHAPE)
     for block in range(5):
-        commit(scene, text, denoise(scene, text, noise, SIGMAS, block, Hook()))
+        commit(scene, text, denoise(scene, text, noise, SIGMAS, block, Hook()), block, Hook())
         plain.run_block([noise(block, step) for step in range(4)], SIGMAS, embeds)
     return scene, plain
 
@@ -293,7 +293,7 @@ def test_a_steady_block_computes_no_more_than_the_arithmetic_asks(model) -> None
     scene, _ = settled(model, WindowConfig())
     text = model.read_text(prompts(0, 1)(0).embeds)
     with FlopCounterMode(display=False, custom_mapping=on_cpus) as counter, torch.no_grad():
-        commit(scene, text, denoise(scene, text, SeededNoise(0, SHAPE), SIGMAS, 5, Hook()))
+        commit(scene, text, denoise(scene, text, SeededNoise(0, SHAPE), SIGMAS, 5, Hook()), 5, Hook())
     least = block_flops(Preset("small", model=CONFIG), WIDTH, HEIGHT)
     assert counter.get_total_flops() <= 1.01 * least.total
     assert counter.get_total_flops() >= 0.85 * least.total, "the commit pass leaves out a part of one layer"

@@ -11,6 +11,7 @@ from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.prompts import SWITCH_POLICIES, Policy
 from longlive_core.rollout.rollout import Hook, RolloutError, Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.rollout.transfers import FiniteCheck
 
 CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=3, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4
@@ -171,6 +172,40 @@ def test_the_hook_sees_every_step_and_can_stop(model) -> None:
         ):
             kept.append(block)
     assert len(kept) == 2 and hook.steps == [(b, s) for b in (0, 1) for s in range(4)] + [(2, 0)]
+
+
+class Busy(FiniteCheck):
+    """As of a card that is still at work when it is asked."""
+
+    is_pending = True
+
+
+class Order(Hook):
+    def __init__(self):
+        self.seen: list[str] = []
+
+    def on_commit(self, block, cache) -> None:
+        self.seen.append(f"commit {block}")
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_nobody_waits_for_a_commit_and_no_card_waits_for_us(model, monkeypatch, is_busy) -> None:
+    """The frames of a new scene come first; later a busy card has its next work before it is waited for."""
+    hook, right = Order(), make(model, 5, switch=(3, Policy.CUT))
+    if is_busy:
+        monkeypatch.setattr("longlive_core.rollout.rollout.FiniteCheck", Busy)
+
+    def script(block):
+        return {0: Switch(PROMPTS[0]), 3: Switch(PROMPTS[1], Policy.CUT)}.get(block)
+
+    made = []
+    for block in rollout(model, script, SeededNoise(0, SHAPE), SIGMAS, DEFAULT_WINDOW, range(5), hook=hook):
+        hook.seen.append(f"block {block.index}")
+        made.append(block.latents)
+    late = (1, 2, 4) if is_busy else ()
+    pairs = [(f"block {i}", f"commit {i}")[:: -1 if i in late else 1] for i in range(5)]
+    assert hook.seen == [event for pair in pairs for event in pair]
+    assert torch.equal(torch.cat(made, dim=2), right)
 
 
 def test_not_finite_output_names_the_block_and_keeps_the_rest(model) -> None:

@@ -78,7 +78,8 @@ def rollout(
     past: Tensor | RolloutState | None = None,
     hook: Hook | None = None,
 ) -> Iterator[Block]:
-    """Yield the blocks of one video as they are made.
+    """Yield the blocks of one video as they are made. A block's latents are finished when it is yielded, its
+    K and V are in the cache when the next one is asked for.
 
     `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
     sink and its last window, so the seam is smooth but not bit-identical; a first prompt that cuts drops it.
@@ -101,14 +102,18 @@ def rollout(
             text = read_prompt(model, switch)
             if recache(scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
-        is_first = scene.end == 0
+        opens_scene = scene.end == 0
         latents = denoise(scene, text, noise, sigmas, index, hook)
         check = FiniteCheck(latents)
-        commit(scene, text, latents)  # queued before the check is read, so that a card never waits for us
+        # A card never waits for us: its commit is queued before we wait for the answer. The frames of a new
+        # scene, whose passes wait for their launches, and those made on a CPU go out before the commit.
+        if is_queued := check.is_pending and not opens_scene:
+            commit(scene, text, latents, index, hook)
         if not check.passed():
             raise RolloutError(index, "the model's output is not finite; check the weights and the precision")
-        hook.on_commit(index, scene.cache)
-        yield Block(index, latents, opens_scene=is_first)
+        yield Block(index, latents, opens_scene)
+        if not is_queued:
+            commit(scene, text, latents, index, hook)
 
 
 @torch.no_grad()
@@ -135,10 +140,11 @@ def denoise(
 
 
 @torch.no_grad()
-def commit(scene: Scene, text: TextCache, latents: Tensor) -> None:
+def commit(scene: Scene, text: TextCache, latents: Tensor, block: int, hook: Hook) -> None:
     """Replace the block's noisy K and V, in the same slots, by those of its clean latents."""
     scene.remember(latents, text)
     scene.append(latents)
+    hook.on_commit(block, scene.cache)
 
 
 @torch.no_grad()

@@ -25,6 +25,11 @@ class FiniteCheck:
             self._answer.copy_(is_finite, non_blocking=True)
             self._made = torch.cuda.current_stream(tensor.device).record_event()
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether reading the answer may take time, in which a card can do more."""
+        return self._made is not None
+
     def passed(self) -> bool:
         if self._made:
             self._made.synchronize()

@@ -120,7 +120,7 @@ class Stage:
         own, cleans, noises = self._make(text)
         target, error = self._target(own, is_switch)
         loss = self._loss(text, cleans, noises, target)
-        commit(self.scene, self._constant(text), own)
+        commit(self.scene, self._constant(text), own, 0, Hook())
         self.blocks_left -= 1
         self.segment_left -= 1
         return loss, error
