@@ -467,10 +467,11 @@ def test_every_size_of_a_decoder_is_one_graph_and_none_is_too_many(monkeypatch) 
     by_tracing(monkeypatch)
     torch._dynamo.reset()
     decoder = WanAutoencoder(replace(WanAutoencoderConfig(), width=8)).requires_grad_(False)
-    for turn, width in enumerate(range(4, 14), start=1):
-        counters.clear()
-        assert "decoder compiled" in compile_decoder(decoder, (1, 16, 3, 4, width)), turn
-        assert counters["stats"]["unique_graphs"] == 1
+    with torch._dynamo.config.patch(recompile_limit=1):  # in place of torch's 8, which takes as many turns
+        for width in range(4, 7):
+            counters.clear()
+            assert "decoder compiled" in compile_decoder(decoder, (1, 16, 3, 4, width)), width
+            assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_compiling_keeps_no_module_alive(model, monkeypatch) -> None:

@@ -69,6 +69,7 @@ def test_pack_loads_without_a_warning(server):
 
 
 def test_every_node_is_there_and_explains_itself(server, object_info):
+    assert {name for name in object_info if name.startswith("LongLive")} == set(NODES)
     for name in NODES:
         info = object_info[name]
         assert info["category"] == "LongLive" and info["description"], name
