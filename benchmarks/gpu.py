@@ -19,6 +19,7 @@ from benchmarks.measure import RESULTS, machine
 from benchmarks.plain import PlainScene
 from benchmarks.plots import plot
 from longlive_core.bench.end_to_end import end_to_end_figures
+from longlive_core.bench.first_frames import first_frames_figures
 from longlive_core.bench.limits import block_flops, frames_per_second, least_seconds
 from longlive_core.bench.phases import Clock, rollout_figures
 from longlive_core.bench.random_model import embeds_of, random_pipeline
@@ -64,6 +65,7 @@ class Bench:
             "dit plain twin": self.plain_twin,
             "all tiny": partial(self.end_to_end, "tiny", LONG_SECONDS),
             "all wan": partial(self.end_to_end, "wan", LONG_SECONDS / 4),
+            **{f"first {decoder}": partial(self.first_frames, decoder) for decoder in ("tiny", "wan")},
             **{f"dit {name}": partial(self.small, name) for name in ("fp8-fast", "int8")},
         }
 
@@ -104,6 +106,11 @@ class Bench:
             "first_frames_seconds_cold": warm_up["first_frames_seconds"],
             "planned_gib": round(estimate(pipeline.preset, setting, self.device).total / GIB, 2),
         }
+
+    def first_frames(self, decoder: str) -> dict[str, Any]:
+        """What the first frames wait for, after a short video that warms up."""
+        pipeline = self.pipeline(Speed(COMPILED, "auto"), decoder)
+        return first_frames_figures(pipeline, self.request(SHORT_SECONDS))
 
     def plain_twin(self) -> dict[str, Any]:
         """Seconds of a steady block computed without any care for speed (plain.py)."""

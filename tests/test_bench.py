@@ -47,6 +47,9 @@ def test_late_to_early_compares_the_ends() -> None:
     assert late_to_early([1.0, 1.0, 1.0], 2) is None
 
 
+FIRST = ("ready", "latents", "frames", "first_frames")
+
+
 def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, capsys) -> None:
     """Every case of benchmarks/gpu.py with two narrow layers, the compiler left out."""
     narrow = replace(LONGLIVE_1_3B.model, dim=96, ffn_dim=192, num_heads=2, text_dim=16, text_tokens=8)
@@ -65,6 +68,9 @@ def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, c
         assert len(cases[name]["seconds_by_block"]) == cases[name]["blocks"] == 6
     for name in ("all tiny", "all wan"):
         assert cases[name]["first_frames_seconds"] < cases[name]["arrivals"][-1]
+    for name in ("first tiny", "first wan"):
+        ready, latents, frames, whole = (cases[name][f"{part}_seconds"] for part in FIRST)
+        assert 0 < max(ready, latents, frames) < whole < 2 * (ready + latents + frames)
     assert Image.open(out.with_suffix(".png")).width == 1500
     assert "dit plain" in capsys.readouterr().out
 
