@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Generic, Protocol, TypeVar
@@ -26,6 +26,7 @@ def ahead(
 ) -> Generator[T]:
     """Yield the items of a generator that runs in a worker thread, at most `depth` items ahead of the caller.
 
+    The first item comes alone: the worker goes on when the caller is done with it, and does not slow it down.
     What the generator raises comes out here, after all items before it. `stop` is set once nothing more is
     wanted: a generator that looks at it ends the sooner. The worker is joined before this one ends, is closed
     or raises. Context variables and torch's modes in the worker are those of the caller, without gradients.
@@ -40,10 +41,13 @@ def ahead(
     with ThreadPoolExecutor(1, "longlive-ahead") as pool, ExitStack() as stack:
         stack.callback(pool.submit, worker.run, items.close)
         stack.callback(stop.set)
-        due = deque(pool.submit(worker.run, worker.make) for _ in range(depth))
+        make = partial(pool.submit, worker.run, worker.make)
+        if (item := make().result()) is not _END:
+            yield item
+        due = deque(make() for _ in range(depth))
         stack.callback(lambda: [future.cancel() for future in due])
         while (item := due.popleft().result()) is not _END:
-            due.append(pool.submit(worker.run, worker.make))
+            due.append(make())
             yield item
         worker.join()
 

@@ -65,12 +65,20 @@ def test_items_come_in_order(depth) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_never_further_ahead_than_the_depth(depth) -> None:
+def test_never_further_ahead_than_the_depth_and_the_first_item_comes_alone(depth) -> None:
     watched = Watched()
     for taken, _ in enumerate(ahead(watched.items(), depth), start=1):
-        wait_for(lambda taken=taken: watched.made >= min(10, taken + depth))
+        most = taken + depth if taken > 1 else 1
+        wait_for(lambda most=most: watched.made >= min(10, most))
         time.sleep(0.005)
-        assert watched.made <= taken + depth
+        assert watched.made <= most
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_few_items(depth, count) -> None:
+    watched = Watched(count)
+    assert list(ahead(watched.items(), depth)) == list(range(count)) and watched.is_closed
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -101,15 +109,15 @@ def test_closing_early_joins_the_worker_and_what_looks_at_stop_ends_at_once() ->
     stop, begun, made = threading.Event(), threading.Event(), []
 
     def endless():
-        yield 0
+        yield from range(2)
         begun.set()
         while not stop.wait(0.001):
             pass
         made.append("stopped")
-        yield 1
+        yield 2
 
     items = ahead(endless(), stop=stop)
-    assert next(items) == 0
+    assert [next(items), next(items)] == [0, 1]
     assert begun.wait(SOON)
     items.close()
     assert made == ["stopped"] and not background_threads()
@@ -179,16 +187,16 @@ def test_whoever_leaves_early_waits_for_no_block() -> None:
 
     def on_step(block, step, flow, clean) -> None:
         hook.seen.append((block, step))
-        if (block, step) == (1, 0):
+        if (block, step) == (2, 0):
             reached.set()
             time.sleep(0.2)
 
     hook.on_step = on_step
     chunks = pipeline.run(Request(PromptSchedule.single("a red circle"), 3600), hook)
-    next(chunks)
+    assert [next(chunks).block.index, next(chunks).block.index] == [0, 1]
     assert reached.wait(SOON)
     chunks.close()
-    assert hook.seen[-1] == (1, 0)
+    assert hook.seen[-1] == (2, 0)
 
 
 # Writing behind
