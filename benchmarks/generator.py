@@ -21,7 +21,7 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.compiled import compile_layers
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.prompts import Policy
-from longlive_core.rollout.rollout import Hook, commit, denoise, recache
+from longlive_core.rollout.rollout import Block, Hook, commit, denoise, recache
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.speed import Speed
@@ -43,7 +43,7 @@ class Ours:
 
     def block(self) -> None:
         made = denoise(self.scene, self._text, self._noise, self._sigmas, 0, Hook())
-        commit(self.scene, self._text, made, 0, Hook())
+        commit(self.scene, self._text, Block(0, made, opens_scene=False), Hook())
 
     def recache(self) -> None:
         recache(self.scene, self._text, Policy.RECACHE)

@@ -96,7 +96,7 @@ class Bench:
         return {**made, "notes": [*notes, *made["notes"]]}
 
     def end_to_end(self, decoder: str, seconds: float) -> dict[str, Any]:
-        """Prompt to file with graphs, after a short video that warms up."""
+        """Prompt to file, compiled, after a short video that warms up."""
         pipeline = self.pipeline(Speed(COMPILED, "auto"), decoder)
         warm_up = end_to_end_figures(pipeline, self.request(min(seconds, SHORT_SECONDS)))
         window = pipeline.preset.window

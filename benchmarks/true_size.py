@@ -21,7 +21,7 @@ from longlive_core.geometry import latent_size
 from longlive_core.memory import Setting, build_decoder, estimate
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.rollout import Hook, commit, denoise
+from longlive_core.rollout.rollout import Block, Hook, commit, denoise
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.vae.streaming import StreamingDecoder
@@ -137,7 +137,7 @@ def block(folder: Path, precision: str) -> dict[str, object]:
     text = model.read_text(torch.randn(1, preset.model.text_tokens, preset.model.text_dim))
     passes, start = Passes(), time.perf_counter()
     latents = denoise(scene, text, SeededNoise(0, shape), shifted_sigmas(preset.sigmas), 4, passes)
-    commit(scene, text, latents, 4, passes)
+    commit(scene, text, Block(4, latents, opens_scene=False), passes)
     made = time.perf_counter() - start
     frames = StreamingDecoder(build_decoder(preset, "tiny").to(model.dtype)).push(latents)
     setting = Setting(preset.width, preset.height, precision, "tiny", window)

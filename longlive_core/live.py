@@ -29,7 +29,6 @@ POLL_SECONDS = 0.05
 ENCODING, READY, PLAYED, REPLACED, FAILED, DROPPED = (
     *("encoding", "ready", "played", "replaced", "failed", "dropped"),
 )
-ENDED = ("done", "stopped", "failed", "interrupted")
 
 logger = logging.getLogger("longlive")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .rollout.scene import Scene
 from .speed import COMPILED, PLAIN, has_room_to_compile
 from .vae.autoencoder import WanAutoencoder
 from .vae.streaming import StreamingDecoder
-from .vae.tiled import TILE_PIXELS
+from .vae.tiled import TILE_PIXELS, num_tiles
 from .vae.tiny import TinyAutoencoder
 from .weights.checkpoints import PRECISIONS, compute_dtype, stored_small
 from .weights.quantize import SMALL_TYPES
@@ -31,6 +32,8 @@ META = torch.device("meta")
 RECORDED_BYTES = 2**29
 COMPILED_SHARE = 1.4
 SOME_LAYERS = 2, 3  # from the second on each adds the same to what a transformer takes
+SMALLER_SIZES = (640, 368), (480, 272), (320, 192)
+SMALLER_WINDOWS = 9, 6
 GIB = 2**30
 
 
@@ -38,29 +41,35 @@ GIB = 2**30
 class Needs:
     """Bytes of one run, part by part. The text encoder is gone before the rollout begins.
 
-    `decoder` is its weights and its past; `working` what the largest pass takes beside all of these, and with
-    it the decoding of the block before, which goes on meanwhile.
+    `weights` are the transformer's, `decoder` those of the decoder and `decoder_past` what it remembers;
+    `working` is what the largest pass takes beside all these, and with it the decoding of the block before,
+    which goes on meanwhile.
     """
 
     weights: int
     kv_cache: int
     text: int
     decoder: int
+    decoder_past: int
     working: int
 
     @property
     def total(self) -> int:
         return sum(getattr(self, part.name) for part in fields(self))
 
+    @property
+    def beside_weights(self) -> int:
+        return self.total - self.weights - self.decoder
+
     def lines(self) -> list[str]:
         """A table, in GiB."""
         rows = {part.name.replace("_", " "): getattr(self, part.name) for part in fields(self)}
-        return [f"{name:<12}{size / GIB:8.2f} GiB" for name, size in (rows | {"total": self.total}).items()]
+        return [f"{name:<13}{size / GIB:8.2f} GiB" for name, size in (rows | {"total": self.total}).items()]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a user may choose to make a run fit; `speed` is one of speed.SPEEDS."""
+    """What a user may choose to make a run fit; `speed` is one of speed.SPEEDS, `window` has an end."""
 
     width: int
     height: int
@@ -120,13 +129,21 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     cache, text, passing = transformer_bytes(preset.model, setting.window, size, compute)
     block = setting.window.block_latent_frames
     is_cpu = device.type == "cpu"
-    decoder, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
+    decoder, past, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
     if device.type == "cuda" and setting.speed != PLAIN:
         passing += RECORDED_BYTES
     is_full = setting.decoder == "wan" and not preset.autoencoder
     if device.type == "cuda" and setting.speed == COMPILED and is_full and has_room_to_compile(device):
-        decoding += int(COMPILED_SHARE * decoder)
-    return Needs(weights, cache, text, decoder, passing + decoding)
+        decoding += int(COMPILED_SHARE * (decoder + past))
+    return Needs(weights, cache, text, decoder, past, passing + decoding)
+
+
+def bounded(window: WindowConfig, num_blocks: int) -> WindowConfig:
+    """The window itself; full attention as the window of all latent frames that it comes to."""
+    if window.window_latent_frames is not None:
+        return window
+    frames = num_blocks * window.block_latent_frames
+    return replace(window, sink_latent_frames=0, window_latent_frames=frames)
 
 
 @lru_cache
@@ -184,9 +201,8 @@ def full_window(model: CausalWan, window: WindowConfig, size: tuple[int, int]) -
 def run_passes(scene: Scene, text: TextCache, window: WindowConfig) -> None:
     """One denoising step of a block, and a recache of all that is not the sink."""
     block, count = window.block_latent_frames, scene.cache.frames - scene.cache.sink
-    if window.window_latent_frames:
-        scene.open(scene.end, block)
-        scene.flow(scene.newest(block).float(), 1.0, text)
+    scene.open(scene.end, block)
+    scene.flow(scene.newest(block).float(), 1.0, text)
     scene.open(scene.end - count, count)
     scene.remember(scene.newest(count), text)
 
@@ -202,9 +218,14 @@ def build_decoder(preset: Preset, name: str) -> nn.Module:
 @torch.inference_mode()
 def decoder_bytes(
     preset: Preset, name: str, block: int, size: tuple[int, int], compute: torch.dtype, is_cpu: bool = False
-) -> tuple[int, int]:
-    """What the decoder holds, weights and past, and what it takes beside that for a block in mid-video."""
+) -> tuple[int, int, int]:
+    """The decoder's weights, its past, and what it takes beside these for a block in mid-video.
+
+    A tiled one on a card holds the past of one tile there, on a CPU those of all.
+    """
+    num_pasts = 1
     if name == "tiled":
+        num_pasts = num_tiles(*latent_size(*size)) if is_cpu else 1
         size = (min(size[0], TILE_PIXELS), min(size[1], TILE_PIXELS))
     with META:
         decoder = build_decoder(preset, name).to(compute)
@@ -214,7 +235,7 @@ def decoder_bytes(
             for _ in range(2):
                 stream.push(torch.empty(1, preset.model.latent_channels, block, *latent_size(*size)))
         past = live.now
-    return weights + past, live.peak - past
+    return weights, num_pasts * past, live.peak - past
 
 
 def fitting(
@@ -230,9 +251,12 @@ def fitting(
 def smaller(wanted: Setting) -> Iterator[Setting]:
     """The wanted setting, then ever smaller ones: speed, decoder, precision, window, size."""
     sizes = [(wanted.width, wanted.height)]
-    sizes += [(w, h) for w, h in ((640, 368), (480, 272), (320, 192)) if w * h < wanted.width * wanted.height]
+    sizes += [size for size in SMALLER_SIZES if prod(size) < prod(sizes[0])]
+    if wanted.height > wanted.width:
+        sizes[1:] = [(height, width) for width, height in sizes[1:]]
     frames = wanted.window.window_latent_frames
-    windows = [frames] + [n for n in (9, 6) if frames is None or n < frames]
+    least = wanted.window.sink_latent_frames + wanted.window.block_latent_frames
+    windows = [frames] + [n for n in SMALLER_WINDOWS if least <= n < frames]
     precisions = [wanted.precision] + (["fp8"] if PRECISIONS[wanted.precision] not in SMALL_TYPES else [])
     decoders = {"wan": ("wan", "tiled", "tiny"), "tiled": ("tiled", "tiny"), "tiny": ("tiny",)}[
         wanted.decoder

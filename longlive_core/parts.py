@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .geometry import SPACE_STRIDE
-from .model.attention import AUTO
+from .model.attention import AUTO, check_attention
 from .pipeline import Pipeline
 from .speed import COMPILED, PLAIN, Speed
 from .text.cache import CachedEncoder, encode_all
@@ -53,8 +53,7 @@ def load_files(
     for part, option in ((files.text_encoder, "--text-encoder"), (files.vae, "--vae")):
         if part is None:
             raise ValueError(f"{files.checkpoint} needs {option}: a checkpoint holds only the transformer")
-    if files.attention not in (AUTO, "sdpa") and torch.device(files.device).type == "cpu":
-        raise ValueError(f"attention {files.attention!r} needs a CUDA card; choose sdpa here")
+    check_attention(files.attention, torch.device(files.device))
     loaded = load_transformer(
         files.checkpoint,
         files.loras,

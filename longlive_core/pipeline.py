@@ -14,9 +14,10 @@ from .config import ABSOLUTE_LATENT_FRAMES, MINI, Preset, WindowConfig
 from .geometry import FRAME_RATE, frames_of_seconds, latent_size, num_blocks, num_frames
 from .live import LiveControl
 from .mini.loader import load_mini
-from .model.attention import AUTO, attention_backend
+from .model.attention import AUTO, check_attention
 from .model.causal_wan import CausalWan
 from .overlap import ahead
+from .rollout.cues import MAX_SECONDS
 from .rollout.noise import SeededNoise
 from .rollout.prompts import PromptSchedule
 from .rollout.rollout import Block, Hook, Noise, rollout
@@ -26,7 +27,6 @@ from .speed import PLAIN, Speed, made_ready, ready_decoder
 from .state import Ending, VideoState
 from .vae.streaming import Decoder, StreamingDecoder
 
-MAX_SECONDS = 24 * 3600.0
 UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
 
 
@@ -109,8 +109,9 @@ class Pipeline:
         left = plan.frames
         for block in self._blocks_ahead(plan, hook, live, ending):
             frames = decoder.push(block.latents, block.opens_scene)[0]
-            frames = frames if due is None else torch.cat((due, frames))
-            frames, due = frames[:left], frames[left:]
+            if due is not None and len(due):
+                frames = torch.cat((due, frames))
+            frames, due = frames[:left], frames[left:].clone()  # a view of none would keep all in memory
             left -= len(frames)
             yield Chunk(block, frames.permute(0, 2, 3, 1))
             if live:
@@ -304,8 +305,6 @@ def load_pipeline(model: str = "mini", attention: str = AUTO, speed: str = PLAIN
     """The pipeline of that name, on the CPU: `mini` is packaged."""
     if model != MINI.name:
         raise ValueError(f"unknown model {model!r}; this release runs {MINI.name!r}")
-    if attention not in (AUTO, "sdpa"):
-        attention_backend(attention)
-        raise ValueError(f"attention {attention!r} needs a CUDA card and half precision; choose sdpa here")
+    check_attention(attention, torch.device("cpu"))
     mini = load_mini(attention=attention)
     return Pipeline(MINI, mini.transformer, mini.autoencoder, mini.encode_text, speed=Speed(speed))

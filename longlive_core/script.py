@@ -49,10 +49,10 @@ class ScriptState:
 
 
 class PromptScript:
-    """Calling it with block after block gives the Switch of each, as the rollout's Script does.
+    """Calling it with block after block, once each, gives the Switch of each, as the rollout's Script does.
 
-    `opens(block)` is the cue that begins there, if one does. A block may be asked for again as long as no
-    later one was. A cue that comes while a blend is on its way starts from the embedding in effect.
+    `opens(block)` is the cue that begins there, if one does. A cue that comes while a blend is on its way
+    starts from the embedding in effect.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class PromptScript:
     ):
         self._opens, self._encode, self._style = opens, encode, style
         self._block_latent_frames = block_latent_frames
-        self._answer: tuple[int | None, Switch | None] = (None, None)
         self.embeds: Tensor | None = None  # what is in effect at the newest block asked for
         self._way: tuple[Tensor, Tensor] | None = None  # where a blend comes from and goes to
         self._done, self._of = 0, 0  # blocks of the blend
@@ -86,11 +85,6 @@ class PromptScript:
             self._way = state.tensors["start"], state.tensors["target"]
 
     def __call__(self, block: int) -> Switch | None:
-        if self._answer[0] != block:
-            self._answer = block, self._switch(block)
-        return self._answer[1]
-
-    def _switch(self, block: int) -> Switch | None:
         cue = self._opens(block)
         if cue and not self._is_inherited(cue):
             return self._begin(cue)

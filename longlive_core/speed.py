@@ -13,7 +13,7 @@ from torch import nn
 
 from .config import WindowConfig
 from .geometry import tokens_per_frame
-from .model.attention import AUTO, attention_backend, is_recordable
+from .model.attention import AUTO, Attend, attention_backend, is_recordable
 from .model.causal_wan import CausalWan
 from .model.compiled import compile_layers, release_layers
 from .model.fastest import AttentionShape, fastest_attention
@@ -53,6 +53,7 @@ class Settled(NamedTuple):
 
 
 _SETTLED: WeakKeyDictionary[nn.Module, Settled] = WeakKeyDictionary()
+_LOADED_WITH: WeakKeyDictionary[CausalWan, Attend] = WeakKeyDictionary()  # before a faster one was chosen
 
 
 def made_ready(
@@ -104,6 +105,8 @@ def _settle_layers(
     tokens = tokens_per_frame(height, width)
     if speed.attention == AUTO and model.device.type == "cuda" and window.window_latent_frames:
         yield f"attention by {_fastest(model, AttentionShape.of(model.config, window, tokens))}"
+    elif model in _LOADED_WITH:
+        _attend_by(model, _LOADED_WITH[model])
     release_layers(model)
     if speed.layers == COMPILED:
         tell(f"compiling the layers; {PATIENCE}")
@@ -123,7 +126,7 @@ def _settle_decoder(
 
 
 def runs_on_card(decoder: WanAutoencoder | TinyAutoencoder) -> bool:
-    """Where its weights are."""
+    """Whether its weights are on a card."""
     return decoder.decoder.stem.weight.is_cuda
 
 
@@ -136,9 +139,14 @@ def has_room_to_compile(device: torch.device) -> bool:
 def _fastest(model: CausalWan, shape: AttentionShape) -> str:
     """Let self-attention run by the fastest backend for that shape; returns its name."""
     name = fastest_attention(shape, model.device, model.dtype)
-    for layer in model.layers:
-        layer.self_attn.attend = attention_backend(name)
+    _LOADED_WITH.setdefault(model, model.layers[0].self_attn.attend)
+    _attend_by(model, attention_backend(name))
     return name
+
+
+def _attend_by(model: CausalWan, attend: Attend) -> None:
+    for layer in model.layers:
+        layer.self_attn.attend = attend
 
 
 def synchronize(device: torch.device) -> None:

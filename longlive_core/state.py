@@ -94,6 +94,13 @@ class VideoState:
     def load(cls, path: str | Path) -> "VideoState":
         """What `save` wrote; ValueError in one sentence for any other file."""
         facts, tensors = _read(Path(path))
+        try:
+            return cls._of(facts, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is the state of a video, but parts of it are damaged") from error
+
+    @classmethod
+    def _of(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "VideoState":
         groups: dict[str, dict[str, Tensor]] = {"rollout": {}, "script": {}, "video": {}, "decoder": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")

@@ -1,9 +1,8 @@
 """How much memory a stream asks the host for, and what it says when that was not enough."""
 
-from dataclasses import replace
 from itertools import islice
 
-from ..longlive_core.memory import GIB, Setting, estimate, fitting
+from ..longlive_core.memory import GIB, Setting, bounded, estimate, fitting
 from ..longlive_core.pipeline import Plan
 from . import host
 from .io_types import StreamModel
@@ -13,20 +12,16 @@ NUM_SHOWN = 3
 
 
 def setting_of(model: StreamModel, vae: StreamVae, plan: Plan) -> Setting:
-    """What the memory of a run depends on; full attention is a window of all its latent frames."""
-    window = plan.window
-    if window.window_latent_frames is None:
-        frames = plan.blocks.stop * window.block_latent_frames
-        window = replace(window, sink_latent_frames=0, window_latent_frames=frames)
+    """What the memory of a run depends on."""
+    window = bounded(plan.window, plan.blocks.stop)
     return Setting(plan.width, plan.height, model.precision, vae.kind, window, model.speed.layers)
 
 
 def run_bytes(model: StreamModel, vae: StreamVae, plan: Plan) -> int:
-    """What a run takes beside the model's weights, in bytes; the host keeps account of cards only."""
+    """What a run takes beside the weights, in bytes; the host keeps account of cards only."""
     if host.device().type == "cpu":
         return 0
-    needs = estimate(model.preset, setting_of(model, vae, plan), host.device())
-    return needs.total - needs.weights
+    return estimate(model.preset, setting_of(model, vae, plan), host.device()).beside_weights
 
 
 def shortage(model: StreamModel, vae: StreamVae, plan: Plan) -> str:

@@ -72,12 +72,6 @@ def vae_dtype() -> torch.dtype:
     return comfy.model_management.vae_dtype(vae_device(), [torch.bfloat16, torch.float16, torch.float32])
 
 
-def check_attention(name: str) -> None:
-    """ValueError unless an attention backend of that name can run here; sdpa can everywhere."""
-    if name not in ("auto", "sdpa") and device().type != "cuda":
-        raise ValueError(f"attention {name!r} needs an NVIDIA card; choose sdpa here")
-
-
 @dataclass(frozen=True)
 class Managed(Generic[T]):
     """Weights in the host's care. `bind` gives what runs on them; it is valid until the host moves them."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..longlive_core.config import MINI, RELATIVES, Preset, WanAutoencoderConfig, WindowConfig
-from ..longlive_core.model.attention import BACKENDS
+from ..longlive_core.model.attention import AUTO, BACKENDS
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
 from ..longlive_core.rollout.prompts import Policy, PromptSchedule
@@ -21,7 +21,6 @@ CATEGORY = "LongLive"
 SCENES_KEY = "longlive_scenes"  # in a LATENT: the latent frames at which a new scene begins
 FRAMES_KEY = "longlive_frames"  # in a LATENT: pixel frames that videos have of it so far
 STATE_KEY = "longlive_state"  # in a LATENT: the VideoState at its end
-AUTO = "auto"
 POSITIONS = (AUTO, "absolute", "endless")
 
 ModelType = io.Custom("LONGLIVE_MODEL")
@@ -105,21 +104,20 @@ def latent_space(preset: Preset) -> LatentSpace:
 
 @dataclass(frozen=True)
 class StreamModel:
-    """A generator in the host's care, the preset it is run with, and the name of its attention backend.
+    """A generator in the host's care, and the preset that it is run with.
 
     `precision` is of its stored weights; `source` what a video must carry to be made with it again.
     """
 
     preset: Preset
     transformer: host.Managed[CausalWan] = field(repr=False)
-    attention: str
     precision: str
     source: Mapping[str, Any] = field(default_factory=dict)
     speed: Speed = field(default_factory=Speed)
 
     def settings(self) -> dict[str, Any]:
         return {
-            "attention": self.attention,
+            "attention": self.speed.attention,
             "precision": self.precision,
             "speed": self.speed.layers,
             **self.source,

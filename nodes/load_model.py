@@ -5,6 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..longlive_core.download import download
+from ..longlive_core.model.attention import check_attention
 from ..longlive_core.speed import COMPILED, PLAIN, Speed
 from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
 from ..longlive_core.weights.lora import LoraChoice
@@ -103,7 +104,7 @@ class LongLiveLoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, precision, attention, family, accept_licence=False, speed=PLAIN, **loras):
-        host.check_attention(attention)
+        check_attention(attention, host.device())
         precision = own_precision() if precision == AUTO else precision
         loaded = load_transformer(
             *files(checkpoint, accept_licence, loras),
@@ -116,8 +117,7 @@ class LongLiveLoadModel(io.ComfyNode):
         told = settle(loaded.transformer, precision, host.device(), speed == COMPILED)
         notes = (f"{loaded.preset.name}, {precision}", *loaded.notes, *told)
         transformer, source = host.managed(loaded.transformer), {"checkpoint": checkpoint, **loras}
-        way = Speed(speed, attention)
-        model = StreamModel(loaded.preset, transformer, attention, precision, source, way)
+        model = StreamModel(loaded.preset, transformer, precision, source, Speed(speed, attention))
         return io.NodeOutput(model, ui=host.shown(cls.hidden.unique_id, notes))
 
 

@@ -9,7 +9,6 @@ from .adapters import MiniClip
 from .io_types import CATEGORY, ModelType, StreamModel
 from .vaes import OwnVae
 
-ATTENTION = "sdpa"
 PRECISION = "fp32"
 
 
@@ -42,6 +41,6 @@ class LongLiveLoadMini(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        mini = load_mini(attention=ATTENTION)
-        model = StreamModel(MINI, host.managed(mini.transformer), ATTENTION, PRECISION)
+        mini = load_mini()
+        model = StreamModel(MINI, host.managed(mini.transformer), PRECISION)
         return io.NodeOutput(model, MiniClip(mini.words), OwnVae(mini.autoencoder, MINI))

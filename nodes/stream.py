@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig
-from ..longlive_core.geometry import FRAME_RATE, PIXEL_MULTIPLE, num_frames
+from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
 from ..longlive_core.live import FULL_SPEED, PACES, LiveControl
-from ..longlive_core.pipeline import MAX_SECONDS, UNTIL_STOPPED, Chunk, Pipeline, Plan, Request
+from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request
+from ..longlive_core.rollout.cues import MAX_SECONDS
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.state import Ending, VideoState
 from . import host
@@ -34,7 +35,6 @@ from .live import RUNS, LiveRun, LiveWriter, Turns
 from .vaes import BLOCK, StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
-MAX_PIXELS = 8192
 STEPS = tuple(SigmaConfig().choices)
 MAX_CUT_OFF = num_frames(2 * BLOCK) - num_frames(BLOCK) - 1  # a block adds so many frames, and one was shown
 
@@ -89,7 +89,7 @@ INPUTS = [
         "width",
         default=0,
         min=0,
-        max=MAX_PIXELS,
+        max=MAX_SIDE,
         step=PIXEL_MULTIPLE,
         tooltip="Width of the video in pixels, a multiple of 16. 0: what the model was trained at.",
     ),
@@ -97,7 +97,7 @@ INPUTS = [
         "height",
         default=0,
         min=0,
-        max=MAX_PIXELS,
+        max=MAX_SIDE,
         step=PIXEL_MULTIPLE,
         tooltip="Height of the video in pixels, a multiple of 16. 0: what the model was trained at.",
     ),
@@ -134,7 +134,7 @@ INPUTS = [
         optional=True,
         tooltip=(
             "Hand on the exact state with the latent, so that continue_from goes on as if there had been no "
-            "end. It takes as much memory as the model remembers: 3.2 GB at 832x480."
+            "end. It takes as much memory as the model remembers: 3.2 GiB at 832x480."
         ),
     ),
     WindowType.Input(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..longlive_core.config import LONGLIVE_1_3B, RELATIVES, Preset
-from ..longlive_core.model.attention import attention_backend
+from ..longlive_core.model.attention import attention_backend, check_attention
 from ..longlive_core.speed import PLAIN, Speed
 from ..longlive_core.weights.checkpoints import NO_LORA
 from ..longlive_core.weights.lora import LoraChoice
@@ -69,7 +69,7 @@ class LongLiveUseModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora, lora_strength, attention, family, speed=PLAIN) -> io.NodeOutput:
-        host.check_attention(attention)
+        check_attention(attention, host.device())
         attend, config = attention_backend(attention), shared_config(model)
         preset = replace(preset_of(model, family), model=config)
         notes = [preset.name, *ignored(model)]
@@ -81,8 +81,8 @@ class LongLiveUseModel(io.ComfyNode):
             notes.append(NO_LORA)
         shared = host.Managed(model, lambda: shared_transformer(model, config, attend))
         source = {"lora": lora, "lora_strength": lora_strength}
-        way, precision = Speed(speed, attention), host.precision_of(model)
-        generator = StreamModel(preset, shared, attention, precision, source, way)
+        precision = host.precision_of(model)
+        generator = StreamModel(preset, shared, precision, source, Speed(speed, attention))
         return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))
 
 

@@ -146,11 +146,12 @@ def pieces(num_latents: int, scenes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def decode_bytes(vae: StreamVae, samples: Tensor) -> int:
-    """Room to ask the host for; it keeps account of cards only."""
+    """Room to ask the host for beside the weights; it keeps account of cards only."""
     if host.vae_device().type == "cpu":
         return 0
     size = (samples.shape[4] * SPACE_STRIDE, samples.shape[3] * SPACE_STRIDE)
-    return sum(decoder_bytes(vae.preset, vae.kind, BLOCK, size, host.vae_dtype()))
+    _, past, working = decoder_bytes(vae.preset, vae.kind, BLOCK, size, host.vae_dtype())
+    return past + working
 
 
 def gathered(samples: Tensor, parts: Iterable[Tensor]) -> Tensor:

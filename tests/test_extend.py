@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from longlive_core.cli import main
@@ -302,6 +303,13 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
     for file in (tmp_path / "x", tmp_path / "none", tmp_path):
         with pytest.raises(ValueError, match="cannot be read as the state"):
             VideoState.load(file)
+    state.save(tmp_path / "whole")
+    with safe_open(tmp_path / "whole", "pt") as file:
+        facts, names = file.metadata(), list(file.keys())
+    for parts in names[:1], [*names, "other.part"]:
+        save_file({part: torch.zeros(1) for part in parts}, tmp_path / "parts", facts)
+        with pytest.raises(ValueError, match="parts of it are damaged"):
+            VideoState.load(tmp_path / "parts")
 
 
 def pictures(path) -> np.ndarray:

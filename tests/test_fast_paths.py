@@ -33,7 +33,7 @@ from longlive_core.model.layers import FeedForward
 from longlive_core.reasons import reason_of
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.prompts import Policy
-from longlive_core.rollout.rollout import Hook, Switch, commit, denoise, recache, rollout
+from longlive_core.rollout.rollout import Block, Hook, Switch, commit, denoise, recache, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.vae.autoencoder import WanAutoencoder
@@ -89,7 +89,7 @@ def test_our_rollout_is_the_plain_one(model) -> None:
                 recache(scene, text, Policy.RECACHE)
                 plain.recache(embeds)
             ours = denoise(scene, text, noise, SIGMAS, block, Hook())
-            commit(scene, text, ours, block, Hook())
+            commit(scene, text, Block(block, ours, opens_scene=False), Hook())
             theirs = plain.run_block([noise(block, step) for step in range(4)], SIGMAS, embeds)
             assert_close(ours, theirs, atol=1e-5, rtol=0, msg=lambda m, b=block: f"block {b}: {m}")
 
@@ -269,6 +269,12 @@ class Operators(TorchDispatchMode):
         return sum(count for name, count in self.calls.items() if name not in self.VIEWS)
 
 
+def make_block(scene: Scene, text, index: int) -> None:
+    """Denoised and committed."""
+    latents = denoise(scene, text, SeededNoise(0, SHAPE), SIGMAS, index, Hook())
+    commit(scene, text, Block(index, latents, opens_scene=False), Hook())
+
+
 @torch.no_grad()
 def settled(model, window: WindowConfig) -> tuple[Scene, PlainScene]:
     """Both twins with a full window."""
@@ -277,7 +283,7 @@ def settled(model, window: WindowConfig) -> tuple[Scene, PlainScene]:
     plain = PlainScene(model, torch.empty(SHAPE), window)
     noise = SeededNoise(0, SHAPE)
     for block in range(5):
-        commit(scene, text, denoise(scene, text, noise, SIGMAS, block, Hook()), block, Hook())
+        make_block(scene, text, block)
         plain.run_block([noise(block, step) for step in range(4)], SIGMAS, embeds)
     return scene, plain
 
@@ -293,7 +299,7 @@ def test_a_steady_block_computes_no_more_than_the_arithmetic_asks(model) -> None
     scene, _ = settled(model, WindowConfig())
     text = model.read_text(prompts(0, 1)(0).embeds)
     with FlopCounterMode(display=False, custom_mapping=on_cpus) as counter, torch.no_grad():
-        commit(scene, text, denoise(scene, text, SeededNoise(0, SHAPE), SIGMAS, 5, Hook()), 5, Hook())
+        make_block(scene, text, 5)
     least = block_flops(Preset("small", model=CONFIG), WIDTH, HEIGHT)
     assert counter.get_total_flops() <= 1.01 * least.total
     assert counter.get_total_flops() >= 0.85 * least.total, "the commit pass leaves out a part of one layer"
@@ -576,6 +582,16 @@ def test_a_decoder_is_compiled_on_a_card_with_room(monkeypatch) -> None:
     assert "not compiled: on a card of less than 20 GiB" in notes(wan, "compiled", False)
     assert notes(tiny, "compiled", False) == compiled
     assert notes(object(), "compiled", True) == ""
+
+
+def test_attention_is_as_it_was_loaded_where_nobody_asks_for_the_fastest(model, monkeypatch) -> None:
+    monkeypatch.setattr(CausalWan, "device", torch.device("cuda"))
+    monkeypatch.setattr(speed, "fastest_attention", lambda *_: "sdpa-flash")
+    loaded = model.layers[0].self_attn.attend
+    for wanted in ("auto", "sdpa", "auto"):
+        speed.made_ready(model, speed.Speed("plain", wanted), WindowConfig(), SHAPE, str)
+        is_loaded = [layer.self_attn.attend is loaded for layer in model.layers]
+        assert is_loaded == [wanted == "sdpa"] * len(is_loaded)
 
 
 def test_an_unknown_speed_is_refused() -> None:

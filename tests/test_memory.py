@@ -15,6 +15,8 @@ from longlive_core.memory import (
     LiveBytes,
     Needs,
     Setting,
+    bounded,
+    decoder_bytes,
     estimate,
     fitting,
     layers_bytes,
@@ -25,6 +27,7 @@ from longlive_core.memory import (
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
+from longlive_core.vae.tiled import TiledDecoder, num_tiles
 from longlive_core.vae.tiny import TinyAutoencoder
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/gpu.json"
@@ -60,7 +63,7 @@ def test_the_plan_of_a_transformer_is_what_a_run_allocates(window: WindowConfig)
         WindowConfig(),
         WindowConfig(endless=True),
         WindowConfig(has_small_cache=True),
-        WindowConfig(3, 0, None),
+        WindowConfig(3, 0, 30),
     ],
     ids=str,
 )
@@ -79,7 +82,8 @@ def test_the_plan_of_a_decoder_is_what_decoding_allocates() -> None:
         for _ in range(2):
             stream.push(latents)
     held = sum(tensor.nbytes for tensor in decoder.state_dict().values()) + live.now
-    assert needs.decoder == pytest.approx(held, rel=0.02)
+    assert needs.decoder + needs.decoder_past == pytest.approx(held, rel=0.02)
+    assert needs.beside_weights == needs.kv_cache + needs.text + needs.decoder_past + needs.working
     passing = transformer_bytes(mini.model, WindowConfig(), SIZE, torch.float32)[2]  # goes on meanwhile
     assert needs.working - passing == pytest.approx(live.peak - live.now, rel=0.1)
 
@@ -90,7 +94,7 @@ def test_the_cache_of_the_real_model_is_its_arithmetic() -> None:
     frames = 12 * tokens_per_frame(*latent_size(832, 480)) * 1536 * 2
     assert needs.kv_cache == pytest.approx(2 * 30 * frames, rel=0.01)
     assert needs.weights == pytest.approx(1_418_996_800 * 2, rel=0.001)
-    assert needs.total == sum((needs.weights, needs.kv_cache, needs.text, needs.decoder, needs.working))
+    assert needs.total == needs.weights + needs.decoder + needs.beside_weights
 
 
 @pytest.mark.parametrize("decoder", ["tiny", "wan"])
@@ -125,6 +129,38 @@ def test_only_settings_within_the_budget_are_offered_and_the_wanted_one_comes_fi
     assert not list(fitting(SMALL, wanted, 0, CUDA))
 
 
+def test_full_attention_is_planned_for_all_its_frames() -> None:
+    full = WindowConfig(3, 0, None)
+    assert bounded(WindowConfig(), 40) == WindowConfig()
+    assert bounded(full, 40) == WindowConfig(3, 0, 120)
+    with pytest.raises(ValueError, match="full attention"):
+        estimate(SMALL, Setting(*SIZE, window=full), CUDA)
+
+
+def test_a_portrait_stays_one() -> None:
+    sizes = [(setting.width, setting.height) for setting in smaller(Setting(480, 832))]
+    assert all(width < height for width, height in sizes) and (192, 320) in sizes
+
+
+def test_windows_that_cannot_be_are_not_offered() -> None:
+    wanted = Setting(*SIZE, window=WindowConfig(6, 3, 24))
+    assert {setting.window.window_latent_frames for setting in smaller(wanted)} == {24, 9}
+
+
+def test_a_tiled_decoder_keeps_the_pasts_of_all_tiles_on_a_cpu() -> None:
+    size, tiny = (512, 272), replace(SMALL, autoencoder=TINY)
+    asked = tiny, "tiled", 3, size, torch.float32
+    decoder = TinyAutoencoder(TINY)
+    stream = StreamingDecoder(TiledDecoder(decoder, past_device="cpu"))
+    latents = torch.zeros(1, 16, 3, *latent_size(*size))
+    with LiveBytes() as live:
+        for _ in range(2):
+            stream.push(latents)
+    held = live.now
+    assert decoder_bytes(*asked, is_cpu=True)[1] == pytest.approx(held, rel=0.05)
+    assert decoder_bytes(*asked)[1] == pytest.approx(held / num_tiles(*latent_size(*size)), rel=0.05)
+
+
 def test_the_table_adds_up() -> None:
-    lines = Needs(2**30, 2**29, 0, 0, 0).lines()
+    lines = Needs(2**30, 2**29, 0, 0, 0, 0).lines()
     assert lines[0].split() == ["weights", "1.00", "GiB"] and lines[-1].split() == ["total", "1.50", "GiB"]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -125,6 +126,11 @@ def test_the_plan_lists_what_fits(capsys) -> None:
     text = capsys.readouterr().out
     assert text in (HERE.parent / "README.md").read_text(), "as the README shows it"
     assert "kv cache" in text and "tiny decoder" in text
+    caches = []
+    for seconds in ("5", "60"):
+        assert main(["plan", "--window", "0", "--seconds", seconds]) == 0
+        caches.append(float(re.search(r"kv cache +([0-9.]+)", capsys.readouterr().out).group(1)))
+    assert caches[1] > 10 * caches[0] > 10 * 3.22, "full attention holds all of the video"
     assert main(["plan", "--model=nobody"]) == EXIT_BAD_INPUT
 
 

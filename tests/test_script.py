@@ -60,15 +60,6 @@ def test_the_first_prompt_has_nothing_to_blend_from() -> None:
     assert played("0 => blend 3s: b", 3, first_block=7) == [(1.0, "recache"), None, None]
 
 
-def test_a_block_may_be_asked_for_twice() -> None:
-    cues = {0: Cue(0, "a"), 1: Cue(0, "c", Policy.BLEND, 1.5)}
-    script = PromptScript(cues.get, encode, BLOCK)
-    assert [told(script(block)) for block in (0, 0, 1, 1, 2, 2, 3)] == [
-        *((0.0, "recache"), (0.0, "recache"), (2.0, "recache"), (2.0, "recache")),
-        *((4.0, "recache"), (4.0, "recache"), None),
-    ]
-
-
 def test_only_the_last_block_of_a_blend_may_recache() -> None:
     cues = {0: Cue(0, "a"), 1: Cue(0, "c", Policy.BLEND, 2.25)}
     script = PromptScript(cues.get, encode, BLOCK, BlendStyle(linear, Policy.KEEP))

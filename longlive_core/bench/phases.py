@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory import GIB
 from ..model.cache import KVCache
 from ..pipeline import Pipeline, Request
 from ..rollout.rollout import Hook
 from ..rollout.scene import Scene
 from .limits import block_flops, frames_per_second, least_seconds
-
-GIB = 2**30
 
 
 class Clock:

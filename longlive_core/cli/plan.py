@@ -3,8 +3,10 @@
 import argparse
 from itertools import islice
 
+from .. import geometry
 from ..config import LONGLIVE_1_3B
-from ..memory import GIB, Setting, estimate, fitting
+from ..memory import GIB, Setting, bounded, estimate, fitting
+from ..pipeline import checked_frames
 from ..speed import PLAIN, SPEEDS
 from ..weights.checkpoints import PRECISIONS
 from .options import add_size_and_window, device_named, preset_named, window_from
@@ -20,6 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", choices=("wan", "tiled", "tiny"), default="wan")
     parser.add_argument("--speed", choices=SPEEDS, default=PLAIN)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu: in what the arithmetic runs")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of the video; only with --window 0 longer ones need more"
+    )
     parser.add_argument("--vram", type=float, metavar="GIB", help="also list settings that fit")
 
 
@@ -27,7 +32,8 @@ def run(options: argparse.Namespace) -> None:
     """Print the table, and on request what fits."""
     preset, device = preset_named(options.model), device_named(options.device)
     width, height = options.size or (preset.width, preset.height)
-    window = window_from(options, preset) or preset.window
+    num_blocks = geometry.num_blocks(checked_frames(options.seconds), preset.window.block_latent_frames)
+    window = bounded(window_from(options, preset) or preset.window, num_blocks)
     wanted = Setting(width, height, options.precision, options.decoder, window, options.speed)
     print(wanted)
     print("\n".join(estimate(preset, wanted, device).lines()))

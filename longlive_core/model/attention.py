@@ -104,15 +104,21 @@ AUTO = "auto"  # sdpa, until the fastest is measured (fastest.py)
 EXACT = tuple(name for name in BACKENDS if name != "sage")  # Sage rounds queries and keys to 8 bits
 
 
+def check_attention(name: str, device: torch.device) -> None:
+    """ValueError unless a backend of that name may run on that device; auto and sdpa run everywhere."""
+    _check_known(name)
+    if name not in (AUTO, "sdpa") and device.type != "cuda":
+        raise ValueError(f"attention {name!r} needs an NVIDIA card and half precision; choose sdpa here")
+
+
 def attention_backend(name: str = "sdpa") -> Attend:
     """The attend function of that name; ValueError names the choices, or the package that is missing.
 
     All but sdpa run on CUDA in half precision and take no mask, which inference never needs.
     """
+    _check_known(name)
     if name == AUTO:
         return sdpa
-    if name not in _MAKERS:
-        raise ValueError(f"unknown attention backend {name!r}; choose one of {', '.join((AUTO, *BACKENDS))}")
     make, package = _MAKERS[name]
     try:
         return make()
@@ -121,3 +127,8 @@ def attention_backend(name: str = "sdpa") -> Attend:
             f"attention backend {name!r} needs the package {package}, which cannot be imported ({error}); "
             "install it or choose sdpa"
         ) from error
+
+
+def _check_known(name: str) -> None:
+    if name not in (AUTO, *BACKENDS):
+        raise ValueError(f"unknown attention backend {name!r}; choose one of {', '.join((AUTO, *BACKENDS))}")

@@ -119,7 +119,8 @@ class KVCache:
     """Sink and in-place ring for all layers of one rollout.
 
     `open` says which latent frames the next passes write, each layer's `write` puts them there, over and
-    over during the denoising steps; `end` is the number of latent frames the cache has been opened up to.
+    over during the denoising steps; `end` is the number of latent frames the cache has been opened up to,
+    `sink_position` the RoPE position of the first sink frame.
     """
 
     def __init__(self, config: ModelConfig, window: WindowConfig, grid: Grid, capacity: int):
@@ -137,7 +138,7 @@ class KVCache:
 
     def clear(self) -> None:
         """Forget everything: the next frame is position 0 of a new scene. Buffers stay."""
-        self.end = self._sink_position = 0
+        self.end = self.sink_position = 0
         opening = self.opening
         opening.slices, opening.visible_tokens, opening.sink_slices, opening.homeward = [], 0, [], None
 
@@ -153,7 +154,7 @@ class KVCache:
 
     def restore(self, end: int, sink_position: int, written: Mapping[str, Tensor]) -> None:
         """Be as the cache was that had `written` this, opened up to latent frame `end`."""
-        self.end, self._sink_position = end, sink_position
+        self.end, self.sink_position = end, sink_position
         for name, buffer in self.written().items():
             buffer.copy_(written[name])
 
@@ -211,13 +212,8 @@ class KVCache:
         position = max(0, self.end - self.frames)
         if written:
             self.opening.homeward = shift(-position, self._head_dim, self.device)
-        elif position != self._sink_position:
+        elif position != self.sink_position:
             turn = shift(position, self._head_dim, self.device)
             for layer in self.layers:
                 layer.place_sink(turn, self.sink * self._tokens)
-        self._sink_position = position
-
-    @property
-    def sink_position(self) -> int:
-        """RoPE position of the first sink frame."""
-        return self._sink_position
+        self.sink_position = position

@@ -89,8 +89,8 @@ class CausalWan(nn.Module):
         Writes the K and V of these latents into the frames that `cache` has open.
         """
         x = self._embed(latents)
-        for layer, *seen in zip(self.layers, time.layers, cache.layers, text.layers, strict=True):
-            layer_time, layer_cache, layer_text = seen
+        seen = zip(self.layers, time.layers, cache.layers, text.layers, strict=True)
+        for layer, layer_time, layer_cache, layer_text in seen:
             x = layer(x, layer_time, rotations, layer_cache, layer_text)
         return self._unpatchify(self.head(x, time.head), latents.shape)
 
@@ -102,7 +102,8 @@ class CausalWan(nn.Module):
         *body, last = zip(self.layers, time.layers, cache.layers, text.layers, strict=True)
         for layer, layer_time, layer_cache, layer_text in body:
             x = layer(x, layer_time, rotations, layer_cache, layer_text)
-        last[0].remember(x, last[1], rotations, last[2])
+        layer, layer_time, layer_cache, _ = last
+        layer.remember(x, layer_time, rotations, layer_cache)
 
     def _embed(self, latents: Tensor) -> Tensor:
         """Latents -> tokens [B, L, E]."""

@@ -102,18 +102,8 @@ def rollout(
             text = read_prompt(model, switch)
             if recache(scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
-        opens_scene = scene.end == 0
         latents = denoise(scene, text, noise, sigmas, index, hook)
-        check = FiniteCheck(latents)
-        # A card never waits for us: its commit is queued before we wait for the answer. The frames of a new
-        # scene, whose passes wait for their launches, and those made on a CPU go out before the commit.
-        if is_queued := check.is_pending and not opens_scene:
-            commit(scene, text, latents, index, hook)
-        if not check.passed():
-            raise RolloutError(index, "the model's output is not finite; check the weights and the precision")
-        yield Block(index, latents, opens_scene)
-        if not is_queued:
-            commit(scene, text, latents, index, hook)
+        yield from committed(scene, text, Block(index, latents, opens_scene=scene.end == 0), hook)
 
 
 @torch.no_grad()
@@ -139,12 +129,29 @@ def denoise(
     return clean
 
 
+def committed(scene: Scene, text: TextCache, block: Block, hook: Hook) -> Iterator[Block]:
+    """Yield the block and commit it, in the order in which nobody waits.
+
+    A busy card is given its commit before its answer is waited for. The frames of a new scene, whose passes
+    wait for their launches, and those made on a CPU go out first.
+    """
+    check = FiniteCheck(block.latents)
+    if is_queued := check.is_pending and not block.opens_scene:
+        commit(scene, text, block, hook)
+    if not check.passed():
+        reason = "the model's output is not finite; check the weights and the precision"
+        raise RolloutError(block.index, reason)
+    yield block
+    if not is_queued:
+        commit(scene, text, block, hook)
+
+
 @torch.no_grad()
-def commit(scene: Scene, text: TextCache, latents: Tensor, block: int, hook: Hook) -> None:
+def commit(scene: Scene, text: TextCache, block: Block, hook: Hook) -> None:
     """Replace the block's noisy K and V, in the same slots, by those of its clean latents."""
-    scene.remember(latents, text)
-    scene.append(latents)
-    hook.on_commit(block, scene.cache)
+    scene.remember(block.latents, text)
+    scene.append(block.latents)
+    hook.on_commit(block.index, scene.cache)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import MINI
 from ..model.cache import LayerCache, TextCache
 from ..rollout.prompts import Policy
-from ..rollout.rollout import Hook, commit, denoise, recache
+from ..rollout.rollout import Block, Hook, commit, denoise, recache
 from ..rollout.scene import Scene
 from ..rollout.sigmas import TIMESTEP_SCALE, renoise, shifted_sigmas
 from ..vae.streaming import StreamingDecoder
@@ -120,7 +120,7 @@ class Stage:
         own, cleans, noises = self._make(text)
         target, error = self._target(own, is_switch)
         loss = self._loss(text, cleans, noises, target)
-        commit(self.scene, self._constant(text), own, 0, Hook())
+        commit(self.scene, self._constant(text), Block(0, own, opens_scene=False), Hook())
         self.blocks_left -= 1
         self.segment_left -= 1
         return loss, error

@@ -16,7 +16,7 @@ from .streaming import Decoder
 UNSEEN = 3 / 8  # share of an overlap at a tile's edge that is decoded as context and not shown
 TiledPast = list[list[Tensor]]  # the past of every tile, row by row
 
-TILE_PIXELS = 256
+TILE_PIXELS, OVERLAP_PIXELS = 256, 64
 
 
 class Span(NamedTuple):
@@ -46,7 +46,7 @@ class TiledDecoder:
         self,
         decoder: Decoder,
         tile_pixels: int = TILE_PIXELS,
-        overlap_pixels: int = 64,
+        overlap_pixels: int = OVERLAP_PIXELS,
         past_device: torch.device | str | None = None,
     ):
         if (
@@ -86,6 +86,14 @@ class TiledDecoder:
         past = past and [tensor.to(latents.device) for tensor in past]
         tile, new = self._decoder.decode(latents, past)
         return tile, [tensor.to(self._past_device) for tensor in new]
+
+
+def num_tiles(
+    height: int, width: int, tile_pixels: int = TILE_PIXELS, overlap_pixels: int = OVERLAP_PIXELS
+) -> int:
+    """How many tiles a TiledDecoder makes of latents so high and wide."""
+    tile, overlap = tile_pixels // SPACE_STRIDE, overlap_pixels // SPACE_STRIDE
+    return len(spans(height, tile, overlap)) * len(spans(width, tile, overlap))
 
 
 def spans(size: int, tile: int, overlap: int) -> list[Span]:

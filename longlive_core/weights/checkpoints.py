@@ -194,7 +194,7 @@ def values(
     device: torch.device,
     on_progress: Progress | None,
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """(our name, tensor, its scale if it is fp8) of every weight, ready to use.
+    """(our name, tensor, its scale if it is in 8 bits) of every weight, ready to use.
 
     Weights that stay as they are in the file stay mapped; but one mapped tensor keeps the whole file's pages,
     so where most are made anew the others are copied.

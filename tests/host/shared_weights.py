@@ -50,7 +50,7 @@ def of_file(path: str, *loras) -> torch.Tensor:
 def check_room(config) -> None:
     """What the host is asked for on a card holds all keys and values of full attention; on a CPU, nothing."""
     preset = replace(LONGLIVE_1_3B, model=config)
-    model = io_types.StreamModel(preset, host.Managed(None, lambda: None), "sdpa", "bf16")
+    model = io_types.StreamModel(preset, host.Managed(None, lambda: None), "bf16")
     vae = vaes.StreamVae(host.Managed(None, lambda: None), preset, "tiny")
     window = WindowConfig(window_latent_frames=None)
     plan = pipeline.Plan(preset, pipeline.Request(PromptSchedule.single("x"), 3.0, window=window))
