@@ -2,7 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { Client } from "./live/client.js";
+import { Client, RUN_EVENT } from "./live/client.js";
 import { nodeAt, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
 import { Panel } from "./live/panel.js";
 import { Runs } from "./live/runs.js";
@@ -10,7 +10,6 @@ import { STYLE } from "./live/style.js";
 import { isStrange, replayed } from "./live/view.js";
 
 const NODE = "LongLiveStream";
-const EVENT = "longlive.run";
 const REPLACE = "This run was made from other prompts than those of the schedule here. Replace these?";
 const STILL = "$$canvas-image-preview";
 const panels = new WeakMap(); // node -> Panel
@@ -100,7 +99,7 @@ app.registerExtension({
   name: "LongLive.Live",
   setup() {
     document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
-    api.addEventListener(EVENT, ({ detail }) => runs.take(detail) && show());
+    api.addEventListener(RUN_EVENT, ({ detail }) => runs.take(detail) && show());
     api.addEventListener("reconnected", refresh);
     return refresh();
   },

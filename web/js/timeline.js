@@ -3,7 +3,8 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { nodeAt, openGraph } from "./live/graph.js";
+import { RUN_EVENT } from "./live/client.js";
+import { nodeAt, openGraph, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
 import { TimelineView } from "./timeline/view.js";
 
@@ -16,8 +17,6 @@ const WATCH_MILLISECONDS = 500;
 const REST_MILLISECONDS = 400;
 
 const views = new Map(); // node -> its timeline
-
-const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
 
 /** The nodes that the schedule goes into. */
 function streamsOf(node) {
@@ -115,7 +114,7 @@ function addTimeline(node) {
   watch(node, view);
 }
 
-/** A run's news (the server's "longlive.run"), on the timelines of its schedule. */
+/** A run's news (the server's RUN_EVENT), on the timelines of its schedule. */
 function showRun(run) {
   const graph = openGraph(app);
   if (!isOf(run, graph?.id)) return;
@@ -128,7 +127,7 @@ function showRun(run) {
 app.registerExtension({
   name: "LongLive.Timeline",
   setup() {
-    api.addEventListener("longlive.run", ({ detail }) => showRun(detail));
+    api.addEventListener(RUN_EVENT, ({ detail }) => showRun(detail));
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) addTimeline(node);

@@ -1,5 +1,6 @@
 /** The live routes: calls out, snapshots and tickets back. Knows neither page nor graph. */
 
+export const RUN_EVENT = "longlive.run";
 const RUNS = "/longlive/runs";
 
 /** What the server refused, in its own words. */

@@ -19,7 +19,7 @@ export function nodeAt(graph, id) {
 
 /** A widget of a node by name, or undefined. */
 export function widgetOf(node, name) {
-  return node.widgets?.find((widget) => widget.name === name);
+  return node?.widgets?.find((widget) => widget.name === name);
 }
 
 /** The `prompts` widget of the schedule that is connected to a stream, reroutes passed; or undefined. */

@@ -1,17 +1,18 @@
 /** The panel on a LongLiveStream node: a snapshot in, its picture out; what the user does goes to `actions`. */
 
+import { AUTO, DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES } from "../timeline/cues.js";
 import { Player } from "./player.js";
 import { isLive } from "./runs.js";
-import { BLEND_SECONDS, fate, message, POLICIES, view } from "./view.js";
+import { fate, message, view } from "./view.js";
 
 const IDLE_HEIGHT = 215;
 const SCREEN_HEIGHT = 240;
-const MAX_BLEND_SECONDS = 60;
 const LAG_MS = 250;
 const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not for the canvas
 const FIELDS = "video, textarea, select, input";
 const LINE = "longlive-live-line";
 const QUIET = `${LINE} longlive-live-quiet`;
+const NAMES = [AUTO, ...POLICIES];
 const NOTICE = `${QUIET} longlive-live-notice`;
 
 /** A DOM element with properties, ARIA and data attributes, and children. */
@@ -45,9 +46,9 @@ function parts(panel) {
       label: "Live prompt",
       placeholder: "A prompt for the running video. Enter sends, Shift-Enter is a new line.",
     }),
-    policy: make("select", { label: "Policy", title: "What happens to the past" }, ...POLICIES.map(option)),
+    policy: make("select", { label: "Policy", title: "What happens to the past" }, ...NAMES.map(option)),
     blend: make("input", {
-      ...{ type: "number", min: 0.75, max: MAX_BLEND_SECONDS, step: 0.75, value: BLEND_SECONDS },
+      ...{ type: "number", min: 0.75, max: MAX_BLEND_SECONDS, step: 0.75, value: DEFAULT_BLEND_SECONDS },
       ...{ label: "Seconds of the blend", title: "Seconds of the blend" },
     }),
     send: button("send", "Send the prompt (Enter)", () => panel.send(), "longlive-live-main"),

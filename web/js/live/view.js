@@ -3,8 +3,6 @@
 import { parse } from "../timeline/model.js";
 import { isLive } from "./runs.js";
 
-export const POLICIES = ["auto", "recache", "refresh", "keep", "cut", "blend"];
-export const BLEND_SECONDS = 2.25;
 const IDLE = "Press Run: while the video is made you can watch it here and send prompts.";
 const SENDABLE = ["starting", "running", "paused"];
 
