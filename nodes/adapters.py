@@ -20,6 +20,10 @@ class MiniClip:
         tokens = self._words.tokenize(text)
         return {"mini": [[(t, 1.0, i) if return_word_ids else (t, 1.0) for i, t in enumerate(tokens, 1)]]}
 
+    def warnings(self, text: str) -> list[str]:
+        """What of a prompt is not understood, in sentences."""
+        return self._words.warnings(text)
+
     def encode_from_tokens(
         self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False
     ) -> Tensor | tuple[Tensor, None] | dict[str, Tensor | None]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -122,6 +123,8 @@ def usable_bytes() -> int:
 
 class OutOfMemory(torch.OutOfMemoryError):
     """As torch's, so that the host also frees its models, with a sentence that helps."""
+
+    __module__ = "builtins"  # of any other class the page shows the module first, and little else
 
 
 def within_memory(run: Callable[[], T], explain: Callable[[], str]) -> T:
@@ -287,10 +290,10 @@ def some_lines(lines: Sequence[str]) -> str:
 
 
 def show_text(node_id: str, text: str) -> None:
-    """Write a status text on a node, as far as there is a server to show it."""
+    """Write a status text on a node, as far as there is a server to show it; its page reads HTML."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
-        server.send_progress_text(text, node_id, server.client_id)
+        server.send_progress_text(escape(text, quote=False), node_id, server.client_id)
 
 
 def shown(node_id: str, lines: Sequence[str]) -> ui.PreviewText:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..longlive_core.config import WindowConfig
 from ..longlive_core.rollout.prompts import PromptSchedule
 from . import host
+from .errors import plain_errors
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType
 
 EXAMPLE = """0:00 a red circle drifts right over navy
@@ -58,11 +59,19 @@ class LongLivePromptSchedule(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
         timeline = schedule.resolve(WindowConfig().block_latent_frames)
-        shown = host.shown(cls.hidden.unique_id, [*timeline.warnings, *timeline.report()])
-        return io.NodeOutput(encoded(clip, schedule), ui=shown)
+        lines = [*timeline.warnings, *unread(clip, schedule), *timeline.report()]
+        return io.NodeOutput(encoded(clip, schedule), ui=host.shown(cls.hidden.unique_id, lines))
+
+
+def unread(clip, schedule: PromptSchedule) -> list[str]:
+    """What of the prompts is not understood, by an encoder that can tell: Mini's has few words."""
+    tell = getattr(clip, "warnings", lambda prompt: [])
+    prompts = dict.fromkeys(cue.prompt for cue in schedule.cues)
+    return [warning for prompt in prompts for warning in tell(prompt)]
 
 
 def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:

@@ -17,6 +17,7 @@ from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.state import Ending, VideoState
 from . import host
 from .budget import run_bytes, shortage
+from .errors import plain_errors
 from .io_types import (
     CATEGORY,
     FRAMES_KEY,
@@ -58,6 +59,7 @@ class LongLiveStream(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(
         cls, model, schedule, vae, window=None, continue_from=None, pace=FULL_SPEED, keep_state=False, **made
     ) -> io.NodeOutput:

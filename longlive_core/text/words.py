@@ -22,18 +22,26 @@ class WordEncoder(nn.Module):
         self.places = nn.Parameter(torch.randn(text_tokens, text_dim) * 0.1)
 
     def tokenize(self, prompt: str) -> list[int]:
-        """Indices of the known words, at most `text_tokens`; unknown words are left out with a warning."""
-        found = _WORD.findall(prompt.casefold())
-        unknown = sorted({word for word in found if word not in self._index})
-        if unknown:
-            known_words, words = " ".join(self.words), ", ".join(unknown[:8])
-            logger.warning("Mini does not know %s in %r; it knows: %s", words, prompt[:200], known_words)
-        known = [self._index[word] for word in found if word in self._index]
-        if len(known) > self.text_tokens:
-            logger.warning(
-                "LongLive Mini reads only the first %d words of %r", self.text_tokens, prompt[:200]
-            )
+        """Indices of the known words, at most `text_tokens`; what is left out is logged as a warning."""
+        for warning in self.warnings(prompt):
+            logger.warning("%s", warning)
+        known = [self._index[word] for word in self._split(prompt) if word in self._index]
         return known[: self.text_tokens]
+
+    def warnings(self, prompt: str) -> list[str]:
+        """A sentence for each kind of words that are left out."""
+        words, told = self._split(prompt), []
+        unknown = sorted({word for word in words if word not in self._index})
+        if unknown:
+            names, known = ", ".join(unknown[:8]), " ".join(self.words)
+            told.append(f"Mini does not know {names} in {prompt[:200]!r}; it knows: {known}")
+        if len(words) - sum(word in unknown for word in words) > self.text_tokens:
+            told.append(f"Mini reads only the first {self.text_tokens} words of {prompt[:200]!r}")
+        return told
+
+    @staticmethod
+    def _split(prompt: str) -> list[str]:
+        return _WORD.findall(prompt.casefold())
 
     def forward(self, prompts: list[str]) -> Tensor:
         """Prompts -> [B, text tokens, text dim]; rows after the last word are zero."""

@@ -51,6 +51,7 @@ async function freeze(node, snapshot) {
     return "The schedule was left as it is.";
   }
   const schedule = await client.schedule(snapshot.run);
+  if (!prompts?.widget) await copied(schedule.text);
   for (const [name, value] of Object.entries(replayed(schedule))) {
     const widget = widgetOf(node, name);
     if (widget) setWidget(node, widget, value);
@@ -59,8 +60,13 @@ async function freeze(node, snapshot) {
     setWidget(prompts.node, prompts.widget, schedule.text);
     return "What was played is now the schedule, and its seed is set: Run makes the same again.";
   }
-  await navigator.clipboard.writeText(schedule.text);
-  return "No Prompt Schedule is connected: what was played is in the clipboard, and its seed is set.";
+  return "No Prompt Schedule is to be written here: what was played is in the clipboard, and its seed is set.";
+}
+
+/** Put text into the clipboard, which pages have on https and on localhost only. */
+async function copied(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  throw new Error("this page may not write to the clipboard; use: longlive live --freeze played.txt");
 }
 
 /** The panel of a node, as its last widget: neither saved with the workflow nor sent with the prompt. */
@@ -73,6 +79,7 @@ function addPanel(node) {
     resized: () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]),
   });
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.height };
+  options.hideInPanel = true; // the side panel would take it out of the node, at a width of its own
   node.addDOMWidget("live", "longlive.live", panel.element, options).serialize = false;
   panels.set(node, panel);
   const { onRemoved } = node;
@@ -95,11 +102,12 @@ function keepDefaults(node) {
   };
 }
 
+api.addEventListener(RUN_EVENT, ({ detail }) => runs.take(detail) && show());
+
 app.registerExtension({
   name: "LongLive.Live",
   setup() {
     document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
-    api.addEventListener(RUN_EVENT, ({ detail }) => runs.take(detail) && show());
     api.addEventListener("reconnected", refresh);
     return refresh();
   },

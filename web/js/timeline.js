@@ -4,7 +4,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { RUN_EVENT } from "./live/client.js";
-import { nodeAt, openGraph, widgetOf } from "./live/graph.js";
+import { isLinked, nodeAt, openGraph, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
 import { TimelineView } from "./timeline/view.js";
 
@@ -28,8 +28,6 @@ function streamsOf(node) {
 function endSecondsOf(node) {
   return Math.max(0, ...streamsOf(node).map((stream) => Number(widgetOf(stream, "seconds")?.value) || 0));
 }
-
-const isLinked = (node) => node.inputs?.some((input) => input.widget?.name === "prompts" && input.link != null) ?? false;
 
 /** Set the text. The host notes the change once edits rest: it can be undone there too, and the tab is marked. */
 function writerOf(prompts) {
@@ -76,14 +74,21 @@ function after(target, name, then) {
 
 /** What the host tells nobody: a stream's length, and whether the text comes from another node. */
 function watch(node, view) {
-  let known = "";
-  const timer = setInterval(() => {
-    const now = `${endSecondsOf(node)} ${isLinked(node)}`;
+  let known, timer;
+  const look = () => {
+    const now = `${endSecondsOf(node)} ${isLinked(node, "prompts")}`;
     if (now === known) return;
     known = now;
-    view.isReadOnly = isLinked(node);
+    view.isReadOnly = isLinked(node, "prompts");
     view.draw();
-  }, WATCH_MILLISECONDS);
+  };
+  // Not before: a node that is only made to be copied is never added, and so never removed.
+  after(node, "onAdded", () => {
+    clearInterval(timer);
+    timer = setInterval(look, WATCH_MILLISECONDS);
+    views.set(node, view);
+    view.attach();
+  });
   after(node, "onRemoved", () => {
     clearInterval(timer);
     views.delete(node);
@@ -99,6 +104,7 @@ function addTimeline(node) {
     onToggleText: (isShown) => showText(node, prompts, isShown),
   });
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, getValue: () => "" };
+  options.hideInPanel = true; // the side panel would take it out of the node, at a width of its own
   // After the text: values of a saved node are read by their number among its widgets.
   const widget = node.addDOMWidget("timeline", "longlive_timeline", view.element, options);
   widget.serialize = false;
@@ -110,7 +116,6 @@ function addTimeline(node) {
   });
   view.reset(prompts.value);
   view.setTextShown(false);
-  views.set(node, view);
   watch(node, view);
 }
 
@@ -124,11 +129,10 @@ function showRun(run) {
   }
 }
 
+api.addEventListener(RUN_EVENT, ({ detail }) => showRun(detail));
+
 app.registerExtension({
   name: "LongLive.Timeline",
-  setup() {
-    api.addEventListener(RUN_EVENT, ({ detail }) => showRun(detail));
-  },
   nodeCreated(node) {
     if (node.comfyClass === NODE) addTimeline(node);
   },

@@ -22,11 +22,19 @@ export function widgetOf(node, name) {
   return node?.widgets?.find((widget) => widget.name === name);
 }
 
-/** The `prompts` widget of the schedule that is connected to a stream, reroutes passed; or undefined. */
+/**
+ * The `prompts` widget of the schedule that is connected to a stream, reroutes passed. No widget if its text
+ * comes from another node; undefined without a schedule.
+ */
 export function promptsWidget(stream) {
   let node = origin(stream, stream.inputs?.findIndex((input) => input.name === "schedule") ?? -1);
   while (node?.type === REROUTE) node = origin(node, 0);
-  return node && { node, widget: widgetOf(node, "prompts") };
+  return node && { node, widget: isLinked(node, "prompts") ? undefined : widgetOf(node, "prompts") };
+}
+
+/** Whether the value of a widget comes from another node. */
+export function isLinked(node, name) {
+  return node.inputs?.some((input) => input.widget?.name === name && input.link != null) ?? false;
 }
 
 function origin(node, slot) {

@@ -52,6 +52,7 @@ function status({ state, block, num_blocks: numBlocks, seconds, fps, pace }) {
 
 function pending(waiting) {
   if (!waiting) return "";
+  if (waiting.state === "failed") return `#${waiting.ticket} failed: ${waiting.error}`;
   const next = waiting.state === "encoding" ? "being read" : "takes effect at the next block";
   return `#${waiting.ticket} ${next}: ${waiting.prompt}`;
 }
@@ -79,12 +80,15 @@ function markLabel({ seconds, origin, policy, blend, prompt, latency }) {
 
 /**
  * What became of a prompt sent from this page.
- * -> {kind, text, isSettled}: kind "waiting" | "taken" | "replaced" | "late"
+ * -> {kind, text, isSettled}: kind "waiting" | "taken" | "replaced" | "failed" | "late"
  */
 export function fate(snapshot, ticket) {
   const cue = snapshot.cues.find((taken) => taken.ticket === ticket);
   if (cue) return { kind: "taken", text: taken(ticket, cue), isSettled: cue.latency !== null };
   const waiting = snapshot.pending?.ticket;
+  if (waiting === ticket && snapshot.pending.state === "failed") {
+    return { kind: "failed", text: `#${ticket} failed: ${snapshot.pending.error}`, isSettled: true };
+  }
   if (waiting > ticket || snapshot.cues.some((other) => other.ticket > ticket)) {
     return { kind: "replaced", text: `#${ticket} was replaced by a newer prompt`, isSettled: true };
   }

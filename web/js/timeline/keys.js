@@ -50,6 +50,7 @@ function keys(view) {
     "=": () => view.zoomBy(1),
     "-": () => view.zoomBy(-1),
     0: () => view.zoomTo(0),
+    Escape: () => view.showHelp(false),
   };
 }
 

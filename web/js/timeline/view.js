@@ -11,6 +11,8 @@ const SPARE = 0.06; // of ruler behind the end, as a part of it
 const MAX_PIXELS_PER_SECOND = 240;
 const ZOOM = 1.5;
 const TICK_PIXELS = 30; // what a tick's words need
+const UNREAD = model.parse("0 ?"); // stands for a text that cannot be read
+UNREAD.cues[0].prompt = "";
 
 export class TimelineView {
   /**
@@ -18,13 +20,17 @@ export class TimelineView {
    * `onToggleText(isShown)` shows or hides the text itself.
    */
   constructor({ onEdit, endSeconds, onToggleText }) {
-    Object.assign(this, { onEdit, endSeconds, selected: 0, zoom: null, schedule: null });
-    Object.assign(this, { isReadOnly: false, played: null });
+    Object.assign(this, { onEdit, endSeconds, selected: 0, zoom: null, schedule: UNREAD });
+    Object.assign(this, { isReadOnly: false, played: null, error: null, said: "" });
     this.history = model.newHistory("");
     addStyle(document);
     this.element = this.#build(onToggleText);
     this.#listen();
     this.resized = new ResizeObserver(() => this.draw());
+  }
+
+  /** From now on it is on a page, until `remove`. */
+  attach() {
     this.resized.observe(this.element);
   }
 
@@ -32,6 +38,7 @@ export class TimelineView {
   reset(text) {
     this.history = model.newHistory(text);
     this.selected = 0;
+    this.schedule = UNREAD;
     this.#read(text);
   }
 
@@ -45,7 +52,7 @@ export class TimelineView {
   /** A run of this schedule: how far it is, and what was said while it ran. Null shows none. */
   showRun(run) {
     this.played = run;
-    if (this.schedule) this.draw();
+    this.draw();
   }
 
   remove() {
@@ -69,7 +76,8 @@ export class TimelineView {
     this.lane = made("div", { className: "ll-lane" }, this.ruler, this.track, this.end, this.run, this.drop);
     this.scroller = made("div", { className: "ll-scroll", tabIndex: -1 }, this.lane);
     this.status = made("div", { className: "ll-status", role: "status" });
-    this.help = made("div", { className: "ll-help", textContent: SHORTCUTS, hidden: true });
+    const closes = { title: "Click to close", onclick: () => this.showHelp(false) };
+    this.help = made("div", { className: "ll-help", textContent: SHORTCUTS, hidden: true, ...closes });
     const rows = [this.#bar(onToggleText), this.help, this.scroller, this.#fields(), this.prompt, this.status];
     const root = made("div", { className: "longlive-timeline", role: "group", "aria-label": "Timeline" }, ...rows);
     this.track.append(this.grid);
@@ -86,7 +94,7 @@ export class TimelineView {
       this.textButton.setAttribute("aria-pressed", isShown);
       onToggleText(isShown);
     };
-    const help = button("?", SHORTCUTS, () => (this.help.hidden = !this.help.hidden));
+    const help = button("?", SHORTCUTS, () => this.showHelp(this.help.hidden));
     help.setAttribute("aria-label", "Shortcuts");
     return made(
       "div",
@@ -106,6 +114,10 @@ export class TimelineView {
       this.textButton,
       help,
     );
+  }
+
+  showHelp(isShown) {
+    this.help.hidden = !isShown;
   }
 
   #fields() {
@@ -135,10 +147,24 @@ export class TimelineView {
     this.draw();
   }
 
-  /** Show a sentence below the timeline; what is wrong with the text comes first. */
+  /** Show a sentence below the timeline. */
   #say(sentence, isError = false) {
-    this.status.textContent = this.error?.message ?? sentence;
-    this.status.classList.toggle("ll-error", isError || this.error !== null);
+    Object.assign(this, { said: sentence, isRefusal: isError });
+    this.#drawStatus();
+  }
+
+  /** What is wrong with the text comes first, what will be wrong when it runs last. */
+  #drawStatus() {
+    const late = this.#late();
+    this.status.textContent = this.error?.message ?? (this.said || late);
+    this.status.classList.toggle("ll-error", this.isRefusal || this.error !== null || (!this.said && late !== ""));
+  }
+
+  #late() {
+    const end = this.endSeconds();
+    const index = end ? this.schedule.cues.findIndex((cue) => cue.seconds >= end) : -1;
+    if (index < 0) return "";
+    return `cue ${index + 1} begins after the video's end at ${clock(end)}: raise seconds on Stream or delete it`;
   }
 
   get pixels() {
@@ -158,7 +184,6 @@ export class TimelineView {
 
   /** Draw what is. The elements of cues are used again, so that focus stays where it is. */
   draw() {
-    if (!this.schedule) return;
     const { cues } = this.schedule;
     this.selected = Math.min(this.selected, cues.length - 1);
     this.lane.style.width = `${Math.floor(this.lengthSeconds * this.pixels)}px`;
@@ -167,6 +192,7 @@ export class TimelineView {
     this.#drawRuler();
     drawRun(this.run, this.played, this.pixels);
     this.#drawFields();
+    this.#drawStatus();
     this.element.classList.toggle("ll-stale", this.error !== null || this.isReadOnly);
     this.undoButton.disabled = !this.history.past.length;
     this.redoButton.disabled = !this.history.future.length;
@@ -241,6 +267,7 @@ export class TimelineView {
 
   #refuse(sentence) {
     this.#say(sentence, true);
+    this.#drawFields(); // they say what is, not what was asked for
     return false;
   }
 
@@ -374,7 +401,7 @@ export class TimelineView {
     root.addEventListener("copy", (event) => this.#onCopy(event));
     root.addEventListener("cut", (event) => event.stopPropagation());
     root.addEventListener("paste", (event) => this.#onPaste(event));
-    this.scroller.addEventListener("scroll", () => this.schedule && this.#drawRuler());
+    this.scroller.addEventListener("scroll", () => this.#drawRuler());
     this.scroller.addEventListener("wheel", (event) => this.#onWheel(event), { passive: false });
     this.track.addEventListener("pointerdown", (event) => onPress(this, event));
     this.track.addEventListener("dblclick", (event) => event.target.closest(".ll-cue") && this.editPrompt());
