@@ -132,9 +132,7 @@ class Inbox:
     def _encode_all(self) -> None:
         while ticket := self._next():
             with self._encoder:
-                ticket.is_held = not self._room.is_free()
-                if not ticket.is_held:
-                    self._embed(ticket)
+                self._embed(ticket, is_beside=True)
 
     def _next(self) -> Ticket | None:
         with self._lock:
@@ -144,10 +142,13 @@ class Inbox:
             self._is_busy = False
             return None
 
-    def _embed(self, ticket: Ticket) -> None:
-        """Encode it; whatever goes wrong is the ticket's, not the run's."""
+    def _embed(self, ticket: Ticket, is_beside: bool = False) -> None:
+        """Encode it, beside the sampling only where there is room; what goes wrong is the ticket's alone."""
         encode, embeds, error = self._encode, None, None
         try:
+            if is_beside and not self._room.is_free():
+                ticket.is_held = True
+                return
             embeds = encode(ticket.cue.prompt) if encode else None
         except Exception as failure:
             error = f"the prompt could not be encoded: {failure}"
@@ -237,7 +238,7 @@ class LiveControl:
         self._watch = Stopwatch(clock)
         self._lock = Lock()
         self._wake = Event()
-        self._is_paused = self._is_stopping = False
+        self._is_paused = self._is_stopping = self._is_settled = False
         self._end: str | None = None
         self._error: str | None = None
         self._num_tickets = 0
@@ -308,6 +309,15 @@ class LiveControl:
         return bool(played) and (self._is_stopping or any(cue.ticket for cue in played))
 
     @property
+    def _cues(self) -> list[Played]:
+        """Those that took effect; once all is settled the first, and those whose frames are out."""
+        played = list(self._played)
+        if not self._is_settled:
+            return played
+        newest = -1 if self._block is None else self._block
+        return played[:1] + [cue for cue in played[1:] if cue.block <= newest]
+
+    @property
     def seconds(self) -> float:
         """Of video made."""
         return self._frames / FRAME_RATE
@@ -323,7 +333,7 @@ class LiveControl:
             "seconds": self.seconds,
             "fps": round(self._frames / elapsed, 2) if elapsed else 0.0,
             "pace": self.pace,
-            "cues": [played.shown() for played in newest_within(self._played)],
+            "cues": [played.shown() for played in newest_within(self._cues)],
             "pending": pending.shown() if pending else None,
             "error": self._error,
         }
@@ -335,7 +345,7 @@ class LiveControl:
         """
         if not self._played:
             raise LiveError("nothing was played yet; ask again when the first block is being made")
-        return PromptSchedule(tuple(played.cue for played in list(self._played)))
+        return PromptSchedule(tuple(played.cue for played in self._cues))
 
     def script(
         self,
@@ -390,8 +400,13 @@ class LiveControl:
                 played.latency = round(self._watch.now() - played.ticket.sent, 4)
         self._on_change()
 
+    def settle(self) -> None:
+        """No more frames come out: a cue whose block was not finished was not played."""
+        self._is_settled = True
+
     def finish(self, state: str | None = None, error: str | None = None) -> None:
         """The run has ended: done or stopped unless another end is named. Later calls change nothing."""
+        self.settle()
         with self._lock:
             if self._end is None:
                 self._end = state or ("stopped" if self._is_stopping else "done")

@@ -142,7 +142,8 @@ class LiveRun:
         return {"text": text, "json": schedule.to_json(), "seed": settings["seed"], "settings": settings}
 
     def played_settings(self) -> dict[str, Any]:
-        """The settings that make the video again."""
+        """The settings that make the video again, of which no more frames come."""
+        self.control.settle()
         return self.frozen()["settings"] if self.control.was_steered else self.settings
 
     def as_listing(self) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from longlive_core.config import WindowConfig
 from longlive_core.live import SHOWN_CHARACTERS, SHOWN_CUES, LiveControl, LiveError, Room
 from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
 from longlive_core.rollout.prompts import Policy, PromptSchedule, ScheduleError
+from longlive_core.rollout.rollout import Hook, RolloutError
 
 BLOCK = 3
 SCHEDULE = PromptSchedule.parse("0 first\n3.2 => keep: second\n")  # second begins at block 5
@@ -118,6 +119,27 @@ def test_where_there_is_no_room_the_encoder_runs_between_two_blocks():
     wait_for(lambda: ticket.is_held)
     assert script(1).embeds.mean() == 4
     assert places == [("first", True), "cleared", ("live", True), "back"]
+
+
+def test_a_room_that_cannot_be_asked_fails_one_prompt_and_no_other():
+    class Broken(Room):
+        is_broken = True
+
+        def is_free(self) -> bool:
+            if self.is_broken:
+                raise RuntimeError("no such device")
+            return True
+
+    room = Broken()
+    control = LiveControl(room=room)
+    script = script_for(control)
+    script(0)
+    ticket = control.send("bad")
+    wait_for(lambda: ticket.state == "failed")
+    assert "no such device" in ticket.error
+    room.is_broken = False
+    good = control.send("good")
+    wait_for(lambda: good.state == "ready")
 
 
 def test_a_prompt_that_cannot_be_encoded_fails_alone():
@@ -345,6 +367,27 @@ def test_blocks_before_a_prompt_are_untouched_and_the_frozen_schedule_replays_it
     frozen = control.schedule()
     assert torch.equal(latents(pipeline, frozen), live)
     assert PromptSchedule.parse(frozen.to_text()) == PromptSchedule.parse(frozen.to_json()) == frozen
+
+
+@torch.inference_mode()
+def test_what_a_run_that_failed_had_played_can_be_played_again(pipeline):
+    control = LiveControl()
+
+    class FailInTheBlockOfAPrompt(Hook):
+        def on_step(self, block, step, flow, clean):
+            if len(control.snapshot()["cues"]) > 1:
+                raise RolloutError(block, "as a test wants it")
+
+    with pytest.raises(RolloutError):
+        for chunk in pipeline.run(Request(PLAYED, 5.0, seed=4), FailInTheBlockOfAPrompt(), control):
+            if chunk.block.index == 1:
+                ticket = control.send("it moves over plum")
+                wait_for(lambda ticket=ticket: ticket.state == "ready")
+    assert len(control.snapshot()["cues"]) == 2 and ticket.state == "played"
+    control.finish("failed")
+    assert [cue["prompt"] for cue in control.snapshot()["cues"]] == [PLAYED.cues[0].prompt]
+    assert control.schedule().cues == PLAYED.cues[:1] and control.seconds > 0
+    pipeline.plan(Request(control.schedule(), control.seconds))
 
 
 @torch.inference_mode()
