@@ -104,7 +104,7 @@ def test_text_says_only_what_the_cue_says():
 
 
 def test_json_may_spell_that_a_cue_names_no_policy():
-    for fields in ({}, {"policy": "auto"}, {"blend": None}):
+    for fields in ({}, {"policy": "auto"}, {"policy": None}, {"blend": None}):
         text = timeline_json({"time": 0, "prompt": "keep: a"} | fields)
         assert PromptSchedule.parse(text) == schedule((0, "keep: a"))
 
@@ -288,7 +288,6 @@ def test_text_that_is_refused(text, line, column, says):
             None,
             "recache, refresh, keep, cut",
         ),
-        (timeline_json({"time": 0, "prompt": "a", "policy": None}), None, None, "None is not a policy"),
         (timeline_json({"time": 0, "prompt": "a", "policy": []}), None, None, "[] is not a policy"),
         (
             timeline_json({"time": 0, "prompt": "a", "blend": 3}),

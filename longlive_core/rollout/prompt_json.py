@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from .. import geometry
-from .cues import AUTO, MAX_SECONDS, POLICY_NAMES, Cue, ScheduleError, check_number_of_cues, quoted
+from .cues import MAX_SECONDS, Cue, ScheduleError, check_number_of_cues, quoted
 from .prompt_text import numbered_lines, read_time
 
 JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[{\]])')
@@ -47,11 +47,9 @@ def cue_from_json(entry: Any, number: int) -> Cue:
         raise ScheduleError(
             f'cue {number} is {quoted(entry)}; write {{"time": 5.0, "prompt": "..."}}', cue=number
         )
-    policy = entry.get("policy", AUTO)
-    if policy is None:
-        raise ScheduleError(f"cue {number}: None is not a policy; use {', '.join(POLICY_NAMES)}", cue=number)
     extra = without(entry, "time", "prompt", "policy", "blend")
-    return numbered_cue(number, entry["time"], entry["prompt"], policy, entry.get("blend"), extra)
+    fields = (entry["prompt"], entry.get("policy"), entry.get("blend"), extra)
+    return numbered_cue(number, entry["time"], *fields)
 
 
 def cue_to_json(cue: Cue) -> dict[str, Any]:
