@@ -50,7 +50,8 @@ class Hook:
         """After each denoising step: the model's flow and the estimate of the block's clean latents."""
 
     def on_commit(self, block: int, cache: KVCache) -> None:
-        """After the block's clean K and V are in the cache."""
+        """After the block's clean K and V are in the cache, or on a busy card were asked for: there before
+        the block is yielded, else (a new scene, a CPU) when the next one is wanted."""
 
     def on_recache(self, block: int, cache: KVCache) -> None:
         """After the window was recomputed under the prompt that begins at `block`."""
