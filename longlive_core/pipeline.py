@@ -40,7 +40,8 @@ class Request:
     continued bit for bit. Times and `seconds` count from where the earlier video ended.
 
     `steps` is how many of the denoising steps that the model was trained on each block takes: 4, 3 or 2; None
-    is all that the preset has. Fewer are faster; first blocks suffer, and with 2 also what a switch keeps.
+    is as many as the `state` was made with, else all that the preset has. Fewer are faster; first blocks
+    suffer, and with 2 also what a switch keeps.
     """
 
     schedule: PromptSchedule
@@ -104,6 +105,8 @@ class Pipeline:
         the exact state of the video once all of it was yielded.
         """
         plan = self.plan(request)
+        if plan.is_until_stopped and live is None:
+            raise ValueError("a video without end needs a LiveControl that stops it; give the seconds")
         ready_decoder(self.decoder, self.speed, plan.block_shape, (hook or Hook()).on_note)
         decoder, due = self._decoder_for(plan)
         left = plan.frames
@@ -117,7 +120,8 @@ class Pipeline:
             if live:
                 live.out(block.index - plan.first_block, len(frames))
         if ending:
-            ending.keep(plan.preset, (plan.width, plan.height), block.index + 1, decoder, due)
+            size, made_with = (plan.width, plan.height), {"seed": request.seed, "steps": len(plan.sigmas)}
+            ending.keep(plan.preset, size, block.index + 1, decoder, due, **made_with)
 
     def _decoder_for(self, plan: "Plan") -> tuple[StreamingDecoder, Tensor | None]:
         """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it."""
@@ -191,8 +195,8 @@ class Plan:
         state = request.state
         self.width = request.width or (state.width if state else preset.width)
         self.height = request.height or (state.height if state else preset.height)
-        trained = preset.sigmas
-        self.sigmas = shifted_sigmas(trained if request.steps is None else trained.fewer(request.steps))
+        steps = state.steps if state and request.steps is None else request.steps
+        self.sigmas = shifted_sigmas(preset.sigmas if steps is None else preset.sigmas.fewer(steps))
         latent_height, latent_width = latent_size(self.width, self.height)
         self.is_until_stopped = request.seconds == UNTIL_STOPPED
         seconds = MAX_SECONDS if self.is_until_stopped else request.seconds
@@ -251,6 +255,7 @@ class Plan:
             "height": self.height,
             "window": asdict(self.window),
             "steps": len(self.sigmas),
+            "past_latent_frames": self.first_block * self.block_latent_frames,
         }
 
 

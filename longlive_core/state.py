@@ -1,6 +1,7 @@
 """The exact state of a finished video, to go on from as if it had not ended: kept, checked, saved, loaded."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ class VideoState:
     """A video of `num_frames` pixel frames, made in `num_blocks` blocks by the model of that name.
 
     `cut_off` [F, 3, H, W] in [0, 1] are the frames that its last block holds beyond its end. All tensors are
-    on the CPU and never written to; in all they are about as large as the KV cache.
+    on the CPU and never written to; in all they are about as large as the KV cache. `seed` and `steps` are
+    what it was made with; None in files that are older than these.
     """
 
     model: str
@@ -41,6 +43,8 @@ class VideoState:
     script: ScriptState
     decoder: DecoderState
     cut_off: Tensor = field(repr=False)
+    seed: int | None = None
+    steps: int | None = None
 
     @property
     def newest_latents(self) -> Tensor:
@@ -69,7 +73,7 @@ class VideoState:
         """Write it as safetensors. Raises OSError when it cannot be written."""
         facts = {
             "format": FORMAT,
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in (*_PLAIN, *_MADE_WITH)},
             "window": asdict(self.rollout.window),
             "end": self.rollout.end,
             "sink_position": self.rollout.sink_position,
@@ -86,7 +90,7 @@ class VideoState:
         named = ((f"{group}.{name}", t) for group, parts in groups.items() for name, t in parts.items())
         tensors = {name: tensor.contiguous() for name, tensor in named}
         try:
-            save_file(tensors, path, {METADATA_KEY: json.dumps(facts, ensure_ascii=False)})
+            save_as_any_file(tensors, path, {METADATA_KEY: json.dumps(facts, ensure_ascii=False)})
         except SafetensorError as error:
             raise OSError(f"the state cannot be written to {path} ({error})") from error
 
@@ -110,6 +114,7 @@ class VideoState:
         window = WindowConfig(**facts["window"])
         return cls(
             **{name: facts[name] for name in _PLAIN},
+            **{name: facts.get(name) for name in _MADE_WITH},
             rollout=RolloutState(window, facts["end"], facts["sink_position"], groups["rollout"]),
             script=ScriptState(facts["prompt"], groups["script"], *facts["blend"]),
             decoder=DecoderState(shape, past, device),
@@ -118,7 +123,26 @@ class VideoState:
 
 
 _PLAIN = ("model", "dtype", "width", "height", "num_frames", "num_blocks")
+_MADE_WITH = ("seed", "steps")
 REMEDY = "leave these as they were, or continue from the latents alone"
+
+
+def save_as_any_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """Tensors into a file with the permissions of any new file, or those it had; safetensors gives it 0600.
+
+    A link stays one: what it names is written.
+    """
+    place = Path(os.path.realpath(path))
+    was_there = place.exists()
+    place.open("ab").close()
+    mode = place.stat().st_mode
+    try:
+        save_file(tensors, place, metadata)
+        place.chmod(mode)
+    except BaseException:
+        if not was_there:
+            place.unlink(missing_ok=True)
+        raise
 
 
 def spelled(window: WindowConfig) -> str:
@@ -163,8 +187,12 @@ class Ending:
         num_blocks: int,
         decoder: StreamingDecoder,
         cut_off: Tensor,
+        **made_with: int,
     ) -> None:
-        """The run of `num_blocks` in all has ended, `cut_off` [F, 3, H, W] frames before its last block."""
+        """The run of `num_blocks` in all has ended, `cut_off` [F, 3, H, W] frames before its last block.
+
+        It was `made_with` that seed and so many steps.
+        """
         width, height = size
         script = self._script.state()
         latent_frames = num_blocks * self._scene.cache.window.block_latent_frames
@@ -179,6 +207,7 @@ class Ending:
             script=script,
             decoder=decoder.state(),
             cut_off=cut_off.to("cpu", copy=True),
+            **made_with,
         )
         self._scene = self._script = None
 

@@ -1,6 +1,8 @@
 """A video that is continued: from the exact state bit for bit, from latents alone without a seam."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -25,11 +27,12 @@ from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.prompts import Policy, PromptSchedule
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.state import Ending, VideoState
+from longlive_core.state import METADATA_KEY, Ending, VideoState
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiled import TiledDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
+from longlive_core.video import read_settings
 
 CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=2, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4
@@ -312,6 +315,35 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
             VideoState.load(tmp_path / "parts")
 
 
+def test_a_state_says_what_it_was_made_with_and_older_ones_need_not(pipeline, tmp_path) -> None:
+    state = made(pipeline, f"0 {RED}", 1.0, steps=3)[2]
+    assert (state.seed, state.steps) == (3, 3)
+    asked = Request(PromptSchedule.single(RED), 1.0, state=state)
+    assert len(pipeline.plan(asked).sigmas) == 3 and len(pipeline.plan(replace(asked, steps=2)).sigmas) == 2
+    state.save(tmp_path / "new")
+    assert (loaded := VideoState.load(tmp_path / "new")).seed == 3 and loaded.steps == 3
+    with safe_open(tmp_path / "new", "pt") as file:
+        facts = json.loads(file.metadata()[METADATA_KEY])
+    del facts["seed"], facts["steps"]
+    save_file(load_file(tmp_path / "new"), tmp_path / "old", {METADATA_KEY: json.dumps(facts)})
+    older = VideoState.load(tmp_path / "old")
+    assert older.seed is None and len(pipeline.plan(replace(asked, state=older)).sigmas) == 4
+
+
+def test_a_state_is_written_through_a_link_and_keeps_its_permissions(pipeline, tmp_path) -> None:
+    state, place, link = made(pipeline, f"0 {RED}", 1.0)[2], tmp_path / "a", tmp_path / "link"
+    place.touch(0o640)
+    link.symlink_to(place)
+    state.save(link)
+    assert link.is_symlink() and place.stat().st_mode & 0o777 == 0o640
+    assert VideoState.load(link).num_frames == 16
+
+
+def test_a_video_without_end_needs_someone_to_stop_it(pipeline) -> None:
+    with pytest.raises(ValueError, match="needs a LiveControl"):
+        next(pipeline.run(Request(PromptSchedule.single(RED), UNTIL_STOPPED)))
+
+
 def pictures(path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -321,8 +353,11 @@ def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     common = ["generate", "--prompt", RED, "--seed", "4"]
     assert main([*common, "--seconds", "1.3", "--window", "9", "--state", "a.state", "--out", "a.mp4"]) == 0
-    more = ["--resume", "a.state", "--on-switch", "cut", "--state", "b.state"]
-    assert main([*common, "--seconds", "1", *more, "--out", "b.mp4"]) == 0
+    more = ["--prompt", RED, "--resume", "a.state", "--on-switch", "cut", "--state", "b.state"]
+    assert main(["generate", "--seconds", "1", *more, "--out", "b.mp4"]) == 0
+    made = read_settings("b.mp4")
+    assert (made["seed"], made["past_latent_frames"]) == (4, 6)
+    assert Path("a.state").stat().st_mode == Path("a.mp4").stat().st_mode
     assert main([*common, "--seconds", "2.3", "--window", "9", "--out", "whole.mp4"]) == 0
     both = np.concatenate((pictures("a.mp4"), pictures("b.mp4")))
     whole = pictures("whole.mp4")

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--switch-frames", type=frame_list, default=(), metavar="N,N", help="with a JSONL schedule"
     )
     parser.add_argument("--seconds", type=float, required=True, help="length of the video")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default: 0, or that of the state to --resume")
     add_model(parser)
     add_size_and_window(parser)
     add_steps(parser)
@@ -217,7 +217,8 @@ def request_from(options: argparse.Namespace, preset: Preset) -> Request:
         in_effect = state.script.prompt if state else None
         schedule = schedule.with_on_switch(Policy(options.on_switch), in_effect)
     width, height = options.size or (None, None)
-    made = (options.seconds, options.seed, width, height, window_from(options, preset), options.positions)
+    seed = state.seed if state and options.seed is None else options.seed
+    made = (options.seconds, seed or 0, width, height, window_from(options, preset), options.positions)
     return Request(schedule, *made, state=state, steps=options.steps)
 
 
