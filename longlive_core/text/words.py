@@ -33,8 +33,8 @@ class WordEncoder(nn.Module):
         words, told = self._split(prompt), []
         unknown = sorted({word for word in words if word not in self._index})
         if unknown:
-            names, known = ", ".join(unknown[:8]), " ".join(self.words)
-            told.append(f"Mini does not know {names} in {prompt[:200]!r}; it knows: {known}")
+            names = ", ".join(unknown[:8])
+            told.append(f"Mini does not know {names} in {prompt[:200]!r}; the README lists its words")
         if len(words) - sum(word in unknown for word in words) > self.text_tokens:
             told.append(f"Mini reads only the first {self.text_tokens} words of {prompt[:200]!r}")
         return told

@@ -298,6 +298,35 @@ def test_the_text_and_the_timeline_agree_and_errors_are_shown(timeline, page):
     timeline.click("Show the schedule as text")
 
 
+def test_what_cannot_run_is_said_and_what_cannot_be_read_is_not_drawn(timeline, page):
+    timeline.load(workflow_with("0 a red circle\n9999s => it rests"))
+    assert "cue 2 begins after the video's end" in timeline.status.text_content()
+    timeline.load(workflow_with(""))
+    assert "the schedule is empty" in timeline.status.text_content()
+    assert [cue.text_content() for cue in timeline.root.locator(".ll-cue").all()] == [""]
+    policy = timeline.root.get_by_label("policy")
+    policy.select_option("cut")
+    assert policy.input_value() == "auto" and timeline.text == ""
+    help_text = timeline.root.locator(".ll-help")
+    timeline.click("Shortcuts")
+    help_text.click()
+    assert not help_text.is_visible()
+
+
+def test_a_copied_node_leaves_nothing_behind(timeline, page):
+    """The host makes a node for every copy, which is never added to a graph, and so never removed."""
+    timeline.load(workflow_with(ONE))
+    page.evaluate(
+        "() => { window.timers = 0; window.plain = setInterval; window.setInterval = (...given) => { "
+        "window.timers += 1; return window.plain(...given) } }"
+    )
+    try:
+        page.evaluate(f"() => app.canvas.copyToClipboard([{NODE}])")
+        assert page.evaluate("window.timers") == 0
+    finally:
+        page.evaluate("() => { window.setInterval = window.plain }")
+
+
 def test_pasted_schedules_and_unknown_fields(timeline, page):
     timeline.load(workflow_with(ONE))
     timeline.cue(0).focus()

@@ -97,6 +97,15 @@ def test_workflow_makes_the_video_asked_for(server, object_info, comfy, file):
     assert any("takes effect at" in text for text in run.texts)
 
 
+def test_prompts_are_shown_as_they_are_and_unknown_words_are_named(server):
+    """The host's pages read a node's text as HTML."""
+    run = server.run(small_prompt("0 a red <b>dog</b>", seconds=0.5))
+    (shown,) = (text for text in run.texts if "takes effect at" in text)
+    assert "&lt;b&gt;dog&lt;/b&gt;" in shown and "<" not in shown
+    assert "Mini does not know b, dog in" in shown
+    assert "a red <b>dog</b>" in run.outputs["2"]["text"][0], "this is no HTML"
+
+
 def test_same_inputs_are_served_from_the_cache_and_another_seed_is_not(server):
     first = server.run(small_prompt(seed=11))
     assert first.has_succeeded and "3" not in first.event("execution_cached")["nodes"]
@@ -194,7 +203,7 @@ BAD = {
 def test_bad_input_gets_one_clear_sentence(server, name):
     prompt, sentence = BAD[name]
     error = server.run(prompt).event("execution_error")
-    assert sentence in error["exception_message"]
+    assert sentence in error["exception_message"] and error["exception_type"] == "ValueError"
 
 
 def test_a_window_that_cannot_hold_sink_and_block_is_refused(server):

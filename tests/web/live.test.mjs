@@ -124,6 +124,13 @@ test("a waiting prompt is shown until it takes effect", () => {
   assert.equal(view(snapshot()).pending, "");
 });
 
+test("a prompt that cannot be read says why, and nobody waits for it", () => {
+  const pending = { ticket: 4, prompt: "b", state: "failed", error: "memory ran out" };
+  const sentence = "#4 failed: memory ran out";
+  assert.equal(view(snapshot({ pending })).pending, sentence);
+  assert.deepEqual(fate(snapshot({ pending }), 4), { kind: "failed", text: sentence, isSettled: true });
+});
+
 test("what became of a prompt", () => {
   const pending = { ticket: 2, prompt: "b", policy: null, blend: null, state: "ready" };
   const taken = [{ ...LIVE, ticket: 2, latency: 0.8 }];
@@ -214,6 +221,8 @@ test("the connected schedule is found through reroutes and set as a user would",
   assert.equal(found.widget, widget);
   setWidget(found.node, found.widget, "new");
   assert.deepEqual([widget.value, seen], ["new", ["new"]]);
+  schedule.inputs = [{ widget: { name: "prompts" }, link: 4 }];
+  assert.deepEqual(promptsWidget(stream), { node: schedule, widget: undefined }, "the text comes from another node");
   assert.equal(promptsWidget({ inputs: [], getInputNode: () => null }), undefined);
   assert.equal(promptsWidget({ inputs: [{ name: "schedule" }], getInputNode: () => null }), undefined);
 });
