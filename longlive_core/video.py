@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -86,7 +87,8 @@ class VideoWriter:
 
     While growing, the file is fragmented, a fragment an append, so that a full disk or a kill leaves what was
     appended playable; once closed it is an ordinary mp4 whose index and metadata come first. `extra_metadata`
-    are texts by name beside our own settings. A file that was there before stays until the first append.
+    are texts by name beside our own settings. A file that was there before stays until the first append; a
+    link stays one, and what it names is written.
     """
 
     def __init__(
@@ -101,7 +103,8 @@ class VideoWriter:
         self.num_frames = 0
         self._metadata = dict(extra_metadata or {})
         self.describe(settings or {})
-        self._file = _GrowingFile(self.path)
+        self._place = Path(os.path.realpath(self.path))
+        self._file = _GrowingFile(self._place)
         self._header = io.BytesIO()
         self._muxer = av.open(self._header, "w", format="mp4", options=_GROWING)
         self._stream = self._muxer.add_stream("libx264", rate=FRAME_RATE, options=_ENCODER)
@@ -143,16 +146,16 @@ class VideoWriter:
         self._file.close()
         if self.num_frames:
             self._finish()
-        elif self._file.has_begun and self.path.is_file():
+        elif self._file.has_begun and self._place.is_file():
             with suppress(PermissionError):  # Windows keeps what someone reads
-                self.path.unlink()
+                self._place.unlink()
 
     def _finish(self) -> None:
         """Remux without fragments; where that fails, the fragmented file is complete and stays."""
-        part = self.path.with_name(self.path.name + ".part")
+        part = unused_name(self._place, ".part")
         try:
             self._remux(part)
-            put_in_place(part, self.path)
+            put_in_place(part, self._place)
         except (OSError, av.error.FFmpegError) as error:
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
         finally:
@@ -161,7 +164,7 @@ class VideoWriter:
 
     def _remux(self, target: Path) -> None:
         with (
-            av.open(file_url(self.path)) as grown,
+            av.open(file_url(self._place)) as grown,
             av.open(file_url(target), "w", format="mp4", options=_FINISHED) as finished,
         ):
             finished.metadata.update(self._metadata)
@@ -186,7 +189,7 @@ def put_in_place(finished: Path, path: Path) -> None:
     with suppress(PermissionError):
         os.replace(finished, path)
         return
-    aside = path.with_name(path.name + ".old")
+    aside = unused_name(path, ".old")
     os.replace(path, aside)
     try:
         os.replace(finished, path)
@@ -197,7 +200,16 @@ def put_in_place(finished: Path, path: Path) -> None:
         aside.unlink()
 
 
-def file_url(path: Path) -> str:
+def unused_name(path: Path, ending: str) -> Path:
+    """Beside a file, a name that no file has: `v.mp4.part`, or `v.mp4.1.part` where that is taken."""
+    name = path.with_name(path.name + ending)
+    numbers = count(1)
+    while os.path.lexists(name):
+        name = path.with_name(f"{path.name}.{next(numbers)}{ending}")
+    return name
+
+
+def file_url(path: str | Path) -> str:
     """A path as the muxers take it, whatever characters are in it."""
     return f"file:{path}"
 
@@ -237,7 +249,7 @@ def _box_ends(file: BinaryIO, start: int, size: int) -> Iterator[int]:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that a VideoWriter put into the file; ValueError if there are none."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(file_url(path)) as container:
             text = container.metadata.get(METADATA_KEY)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error})") from error

@@ -167,6 +167,25 @@ def test_an_earlier_video_stays_until_there_is_a_frame_for_another(tmp_path) -> 
     assert len(frames_of(path)) == 3
 
 
+def test_files_of_others_and_links_stay(tmp_path) -> None:
+    path, link, part = tmp_path / "v.mp4", tmp_path / "link.mp4", tmp_path / "v.mp4.part"
+    part.write_bytes(b"of someone else")
+    link.symlink_to(path.name)
+    with VideoWriter(link, SIZE, SIZE) as writer:
+        writer.append(noise(3))
+        assert len(frames_of(path)) == 3
+    assert link.is_symlink() and b"moof" not in box_types(path)
+    assert part.read_bytes() == b"of someone else"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link.mp4", "v.mp4", "v.mp4.part"]
+
+
+def test_settings_are_read_whatever_the_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter("a:b.mp4", SIZE, SIZE, {"seed": 1}) as writer:
+        writer.append(noise(3))
+    assert read_settings("a:b.mp4") == {"seed": 1}
+
+
 @pytest.mark.parametrize("place", ["nowhere/v.mp4", "folder"])
 def test_what_cannot_be_written_is_refused_at_once(tmp_path, place) -> None:
     (tmp_path / "folder").mkdir()
