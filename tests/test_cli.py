@@ -1,6 +1,7 @@
 """The longlive command on the packaged Mini: what it writes, what it says back, and what it refuses."""
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -17,8 +18,11 @@ from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.cli import build_parser, main
 from longlive_core.cli.generate import request_from
 from longlive_core.cli.options import lora
+from longlive_core.contact_sheet import ContactSheet
 from longlive_core.mini.loader import WEIGHTS, load_mini
 from longlive_core.pipeline import Request
+from longlive_core.state import VideoState
+from longlive_core.video import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"
@@ -117,6 +121,7 @@ BAD = {
     "--seconds 0": "more than 0",
     "--seconds -3": "more than 0",
     "--seconds nan": "more than 0",
+    "--seconds inf": "more than 0",
     "--seconds 1e9": "at most",
     "--size 64x60": "multiples of 16",
     "--size 160000x160000": "at most 8192",
@@ -124,9 +129,16 @@ BAD = {
     "--sink 5": "at most 3",
     "--model nothing": "mini",
     "--out /nowhere/at/all.mp4": "cannot be written",
-    "--attention flash2": "flash-attn",
+    "--attention flash2": "needs an NVIDIA card",
     "--window 0 --sink 2": "leave one of them out",
     "--contact-sheet sheet.xyz": "no picture",
+    "--contact-sheet sheet.psd": "no picture",
+    "--contact-sheet sheet.xbm": "no picture",
+    "--out v.webm": "ends in .mp4 or .m4v",
+    "--out /dev/null": "no ordinary file",
+    "--state /dev/null": "no ordinary file",
+    "--precision int8": "no use for --precision; leave",
+    "--lora x.pt --tile 64 --text-encoder t": "no use for --lora, --text-encoder, --tile; leave",
 }
 
 
@@ -137,6 +149,64 @@ def test_bad_options_are_one_clear_sentence(bad, tmp_path, capsys) -> None:
     error = capsys.readouterr().err.strip()
     assert BAD[bad] in error and "\n" not in error
     assert not (tmp_path / "v.mp4").exists()
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", PROMPT, "--seconds", "1"], ["plan"], ["bench"]])
+def test_a_video_of_no_pixels_is_not_the_default(command, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--size", "0x0"])
+    assert "'0x0' is not a size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("vram", ["inf", "nan", "1e300", "-1"])
+def test_a_card_has_a_memory_that_is_possible(vram, capsys) -> None:
+    assert main(["plan", f"--vram={vram}"]) == 2
+    assert "is not possible; choose more than 0" in capsys.readouterr().err
+
+
+def fail(error: BaseException):
+    def failing(*_, **__):
+        raise error
+
+    return failing
+
+
+def test_a_sheet_that_fails_loses_neither_the_video_nor_its_state(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ContactSheet, "save", fail(KeyError("PNG")))
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--contact-sheet", "v.png"]
+    assert main([*arguments, "--state", "a.state"]) == 2
+    assert "the contact sheet v.png cannot be written ('PNG')" in capsys.readouterr().err
+    assert num_video_frames(Path("longlive.mp4")) == VideoState.load("a.state").num_frames == 16
+    monkeypatch.setattr("longlive_core.cli.generate.film", fail(OSError("no room")))
+    assert main(arguments) == 2
+    *_, note, error = capsys.readouterr().err.strip().splitlines()
+    assert "contact sheet" in note and error == "longlive: no room"
+
+
+def test_ctrl_c_says_what_is_kept_and_what_is_not(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "3", "--out", "v.mp4"]
+    monkeypatch.setattr(ContactSheet, "append", fail(KeyboardInterrupt()))
+    assert main([*arguments, "--state", "a.state"]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "longlive: stopped; v.mp4 keeps the first 9 frames; a.state was not written"
+    monkeypatch.setattr(VideoWriter, "append", fail(KeyboardInterrupt()))
+    assert main(arguments) == 130
+    assert capsys.readouterr().err.endswith("longlive: stopped; nothing was made yet\n")
+
+
+def test_a_video_is_made_also_where_its_progress_cannot_be_shown(tmp_path, monkeypatch) -> None:
+    class Broken(io.StringIO):
+        write = flush = fail(BrokenPipeError(32, "Broken pipe"))
+
+    out = tmp_path / "v.mp4"
+    for stderr in (Broken(), None):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert main(["generate", "--prompt", PROMPT, "--seconds", "1", "--out", str(out)]) == 0
+        assert num_video_frames(out) == 16
+        out.unlink()
+        assert main(["generate", "--prompt", PROMPT, "--seconds", "-1", "--out", str(out)]) == 2
 
 
 def test_a_lora_has_a_strength_that_is_a_number() -> None:

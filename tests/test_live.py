@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -321,6 +322,40 @@ def test_many_senders_at_once_leave_one_prompt_and_every_ticket_settled():
 def test_the_command_says_what_is_wrong_and_exits_with_2(arguments, sentence, capsys):
     assert main(["live", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@contextmanager
+def server_that_says(status: int, body: bytes):
+    """The address of a server that gives everyone the same answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b"3", b'{"error": null}', b'{"text": 1}', b"x"])
+def test_a_server_of_another_kind_is_one_sentence(status, body, tmp_path, capsys):
+    with server_that_says(status, body) as address:
+        for what in (["a"], ["--status"], ["--stop"], ["--freeze", str(tmp_path / "f.txt")]):
+            assert main(["live", "--server", address, *what]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"longlive: {address} ") and said.count("\n") == 1
+            assert "ComfyUI-LongLive" in said
+    assert not (tmp_path / "f.txt").exists()
 
 
 def test_an_unknown_pace_is_refused():

@@ -10,6 +10,7 @@ import torch
 from ..reasons import reason_of
 from ..rollout.rollout import RolloutError
 from . import bench, download, generate, info, live, plan
+from .stderr import STDERR
 
 COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
@@ -33,14 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         print(
             f"longlive: not enough memory to load this ({reason_of(error)}); {SMALLER}",
-            file=sys.stderr,
+            file=STDERR,
         )
         return EXIT_BAD_INPUT
     except (ValueError, OSError, RolloutError) as error:
-        print(f"longlive: {error}", file=sys.stderr)
+        print(f"longlive: {error}", file=STDERR)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("longlive: stopped; what was made is kept", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("; ".join(filter(None, ("longlive: stopped", str(stop)))), file=STDERR)
         return EXIT_INTERRUPTED
     return 0
 

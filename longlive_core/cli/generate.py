@@ -1,31 +1,36 @@
 """`longlive generate`: prompts -> video file."""
 
 import argparse
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from ..config import MINI, Preset
 from ..contact_sheet import ContactSheet
 from ..overlap import BackgroundWriter
 from ..parts import ModelFiles, load_files
-from ..pipeline import Pipeline, Plan, Request, load_pipeline
+from ..pipeline import Pipeline, Plan, Request, checked_frames, load_pipeline
 from ..reasons import reason_of
 from ..rollout.prompts import SWITCH_POLICIES, Policy, PromptSchedule
 from ..rollout.rollout import Hook
 from ..state import Ending, VideoState
 from ..video import VideoWriter
-from .options import add_model, add_size_and_window, add_steps, usable_device, window_from
+from .options import (
+    add_model,
+    add_size_and_window,
+    add_steps,
+    refuse_what_mini_ignores,
+    usable_device,
+    window_from,
+)
+from .outputs import DEFAULT_OUT, check_outputs, default_out
+from .stderr import STDERR
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
-DEFAULT_OUT = Path("longlive.mp4")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +75,7 @@ def run(options: argparse.Namespace) -> None:
     """Make the video, writing it while it is made."""
     options.out = options.out or default_out(options)
     check_outputs(options)
+    checked_frames(options.seconds)
     pipeline = pipeline_from(options)
     request = request_from(options, pipeline.preset)
     plan = pipeline.plan(request)
@@ -80,33 +86,69 @@ def run(options: argparse.Namespace) -> None:
 
 
 def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
+    """The video, then its state; its contact sheet as far as the frames came."""
+    file = VideoWriter(options.out, plan.width, plan.height, plan.settings() | files_named(options))
+    sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
+    with sheet_kept(sheet, options.contact_sheet):
+        try:
+            film(pipeline, plan, file, sheet, ending)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(what_is_kept(options, file.num_frames)) from stop
+        if ending:
+            ending.state.save(options.state)
+    print(f"{options.out}: {file.num_frames} frames")
+
+
+def film(
+    pipeline: Pipeline, plan: Plan, file: VideoWriter, sheet: ContactSheet, ending: Ending | None
+) -> None:
     """Frames into the file, the contact sheet and the progress bar."""
-    sheet = ContactSheet(plan.frames)
-    settings = plan.settings() | files_named(options)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        file = VideoWriter(options.out, plan.width, plan.height, settings)
         writer = stack.enter_context(BackgroundWriter(file))
-        if options.contact_sheet:
-            stack.callback(sheet.save, options.contact_sheet)
-        bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0"))
-        ending = Ending() if options.state else None
+        bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0", file=STDERR))
         for chunk in pipeline.run(plan.request, Notes(), ending=ending):
             frames = chunk.pictures()
             writer.append(frames)
             sheet.append(frames)
             bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
             bar.update(len(frames))
-    if ending:
-        ending.state.save(options.state)
-    print(f"{options.out}: {writer.num_frames} frames")
+
+
+@contextmanager
+def sheet_kept(sheet: ContactSheet, path: Path | None) -> Iterator[None]:
+    """Saves the sheet in the end, however that came; OSError if it cannot, or a note beside another error."""
+    try:
+        yield
+    except BaseException:
+        try:
+            save_sheet(sheet, path)
+        except OSError as error:
+            print(f"longlive: {error}", file=STDERR)
+        raise
+    save_sheet(sheet, path)
+
+
+def save_sheet(sheet: ContactSheet, path: Path | None) -> None:
+    """OSError whatever the format of the picture complains of."""
+    try:
+        if path:
+            sheet.save(path)
+    except Exception as error:
+        raise OSError(f"the contact sheet {path} cannot be written ({reason_of(error)})") from error
+
+
+def what_is_kept(options: argparse.Namespace, num_frames: int) -> str:
+    """After Ctrl-C: what there is of the video, and what there is not."""
+    made = f"{options.out} keeps the first {num_frames} frames" if num_frames else "nothing was made yet"
+    return f"{made}; {options.state} was not written" if options.state else made
 
 
 class Notes(Hook):
     """Tells the user what the pipeline has to say, above the progress bar."""
 
     def on_note(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=STDERR)
 
 
 def files_named(options: argparse.Namespace) -> dict[str, object]:
@@ -143,6 +185,7 @@ def enough_memory(plan: Plan) -> Iterator[None]:
 def pipeline_from(options: argparse.Namespace) -> Pipeline:
     """Mini by its name, or the files of a real model."""
     if options.model == MINI.name:
+        refuse_what_mini_ignores(options)
         return load_pipeline(MINI.name, options.attention, options.speed)
     if not Path(options.model).exists():
         raise ValueError(f"{options.model!r} is neither {MINI.name}, the packaged model, nor a file")
@@ -160,7 +203,7 @@ def pipeline_from(options: argparse.Namespace) -> Pipeline:
         device=usable_device(options.device),
         tile_pixels=options.tile,
     )
-    with tqdm(unit="B", unit_scale=True, desc="loading", mininterval=0.5) as bar:
+    with tqdm(unit="B", unit_scale=True, desc="loading", mininterval=0.5, file=STDERR) as bar:
         pipeline, notes = load_files(files, lambda done, total: progress(bar, done, total))
     announce(notes)
     return pipeline
@@ -171,37 +214,13 @@ def progress(bar: tqdm, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def default_out(options: argparse.Namespace) -> Path:
-    """Where the video goes if nothing is said; ValueError if that may be the video to go on from."""
-    if options.resume and DEFAULT_OUT.exists():
-        raise ValueError(
-            f"{DEFAULT_OUT} is there already, perhaps the very part that --resume goes on from; "
-            "name another file with --out"
-        )
-    return DEFAULT_OUT
-
-
-def check_outputs(options: argparse.Namespace) -> None:
-    """Refuse outputs that cannot be written, before anything is made."""
-    outputs = [path for path in (options.out, options.contact_sheet, options.state) if path]
-    for path in outputs:
-        check_writable(path)
-        for name, read in (("schedule", options.schedule), ("state", options.resume)):
-            if read and path.resolve() == read.resolve():
-                raise ValueError(f"{path} is the {name} itself; choose another file to write")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise ValueError("two of --out, --contact-sheet and --state are the same file; choose others")
-    if options.contact_sheet and options.contact_sheet.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{options.contact_sheet} is no picture; choose a name that ends in .png or .jpg")
-
-
 def announce(lines: tuple[str, ...]) -> None:
     """Print the first lines, and how many more there are."""
     shown = (
         lines if len(lines) <= MAX_LINES else (*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more")
     )
     for line in shown:
-        print(line, file=sys.stderr)
+        print(line, file=STDERR)
 
 
 def request_from(options: argparse.Namespace, preset: Preset) -> Request:
@@ -228,10 +247,3 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a UTF-8 text file ({error})") from error
-
-
-def check_writable(path: Path) -> None:
-    """Refuse an output that cannot be written before anything is made."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise ValueError(f"{path} cannot be written: choose a file in a folder that exists and is writable")

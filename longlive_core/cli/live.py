@@ -14,6 +14,8 @@ SERVER = "http://127.0.0.1:8188"
 CURRENT = "current"
 TIMEOUT_SECONDS = 30
 SIGNALS = ("pause", "resume", "stop")
+FIELDS = {"schedule": {"text": str}, "prompt": {"run": str, "ticket": int}}  # that an answer must have
+FIELDS_OF_SNAPSHOT = {"run": str}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,19 +64,29 @@ def asked(options: argparse.Namespace, what: str = "", body: dict[str, Any] | No
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-            return json.load(response)
+            return checked(json.load(response), FIELDS.get(what, FIELDS_OF_SNAPSHOT))
     except urllib.error.HTTPError as error:
         raise ValueError(refusal(error, options.server)) from error
     except (urllib.error.URLError, HTTPException, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error
         raise ValueError(f"no server answers at {options.server} ({reason}); is ComfyUI running?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{options.server} does not answer as ComfyUI-LongLive does ({error})") from error
+
+
+def checked(answer: Any, fields: dict[str, type]) -> dict[str, Any]:
+    """The answer; ValueError unless it is an object with these fields."""
+    if not isinstance(answer, dict):
+        raise ValueError("its answer is no object")
+    for name, kind in fields.items():
+        if not isinstance(answer.get(name), kind):
+            raise ValueError(f"its answer has no {name}")
+    return answer
 
 
 def refusal(error: urllib.error.HTTPError, server: str) -> str:
     """What a server said when it refused."""
     try:
-        return json.load(error)["error"]
-    except (ValueError, KeyError, TypeError):
+        return checked(json.load(error), {"error": str})["error"]
+    except (ValueError, RecursionError):
         return f"{server} answered {error.code}; is ComfyUI-LongLive installed there?"

@@ -13,11 +13,14 @@ from ..speed import PLAIN, SPEEDS
 from ..weights.checkpoints import PRECISIONS
 from ..weights.lora import LoraChoice
 
+OF_REAL_MODELS = ("lora", "vae", "text_encoder", "tokenizer", "keep_text_encoder", "family", "tile")
+PLAIN_PRECISION = "bf16"
+
 
 def size(text: str) -> tuple[int, int]:
     """`832x480` -> (832, 480)."""
     width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 832x480")
     return int(width), int(height)
 
@@ -69,7 +72,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        default="bf16",
+        default=PLAIN_PRECISION,
         help="of the weights; fp8-fast and int8 multiply in 8 bits too, where this machine is faster so",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -85,6 +88,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=PLAIN,
         help="graphs: passes recorded as CUDA graphs; compiled: layers compiled too, a minute at first",
     )
+
+
+def refuse_what_mini_ignores(options: argparse.Namespace) -> None:
+    """ValueError for options of add_model that were given and mean nothing to the packaged model."""
+    given = [name for name in OF_REAL_MODELS if getattr(options, name)]
+    given += ["precision"] if options.precision != PLAIN_PRECISION else []
+    given += ["device"] if options.device not in ("auto", "cpu") else []
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"mini, the packaged model, has no use for {named}; leave out, or choose a --model")
 
 
 def window_from(options: argparse.Namespace, preset: Preset) -> WindowConfig | None:

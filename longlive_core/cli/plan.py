@@ -13,6 +13,7 @@ from .options import add_size_and_window, device_named, preset_named, window_fro
 
 HELP = "tell the memory that a run needs, and what would fit a smaller card"
 NUM_SHOWN = 4
+MAX_VRAM_GIB = 1_000_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the table, and on request what fits."""
+    if options.vram is not None and not 0 < options.vram <= MAX_VRAM_GIB:
+        raise ValueError(
+            f"--vram {options.vram:g} is not possible; choose more than 0 and at most {MAX_VRAM_GIB}"
+        )
     preset, device = preset_named(options.model), device_named(options.device)
     width, height = options.size or (preset.width, preset.height)
     num_blocks = geometry.num_blocks(checked_frames(options.seconds), preset.window.block_latent_frames)
