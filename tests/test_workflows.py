@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from longlive_core import PromptSchedule
 from longlive_core.config import WindowConfig
@@ -155,3 +156,10 @@ def test_nodes_do_not_overlap(workflow):
         for other_x, other_y, other_width, other_height in boxes[i + 1 :]:
             apart = x + width <= other_x or other_x + other_width <= x
             assert apart or y + height <= other_y - title or other_y + other_height <= y - title
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "workflows").glob("mini_*.json")), ids=lambda file: file.stem)
+def test_what_mini_makes_of_it_is_on_its_card(file: Path) -> None:
+    """The host's page of templates shows the picture beside a workflow."""
+    picture = file.with_suffix(".jpg")
+    assert Image.open(picture).size == (480, 320) and picture.stat().st_size < 30_000

@@ -267,7 +267,6 @@ export class TimelineView {
 
   #refuse(sentence) {
     this.#say(sentence, true);
-    this.#drawFields(); // they say what is, not what was asked for
     return false;
   }
 
@@ -287,11 +286,14 @@ export class TimelineView {
   }
 
   #tried(act) {
+    let isDone = false;
     try {
-      return act();
+      isDone = act();
     } catch (error) {
-      return this.#refuse(asScheduleError(error).message);
+      this.#refuse(asScheduleError(error).message);
     }
+    if (!isDone) this.#drawFields(); // they say what is, not what was asked for
+    return isDone;
   }
 
   #duplicated() {
