@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     """Make the video, writing it while it is made."""
     options.out = options.out or default_out(options)
     check_outputs(options)
-    checked_frames(options.seconds)
+    checked_frames(options.seconds)  # UNTIL_STOPPED needs someone to stop it
     pipeline = pipeline_from(options)
     request = request_from(options, pipeline.preset)
     plan = pipeline.plan(request)
