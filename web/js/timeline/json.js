@@ -58,21 +58,18 @@ function cueFromJson(entry, number) {
       cue: number,
     });
   }
-  const policy = has(entry, "policy") ? entry.policy : AUTO;
   return numberedCue(number, {
     seconds: entry.time,
     prompt: entry.prompt,
-    policy: policy === null ? undefined : policy,
+    policy: entry.policy ?? AUTO,
     blendSeconds: entry.blend ?? null,
     extra: without(entry, "time", "prompt", "policy", "blend"),
-    isNull: policy === null,
   });
 }
 
 /** A cue of those fields; errors name its number. */
-function numberedCue(number, { isNull = false, ...fields }) {
+function numberedCue(number, fields) {
   try {
-    if (isNull) throw new ScheduleError("null is not a policy; leave it out");
     const { seconds } = fields;
     const time = typeof seconds === "string" ? readTime(seconds.replace(TRIMMED, "")) : seconds;
     return makeCue({ ...fields, seconds: time });
