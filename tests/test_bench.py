@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, c
     monkeypatch.setattr(gpu, "LONGLIVE_1_3B", replace(LONGLIVE_1_3B, model=narrow))
     monkeypatch.setattr(speed, "compile_layers", lambda *_: "not compiled here")
     monkeypatch.setattr(gpu, "PLAIN_BLOCKS", 1)
+    monkeypatch.setattr(gpu, "first_frames_figures", partial(gpu.first_frames_figures, repeats=1))
     monkeypatch.setattr(gpu, "SWITCH_EVERY_SECONDS", 3.5)
     out = tmp_path / "gpu.json"
     options = ["--device", "cpu", "--layers", "2", "--size", "16x16", "--seconds", "4", "--out", str(out)]

@@ -108,7 +108,7 @@ def check_attention(name: str, device: torch.device) -> None:
     """ValueError unless a backend of that name may run on that device; auto and sdpa run everywhere."""
     _check_known(name)
     if name not in (AUTO, "sdpa") and device.type != "cuda":
-        raise ValueError(f"attention {name!r} needs an NVIDIA card and half precision; choose sdpa here")
+        raise ValueError(f"attention {name!r} needs an NVIDIA card; choose sdpa here")
 
 
 def attention_backend(name: str = "sdpa") -> Attend:

@@ -166,6 +166,8 @@ def let_it_be_seen(server, page) -> None:
 
 
 def test_a_video_is_watched_and_steered_from_two_tabs_and_over_http(server, tabs):
+    if server.version.startswith("0.3."):
+        pytest.skip("half a minute of real time: the newest ComfyUI is enough, the panel has tests on both")
     first = tabs(workflow(seconds=0))
     one = Panel(first)
     assert one.button("send").is_disabled() and "Press Run" in one.page.inner_text(".longlive-live")
