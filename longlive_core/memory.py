@@ -223,9 +223,9 @@ def decoder_bytes(
 
     A tiled one on a card holds the past of one tile there, on a CPU those of all.
     """
-    num_pasts = 1
-    if name == "tiled":
-        num_pasts = num_tiles(*latent_size(*size)) if is_cpu else 1
+    is_tiled = name == "tiled"
+    num_pasts = num_tiles(*latent_size(*size)) if is_tiled and is_cpu else 1
+    if is_tiled:
         size = (min(size[0], TILE_PIXELS), min(size[1], TILE_PIXELS))
     with META:
         decoder = build_decoder(preset, name).to(compute)

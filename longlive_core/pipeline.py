@@ -137,7 +137,7 @@ class Pipeline:
     def _blocks_ahead(
         self, plan: "Plan", hook: Hook | None, live: LiveControl | None, ending: Ending | None
     ) -> Iterator[Block]:
-        """The blocks of a plan, each made while the one before it is decoded and written."""
+        """The blocks of a plan, each but the second made while the one before it is decoded and written."""
         device, stop = self.model.device, Event()
         blocks = self.blocks(plan, hook, stop, live, ending)
         for block in ahead(blocks, self.blocks_ahead, device, stop):

@@ -31,11 +31,11 @@ class WordEncoder(nn.Module):
     def warnings(self, prompt: str) -> list[str]:
         """A sentence for each kind of words that are left out."""
         words, told = self._split(prompt), []
-        unknown = sorted({word for word in words if word not in self._index})
-        if unknown:
+        known = [word for word in words if word in self._index]
+        if unknown := sorted({*words} - {*known}):
             names = ", ".join(unknown[:8])
             told.append(f"Mini does not know {names} in {prompt[:200]!r}; the README lists its words")
-        if len(words) - sum(word in unknown for word in words) > self.text_tokens:
+        if len(known) > self.text_tokens:
             told.append(f"Mini reads only the first {self.text_tokens} words of {prompt[:200]!r}")
         return told
 

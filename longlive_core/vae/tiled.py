@@ -88,11 +88,9 @@ class TiledDecoder:
         return tile, [tensor.to(self._past_device) for tensor in new]
 
 
-def num_tiles(
-    height: int, width: int, tile_pixels: int = TILE_PIXELS, overlap_pixels: int = OVERLAP_PIXELS
-) -> int:
-    """How many tiles a TiledDecoder makes of latents so high and wide."""
-    tile, overlap = tile_pixels // SPACE_STRIDE, overlap_pixels // SPACE_STRIDE
+def num_tiles(height: int, width: int) -> int:
+    """How many tiles of the usual size a TiledDecoder makes of latents so high and wide."""
+    tile, overlap = TILE_PIXELS // SPACE_STRIDE, OVERLAP_PIXELS // SPACE_STRIDE
     return len(spans(height, tile, overlap)) * len(spans(width, tile, overlap))
 
 
