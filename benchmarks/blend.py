@@ -14,14 +14,14 @@ from benchmarks.measure import report
 from longlive_core.config import MINI
 from longlive_core.geometry import FRAME_RATE, block_first_frame, latent_size
 from longlive_core.mini.loader import Mini, load_mini
-from longlive_core.rollout.cues import Cue, Policy
 from longlive_core.rollout.rollout import rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.script import BlendStyle, PromptScript, linear
-from longlive_core.training.evaluate import BatchNoise, batches, held_out
-from longlive_core.training.judge import position_steps, read
-from longlive_core.training.world import VALUES, Attributes, random_change
+from longlive_core.schedule.cue import Cue, Policy
+from longlive_core.steering.script import BlendStyle, PromptScript, linear
 from longlive_core.vae.streaming import StreamingDecoder
+from longlive_training.evaluate import BatchNoise, batches, held_out
+from longlive_training.judge import position_steps, read
+from longlive_training.world import VALUES, Attributes, random_change
 
 VIDEOS = 24
 BLOCK = MINI.window.block_latent_frames

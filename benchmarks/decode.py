@@ -16,7 +16,7 @@ from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import SPACE_STRIDE
 from longlive_core.pipeline import Request, load_pipeline
-from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.speed import synchronize
 from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder

@@ -18,8 +18,8 @@ from longlive_core.config import MINI, SigmaConfig, WindowConfig
 from longlive_core.mini.loader import Mini, load_mini
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.pipeline import Request, load_pipeline
-from longlive_core.rollout.prompts import Policy, PromptSchedule
-from longlive_core.training import evaluate
+from longlive_core.schedule.schedule import Policy, PromptSchedule
+from longlive_training import evaluate
 
 BLOCKS = 40
 REPEATS = 5

@@ -20,10 +20,10 @@ from longlive_core.geometry import latent_size, tokens_per_frame
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.compiled import compile_layers
 from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise, recache
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.schedule.schedule import Policy
 from longlive_core.speed import Speed
 from longlive_core.weights.checkpoints import settle
 

@@ -21,10 +21,10 @@ from PIL import Image
 
 from benchmarks.measure import report
 from longlive_core.config import MINI
-from longlive_core.live import LiveControl
+from longlive_core.output.video import VideoWriter
 from longlive_core.pipeline import Chunk, Request, load_pipeline
-from longlive_core.rollout.prompts import PromptSchedule
-from longlive_core.video import VideoWriter
+from longlive_core.schedule.schedule import PromptSchedule
+from longlive_core.steering.live import LiveControl
 
 THREADS = 1  # of torch; the previews need some too
 SPAN, SPANS = 4, 48  # blocks of a span, spans of each run

@@ -14,7 +14,7 @@ from longlive_core.bench.first_frames import first_frames_figures
 from longlive_core.config import WindowConfig
 from longlive_core.geometry import FRAME_RATE
 from longlive_core.pipeline import Request, load_pipeline
-from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 
 THREADS = 2
 REPEATS = 3

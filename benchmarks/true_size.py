@@ -27,7 +27,7 @@ from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.weights.checkpoints import PRECISIONS, LoadedTransformer, load_transformer
 from longlive_core.weights.lora import LoraChoice
-from longlive_core.weights.wan_names import foreign_name
+from longlive_core.weights.names import foreign_name
 
 RANK = 256
 SCALE = 0.02

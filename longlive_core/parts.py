@@ -11,7 +11,7 @@ from .model.attention import AUTO, check_attention
 from .pipeline import Pipeline
 from .speed import COMPILED, PLAIN, Speed
 from .text.cache import CachedEncoder, encode_all
-from .umt5 import encoder_identity, load_umt5
+from .text.umt5 import encoder_identity, load_umt5
 from .vae.streaming import Decoder
 from .vae.tiled import TiledDecoder
 from .weights.checkpoints import load_transformer, settle

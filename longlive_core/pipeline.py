@@ -12,19 +12,19 @@ from torch import Tensor
 
 from .config import ABSOLUTE_LATENT_FRAMES, MINI, Preset, WindowConfig
 from .geometry import FRAME_RATE, frames_of_seconds, latent_size, num_blocks, num_frames
-from .live import LiveControl
 from .mini.loader import load_mini
 from .model.attention import AUTO, check_attention
 from .model.causal_wan import CausalWan
-from .overlap import ahead
-from .rollout.cues import MAX_SECONDS
+from .output.background import ahead
+from .resume import Ending, VideoState
 from .rollout.noise import SeededNoise
-from .rollout.prompts import PromptSchedule
 from .rollout.rollout import Block, Hook, Noise, rollout
 from .rollout.sigmas import shifted_sigmas
-from .script import EncodeText, script_of
+from .schedule.cue import MAX_SECONDS
+from .schedule.schedule import PromptSchedule
 from .speed import PLAIN, Speed, made_ready, ready_decoder
-from .state import Ending, VideoState
+from .steering.live import LiveControl
+from .steering.script import EncodeText, script_of
 from .vae.streaming import Decoder, StreamingDecoder
 
 UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..longlive_core.rollout.cues import ScheduleError
 from ..longlive_core.rollout.rollout import RolloutError
+from ..longlive_core.schedule.cue import ScheduleError
 
 
 @contextmanager

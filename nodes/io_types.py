@@ -13,7 +13,7 @@ from ..longlive_core.config import MINI, RELATIVES, Preset, WanAutoencoderConfig
 from ..longlive_core.model.attention import AUTO, BACKENDS
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
-from ..longlive_core.rollout.prompts import Policy, PromptSchedule
+from ..longlive_core.schedule.schedule import Policy, PromptSchedule
 from ..longlive_core.speed import PLAIN, SPEEDS, Speed
 from . import host
 

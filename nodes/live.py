@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..longlive_core.live import LiveControl, Room
-from ..longlive_core.overlap import BackgroundWriter
-from ..longlive_core.rollout.prompts import Policy
+from ..longlive_core.output.background import BackgroundWriter
+from ..longlive_core.output.video import VideoWriter
+from ..longlive_core.schedule.schedule import Policy
+from ..longlive_core.steering.live import LiveControl, Room
 from ..longlive_core.vae.streaming import Decoder
-from ..longlive_core.video import VideoWriter
 from . import host
 
 EVENT = "longlive.run"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..longlive_core.download import download
 from ..longlive_core.model.attention import check_attention
 from ..longlive_core.speed import COMPILED, PLAIN, Speed
 from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
+from ..longlive_core.weights.download import download
 from ..longlive_core.weights.lora import LoraChoice
 from . import host
 from .io_types import (

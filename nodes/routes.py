@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
-from ..longlive_core.live import LiveControl, LiveError
-from ..longlive_core.rollout.prompts import ScheduleError
+from ..longlive_core.schedule.schedule import ScheduleError
+from ..longlive_core.steering.live import LiveControl, LiveError
 from . import host
 from .growing import send_video
 from .live import RUNS, LiveRun, NoSuchRun, TooManyPrompts

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..longlive_core.config import WindowConfig
-from ..longlive_core.rollout.prompts import PromptSchedule
+from ..longlive_core.schedule.schedule import PromptSchedule
 from . import host
 from .errors import plain_errors
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType

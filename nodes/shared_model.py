@@ -17,8 +17,8 @@ from ..longlive_core.weights.checkpoints import config_of
 from ..longlive_core.weights.families import WAN_TEXT_TO_VIDEO, Shapes, family
 from ..longlive_core.weights.fit import misfits
 from ..longlive_core.weights.lora import LoraChoice, open_lora
+from ..longlive_core.weights.names import foreign_name, our_name
 from ..longlive_core.weights.quantize import MARKERS, SCALES
-from ..longlive_core.weights.wan_names import foreign_name, our_name
 from . import host
 
 PATCHES = "patch_embedding"  # a convolution there, a matrix here

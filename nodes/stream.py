@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig
 from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
-from ..longlive_core.live import FULL_SPEED, PACES, LiveControl
 from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request
-from ..longlive_core.rollout.cues import MAX_SECONDS
+from ..longlive_core.resume import Ending, VideoState
 from ..longlive_core.rollout.rollout import Hook
-from ..longlive_core.state import Ending, VideoState
+from ..longlive_core.schedule.cue import MAX_SECONDS
+from ..longlive_core.steering.live import FULL_SPEED, PACES, LiveControl
 from . import host
 from .budget import run_bytes, shortage
 from .errors import plain_errors

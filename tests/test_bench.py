@@ -14,7 +14,7 @@ from longlive_core.bench.limits import block_flops, frames_per_second, least_sec
 from longlive_core.bench.phases import Phases, late_to_early
 from longlive_core.config import LONGLIVE_1_3B
 from longlive_core.pipeline import Request, load_pipeline
-from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 
 SCHEDULE = "0 a red circle drifts right over navy\n4s => it turns into a blue star"
 

@@ -15,9 +15,9 @@ from longlive_core.model.attention import BACKENDS, OnDefaultStream, sdpa
 from longlive_core.model.fastest import AttentionShape, measured, seconds_of
 from longlive_core.model.layers import FeedForward
 from longlive_core.pipeline import Pipeline, Request
+from longlive_core.resume import Ending
 from longlive_core.rollout.rollout import Hook
 from longlive_core.speed import Speed
-from longlive_core.state import Ending
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.compiled import compile_decoder, release_decoder
 from longlive_core.vae.tiny import TinyAutoencoder

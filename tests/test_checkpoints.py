@@ -17,8 +17,8 @@ from longlive_core.config import RELATIVES, ModelConfig
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.weights.checkpoints import NO_LORA, compute_dtype, load_transformer
 from longlive_core.weights.lora import LoraChoice
+from longlive_core.weights.names import foreign_name, from_wan, our_name
 from longlive_core.weights.quantize import to_8_bits
-from longlive_core.weights.wan_names import foreign_name, from_wan, our_name
 
 CONFIG = ModelConfig(
     dim=128, ffn_dim=64, num_heads=1, num_layers=2, latent_channels=16, text_dim=32, freq_dim=32

@@ -18,11 +18,11 @@ from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.cli import build_parser, main
 from longlive_core.cli.generate import request_from
 from longlive_core.cli.options import lora
-from longlive_core.contact_sheet import ContactSheet
 from longlive_core.mini.loader import WEIGHTS, load_mini
+from longlive_core.output.contact_sheet import ContactSheet
+from longlive_core.output.video import VideoWriter
 from longlive_core.pipeline import Request
-from longlive_core.state import VideoState
-from longlive_core.video import VideoWriter
+from longlive_core.resume import VideoState
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"

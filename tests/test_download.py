@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from longlive_core.download import COMFYUI, DOWNLOADS, LONGLIVE, WAN, download
+from longlive_core.weights.download import COMFYUI, DOWNLOADS, LONGLIVE, WAN, download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE = f"{LONGLIVE}/models/longlive_base.pt"
@@ -209,7 +209,7 @@ def test_ctrl_c_keeps_what_has_come(hub: Hub, tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("longlive_core.download.http_get", interrupted)
+        patch.setattr("longlive_core.weights.download.http_get", interrupted)
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
     download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
     assert hub.starts(BASE) == [1000] and not parts(tmp_path)
@@ -292,7 +292,7 @@ def test_errors_of_the_disk_are_not_blamed_on_the_hub(
     def full(*of, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("longlive_core.download.http_get", full)
+    monkeypatch.setattr("longlive_core.weights.download.http_get", full)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
 

@@ -20,19 +20,19 @@ from longlive_core.config import (
     WindowConfig,
 )
 from longlive_core.geometry import FRAME_RATE, block_first_frame
-from longlive_core.live import LiveControl
 from longlive_core.model.causal_wan import CausalWan
+from longlive_core.output.video import read_settings
 from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
+from longlive_core.resume import METADATA_KEY, Ending, VideoState
 from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.prompts import Policy, PromptSchedule
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.state import METADATA_KEY, Ending, VideoState
+from longlive_core.schedule.schedule import Policy, PromptSchedule
+from longlive_core.steering.live import LiveControl
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiled import TiledDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
-from longlive_core.video import read_settings
 
 CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=2, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4

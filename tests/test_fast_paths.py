@@ -32,10 +32,10 @@ from longlive_core.model.graphs import GraphedModel
 from longlive_core.model.layers import FeedForward
 from longlive_core.reasons import reason_of
 from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Block, Hook, Switch, commit, denoise, recache, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.schedule.schedule import Policy
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.compiled import compile_decoder
 from longlive_core.vae.tiny import TinyAutoencoder

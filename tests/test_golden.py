@@ -19,13 +19,13 @@ from longlive_core.config import ModelConfig, SigmaConfig, WindowConfig
 from longlive_core.geometry import PATCH
 from longlive_core.model.causal_wan import CausalWan, sinusoid
 from longlive_core.model.rope import rotate, rotation
-from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import TIMESTEP_SCALE, clean_of, renoise, shifted_sigmas
+from longlive_core.schedule.schedule import Policy
 from longlive_core.weights.checkpoints import load_transformer
 from longlive_core.weights.lora import LoraChoice
-from longlive_core.weights.wan_names import foreign_name, from_wan
+from longlive_core.weights.names import foreign_name, from_wan
 
 ATOL = 1e-4
 ROPE_GRID = (2, 3, 4)  # frames, rows, columns of the RoPE units

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "longlive_core"
-FOLDERS = ("longlive_core", "nodes", "benchmarks")
+FOLDERS = ("longlive_core", "longlive_training", "nodes", "benchmarks")
 FILES = [ROOT / "__init__.py", *(f for folder in FOLDERS for f in sorted((ROOT / folder).rglob("*.py")))]
 
 # room -> rooms it may import (itself always); a room is a folder or a file of longlive_core
@@ -18,40 +18,34 @@ DOORS = {
     "doubles": set(),
     "compiling": {"reasons"},
     "config": {"geometry"},
+    "schedule": {"config", "geometry"},
     "model": {"config", "geometry", "reasons", "compiling", "doubles"},
     "vae": {"config", "geometry", "compiling"},
-    "text": {"config", "geometry"},
-    "rollout": {"model", "config", "geometry", "doubles"},
     "weights": {"model", "vae", "config", "geometry", "reasons", "compiling"},
-    "umt5": {"text", "weights", "config", "geometry"},
-    "download": set(),
+    "text": {"weights", "config", "geometry"},
+    "rollout": {"schedule", "model", "config", "geometry", "doubles"},
+    "steering": {"schedule", "rollout", "geometry"},
     "mini": {"config", "weights", "text", "model", "vae", "geometry", "reasons"},
-    "video": {"geometry"},
-    "contact_sheet": set(),
-    "overlap": set(),
-    "memory": {"rollout", "speed", "model", "vae", "weights", "config", "geometry"},
-    "script": {"rollout", "geometry"},
-    "live": {"script", "rollout", "geometry"},
-    "state": {"script", "rollout", "vae", "config", "geometry"},
+    "output": {"geometry"},
     "speed": {"model", "vae", "config", "geometry"},
-    "bench": {
-        *("overlap", "pipeline", "speed", "video", "memory", "rollout", "model", "vae", "weights"),
-        *("config", "geometry"),
-    },
+    "memory": {"rollout", "speed", "model", "vae", "weights", "config", "geometry"},
+    "resume": {"steering", "rollout", "vae", "config", "geometry"},
     "pipeline": {
-        *("overlap", "speed", "state", "script", "live", "mini", "rollout", "model", "vae", "text"),
+        *("output", "speed", "resume", "steering", "mini", "schedule", "rollout", "model", "vae", "text"),
         *("weights", "config", "geometry"),
     },
-    "parts": {"speed", "model", "pipeline", "umt5", "text", "vae", "weights", "config", "geometry"},
+    "parts": {"speed", "model", "pipeline", "text", "vae", "weights", "config", "geometry"},
+    "bench": {
+        *("output", "pipeline", "speed", "memory", "schedule", "rollout", "model", "vae", "weights"),
+        *("config", "geometry"),
+    },
     "cli": {
-        *("overlap", "bench", "speed", "pipeline", "parts", "memory", "download", "video", "contact_sheet"),
-        *("rollout", "state", "reasons"),
-        *("model", "weights", "config", "geometry"),
+        *("output", "bench", "speed", "pipeline", "parts", "memory", "schedule", "rollout", "resume"),
+        *("reasons", "model", "weights", "config", "geometry"),
     },
     "__main__": {"cli"},
-    "__init__": {"pipeline", "rollout"},
+    "__init__": {"pipeline", "schedule"},
 }
-TRAINING = set(DOORS) - {"cli", "__main__", "__init__"}
 HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "nodes", "execution"}
 
 
@@ -84,8 +78,7 @@ def rooms_imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda f: str(f.relative_to(CORE)))
 def test_core_rooms_import_only_through_their_doors(file: Path) -> None:
-    allowed = TRAINING if room(file) == "training" else DOORS[room(file)]
-    assert rooms_imported(file) - {room(file)} <= allowed
+    assert rooms_imported(file) - {room(file)} <= DOORS[room(file)]
 
 
 @pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda f: str(f.relative_to(CORE)))
@@ -99,6 +92,11 @@ def test_only_one_file_touches_the_host() -> None:
     for file in (ROOT / "nodes").glob("*.py"):
         absolute = {module.split(".")[0] for level, module, _ in imports(file) if level == 0}
         assert file.name == "host.py" or not absolute & (HOST - {"comfy_api"}), file.name
+
+
+def test_inference_never_imports_training() -> None:
+    for file in (f for folder in ("longlive_core", "nodes") for f in (ROOT / folder).rglob("*.py")):
+        assert not any(module.startswith("longlive_training") for _, module, _ in imports(file)), file.name
 
 
 def test_nodes_do_not_use_the_command_line() -> None:
@@ -125,5 +123,5 @@ def test_executes_are_thin() -> None:
 
 
 def test_the_prompt_room_needs_no_torch() -> None:
-    for file in (CORE / "geometry.py", CORE / "rollout" / "cues.py", *(CORE / "rollout").glob("prompt*.py")):
+    for file in (CORE / "geometry.py", *(CORE / "schedule").glob("*.py")):
         assert not any(module.split(".")[0] == "torch" for _, module, _ in imports(file))

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longlive_core.training.judge import Reading, motion_windows, position_steps, read, read_motion
-from longlive_core.training.world import (
+from longlive_training.judge import Reading, motion_windows, position_steps, read, read_motion
+from longlive_training.world import (
     BACKGROUNDS,
     FADE_FRAMES,
     MOTIONS,

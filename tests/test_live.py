@@ -13,10 +13,10 @@ from torch import Tensor
 
 from longlive_core.cli import main
 from longlive_core.config import WindowConfig
-from longlive_core.live import SHOWN_CHARACTERS, SHOWN_CUES, LiveControl, LiveError, Room
 from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
-from longlive_core.rollout.prompts import Policy, PromptSchedule, ScheduleError
 from longlive_core.rollout.rollout import Hook, RolloutError
+from longlive_core.schedule.schedule import Policy, PromptSchedule, ScheduleError
+from longlive_core.steering.live import SHOWN_CHARACTERS, SHOWN_CUES, LiveControl, LiveError, Room
 
 BLOCK = 3
 SCHEDULE = PromptSchedule.parse("0 first\n3.2 => keep: second\n")  # second begins at block 5

@@ -8,8 +8,8 @@ import torch
 
 from longlive_core.config import WindowConfig
 from longlive_core.mini.loader import Mini, load_mini
-from longlive_core.rollout.prompts import Policy
-from longlive_core.training.evaluate import autoencoder_figures, single_prompt_figures, switch_figures
+from longlive_core.schedule.schedule import Policy
+from longlive_training.evaluate import autoencoder_figures, single_prompt_figures, switch_figures
 
 VIDEOS = 8
 

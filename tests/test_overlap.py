@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from longlive_core import PromptSchedule, load_pipeline
-from longlive_core.overlap import BackgroundWriter, ahead
+from longlive_core.output.background import BackgroundWriter, ahead
 from longlive_core.pipeline import Request
 from longlive_core.rollout.rollout import Hook
 

@@ -16,9 +16,9 @@ from longlive_core.config import LONGLIVE_1_3B, ModelConfig
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.parts import ModelFiles, load_files
 from longlive_core.pipeline import Request
-from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.weights.lora import LoraChoice
-from longlive_core.weights.wan_names import foreign_name
+from longlive_core.weights.names import foreign_name
 
 HERE = Path(__file__).parent
 SCHEDULE = "0 a red fox runs\n1s => recache: a blue fox over the snow"

@@ -22,9 +22,9 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.layers import Linear
 from longlive_core.model.linear8 import FP8, plain, plain_unscaled, shrink
 from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.schedule.schedule import Policy
 from longlive_core.weights import arithmetic
 from longlive_core.weights.arithmetic import KERNELS, Kernel, Machine, Work, choose, settle_arithmetic
 from longlive_core.weights.checkpoints import PRECISIONS, load_transformer
@@ -309,7 +309,7 @@ def test_the_work_of_a_layer_is_its_matrices() -> None:
 def test_files_load_into_8_bits(precision, model, tmp_path) -> None:
     from safetensors.torch import save_file
 
-    from longlive_core.weights.wan_names import foreign_name
+    from longlive_core.weights.names import foreign_name
 
     save_file({foreign_name(n, "wan"): t for n, t in model.state_dict().items()}, tmp_path / "m.safetensors")
     loaded = load_transformer(tmp_path / "m.safetensors", precision=precision, num_heads=2).transformer

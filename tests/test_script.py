@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.blend import spherical
-from longlive_core.rollout.prompts import Cue, Policy, PromptSchedule
 from longlive_core.rollout.rollout import Switch
-from longlive_core.script import BlendStyle, PromptScript, blend_blocks, linear, script_of
+from longlive_core.schedule.schedule import Cue, Policy, PromptSchedule
+from longlive_core.steering.script import BlendStyle, PromptScript, blend_blocks, linear, script_of
 
 BLOCK = 3
 VALUES = {"a": 0.0, "b": 1.0, "c": 4.0}

@@ -15,11 +15,11 @@ from longlive_core.config import ModelConfig, SigmaConfig, WindowConfig
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.graphs import GraphedModel
 from longlive_core.pipeline import Request
+from longlive_core.resume import Ending
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.state import Ending
 
 CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=2, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4

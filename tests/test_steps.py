@@ -9,10 +9,10 @@ import torch
 from longlive_core.cli import main
 from longlive_core.config import MINI, PRESETS, SigmaConfig
 from longlive_core.pipeline import Pipeline, Request, load_pipeline
-from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.resume import Ending
 from longlive_core.rollout.rollout import Hook
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.state import Ending
+from longlive_core.schedule.schedule import PromptSchedule
 
 RED = "a red circle drifts right over navy"
 SCHEDULE = PromptSchedule.parse(f"0 {RED}\n1s => it turns into a blue star")

@@ -35,7 +35,7 @@ from longlive_core.text.encoder import (
     widened,
 )
 from longlive_core.text.tokens import TEXT_TOKENS, clean_prompt, load_tokenizer
-from longlive_core.umt5 import encoder_identity, load_umt5
+from longlive_core.text.umt5 import encoder_identity, load_umt5
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 20250922

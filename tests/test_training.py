@@ -4,17 +4,17 @@ import torch
 from torch.testing import assert_close
 
 from longlive_core.config import MINI
-from longlive_core.rollout.prompts import Policy
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
-from longlive_core.training.episodes import BLOCK, Episodes
-from longlive_core.training.evaluate import with_figures
-from longlive_core.training.forcing import plan
-from longlive_core.training.muon import orthogonalised
-from longlive_core.training.runs import MuonAndAdam, Run, exponential_average
-from longlive_core.training.transformer import Generator, by_pass, predict
-from longlive_core.training.tuning import clock_of
-from longlive_core.training.world import (
+from longlive_core.schedule.schedule import Policy
+from longlive_training.episodes import BLOCK, Episodes
+from longlive_training.evaluate import with_figures
+from longlive_training.forcing import plan
+from longlive_training.muon import orthogonalised
+from longlive_training.runs import MuonAndAdam, Run, exponential_average
+from longlive_training.transformer import Generator, by_pass, predict
+from longlive_training.tuning import clock_of
+from longlive_training.world import (
     VALUES,
     Attributes,
     Motion,

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from longlive_core.video import PENDING, VideoWriter, read_settings, whole_bytes
+from longlive_core.output.video import PENDING, VideoWriter, read_settings, whole_bytes
 
 SIZE = 96
 BLOCKS = (9, *[12] * 10)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from longlive_core import geometry
-from longlive_core.rollout.prompts import PromptSchedule, ScheduleError
+from longlive_core.schedule.schedule import PromptSchedule, ScheduleError
 
 WEB = Path(__file__).parent / "web"
 BLOCK = 3  # latent frames

@@ -10,7 +10,7 @@ from PIL import Image
 
 from longlive_core import PromptSchedule
 from longlive_core.config import WindowConfig
-from longlive_core.training.world import vocabulary
+from longlive_training.world import vocabulary
 
 ROOT = Path(__file__).parent.parent
 

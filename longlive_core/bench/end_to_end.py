@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..geometry import FRAME_RATE, TIME_STRIDE
-from ..overlap import BackgroundWriter
+from ..output.background import BackgroundWriter
+from ..output.video import VideoWriter
 from ..pipeline import Pipeline, Plan, Request
-from ..video import VideoWriter
 from .phases import intervals, late_to_early, peak_gib, reset_peak
 
 SPAN_SECONDS = 10.0  # of video, at the beginning of the steady part and at the end

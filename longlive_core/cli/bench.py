@@ -13,7 +13,7 @@ from ..geometry import latent_size, tokens_per_frame
 from ..model.attention import AUTO, BACKENDS
 from ..model.fastest import AttentionShape, default_memory, fastest_attention, measured
 from ..pipeline import Pipeline, Request, load_pipeline
-from ..rollout.prompts import PromptSchedule
+from ..schedule.schedule import PromptSchedule
 from ..speed import PLAIN, SPEEDS, Speed
 from .options import size, usable_device
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..download import download
+from ..weights.download import download
 
 HELP = "fetch published weights"
 

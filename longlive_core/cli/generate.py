@@ -9,15 +9,15 @@ import torch
 from tqdm import tqdm
 
 from ..config import MINI, Preset
-from ..contact_sheet import ContactSheet
-from ..overlap import BackgroundWriter
+from ..output.background import BackgroundWriter
+from ..output.contact_sheet import ContactSheet
+from ..output.video import VideoWriter
 from ..parts import ModelFiles, load_files
 from ..pipeline import Pipeline, Plan, Request, checked_frames, load_pipeline
 from ..reasons import reason_of
-from ..rollout.prompts import SWITCH_POLICIES, Policy, PromptSchedule
+from ..resume import Ending, VideoState
 from ..rollout.rollout import Hook
-from ..state import Ending, VideoState
-from ..video import VideoWriter
+from ..schedule.schedule import SWITCH_POLICIES, Policy, PromptSchedule
 from .options import (
     add_model,
     add_size_and_window,

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..video import read_settings
+from ..output.video import read_settings
 from ..weights.families import family
 from ..weights.files import INDEX_SUFFIX, PICKLES, open_tensors
 

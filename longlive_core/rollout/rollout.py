@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import WindowConfig
 from ..model.cache import KVCache, TextCache
 from ..model.causal_wan import CausalWan
-from .prompts import Policy
+from ..schedule.schedule import Policy
 from .scene import Scene
 from .sigmas import clean_of, renoise
 from .state import RolloutState

@@ -22,8 +22,8 @@ from .families import WAN_TEXT_TO_VIDEO, Shapes, family
 from .files import TensorFile, open_tensors
 from .fit import misfits
 from .lora import Lora, LoraChoice, open_lora
+from .names import our_name
 from .quantize import FP8, MARKERS, SCALES, SMALL_TYPES, from_8_bits, layer_linears, to_8_bits
-from .wan_names import our_name
 
 SECTIONS = ("generator", "generator_ema", "model")
 EMA_SECTIONS = ("generator_ema", "generator", "model")

@@ -2,7 +2,7 @@
 
 import re
 
-from .wan_names import bare_name, our_name
+from .names import bare_name, our_name
 
 Shapes = dict[str, tuple[int, ...]]
 _LORA = re.compile(r"lora_|\.diff(_b)?$|hada_|lokr_")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .families import Shapes, family
 from .files import TensorFile, open_tensors
-from .wan_names import foreign_name, our_name
+from .names import foreign_name, our_name
 
 SECTIONS = ("generator_lora",)
 _TENSOR = re.compile(

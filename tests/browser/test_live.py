@@ -12,7 +12,7 @@ import torch
 
 from longlive_core import PromptSchedule
 from longlive_core.geometry import FRAME_RATE
-from longlive_core.training.judge import read
+from longlive_training.judge import read
 
 ROOT = Path(__file__).parents[2]
 READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"

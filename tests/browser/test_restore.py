@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longlive_core.video import VideoWriter
+from longlive_core.output.video import VideoWriter
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = ROOT / "workflows" / "mini_extend.json"

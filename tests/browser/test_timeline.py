@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longlive_core.rollout.prompts import PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = json.loads((ROOT / "workflows" / "mini_timeline.json").read_text())

@@ -24,7 +24,7 @@ for name, place in (("pack", PACK), ("pack.nodes", PACK / "nodes")):  # without 
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [str(place)]
 growing = importlib.import_module("pack.nodes.growing")
-VideoWriter = importlib.import_module("pack.longlive_core.video").VideoWriter
+VideoWriter = importlib.import_module("pack.longlive_core.output.video").VideoWriter
 
 SIZE, BLOCK = 64, 12
 

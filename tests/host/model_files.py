@@ -12,7 +12,7 @@ from longlive_core.config import LONGLIVE_1_3B, TINY_WAN
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.vae.tiny import TinyAutoencoder
 from longlive_core.weights import vae_files
-from longlive_core.weights.wan_names import foreign_name
+from longlive_core.weights.names import foreign_name
 
 CONFIG = replace(LONGLIVE_1_3B.model, dim=256, ffn_dim=384, num_heads=2, num_layers=2)
 RANK = 4

@@ -12,7 +12,7 @@ from PIL import Image
 
 from longlive_core import load_pipeline
 from longlive_core.geometry import FRAME_RATE
-from longlive_core.video import read_settings
+from longlive_core.output.video import read_settings
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("mini_*.json"))

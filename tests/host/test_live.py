@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from longlive_core import PromptSchedule
 from longlive_core.cli import main
 from longlive_core.geometry import FRAME_RATE
-from longlive_core.training.judge import read
-from longlive_core.video import read_settings
+from longlive_core.output.video import read_settings
+from longlive_training.judge import read
 
 PROMPTS = "0 a red circle drifts right over navy\n"
 SECONDS = 6.75

@@ -1,5 +1,5 @@
 // One timed prompt: what it may hold, how numbers are written, and the error that says what is wrong.
-// The same rules as longlive_core/rollout/cues.py; a test holds the two together.
+// The same rules as longlive_core/schedule/cue.py; a test holds the two together.
 
 export const MAX_SECONDS = 24 * 60 * 60;
 export const MAX_CUES = 100000;

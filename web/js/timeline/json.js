@@ -1,5 +1,5 @@
 // Timeline JSON, and the reference's JSONL with its switch frames <-> schedules. The same rules as
-// longlive_core/rollout/prompt_json.py.
+// longlive_core/schedule/json_format.py.
 
 import { blockAt, blockSeconds, latentFrameSeconds } from "./blocks.js";
 import { AUTO, MAX_SECONDS, SPACE, ScheduleError, checkNumberOfCues, checkOrder, makeCue, quoted } from "./cues.js";

@@ -1,4 +1,4 @@
-// Schedule text, one cue a line <-> cues. The same grammar as longlive_core/rollout/prompt_text.py.
+// Schedule text, one cue a line <-> cues. The same grammar as longlive_core/schedule/text_format.py.
 
 import {
   AUTO,

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..config import MINI, TinyAutoencoderConfig
-from ..vae.tiny import TinyAutoencoder
+from longlive_core.config import MINI, TinyAutoencoderConfig
+from longlive_core.vae.tiny import TinyAutoencoder
+
 from .runs import Run, cosine, exponential_average
 from .world import Motion, film, random_attributes, random_change
 

@@ -1,10 +1,11 @@
-"""`python -m longlive_core.training STAGE`: train, package and measure LongLive Mini."""
+"""`python -m longlive_training STAGE`: train, package and measure LongLive Mini."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..mini.loader import WEIGHTS
+from longlive_core.mini.loader import WEIGHTS
+
 from .autoencoder import train_autoencoder
 from .evaluate import evaluate
 from .package import package
@@ -18,7 +19,7 @@ TUNING = Path("runs/tuning/model.safetensors")
 
 def main() -> None:
     """Read the arguments and run one stage."""
-    parser = argparse.ArgumentParser(prog="python -m longlive_core.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m longlive_training", description=__doc__)
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     training = [
         _stage(stages, "autoencoder", train_autoencoder, "frames <-> latents", 4000),

@@ -1,11 +1,12 @@
-"""Trained parts -> the one safetensors file that ships: `python -m longlive_core.training package`."""
+"""Trained parts -> the one safetensors file that ships: `python -m longlive_training package`."""
 
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..mini.loader import WEIGHTS, WORDS_KEY
+from longlive_core.mini.loader import WEIGHTS, WORDS_KEY
+
 from .autoencoder import load_autoencoder
 from .transformer import load_generator
 from .world import vocabulary

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import MINI
-from ..model.cache import LayerCache, TextCache
-from ..rollout.prompts import Policy
-from ..rollout.rollout import Block, Hook, commit, denoise, recache
-from ..rollout.scene import Scene
-from ..rollout.sigmas import TIMESTEP_SCALE, renoise, shifted_sigmas
-from ..vae.streaming import StreamingDecoder
-from ..vae.tiny import TinyAutoencoder
+from longlive_core.config import MINI
+from longlive_core.model.cache import LayerCache, TextCache
+from longlive_core.rollout.rollout import Block, Hook, commit, denoise, recache
+from longlive_core.rollout.scene import Scene
+from longlive_core.rollout.sigmas import TIMESTEP_SCALE, renoise, shifted_sigmas
+from longlive_core.schedule.schedule import Policy
+from longlive_core.vae.streaming import StreamingDecoder
+from longlive_core.vae.tiny import TinyAutoencoder
+
 from .episodes import BLOCK, Pool, object_cells
 from .judge import Reading, read
 from .runs import MuonAndAdam, Run, cosine, exponential_average

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.cache import LayerText, TextCache
+from longlive_core.model.cache import LayerText, TextCache
+
 from .episodes import BLOCK
 
 SEEN = 4  # sink, two past blocks and the block itself: the window of 12 latent frames

@@ -6,12 +6,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..config import MINI
-from ..geometry import tokens_per_frame
-from ..model.causal_wan import CausalWan
-from ..rollout.sigmas import TIMESTEP_SCALE, shifted_sigmas
-from ..text import WordEncoder
-from ..vae.tiny import TinyAutoencoder
+from longlive_core.config import MINI
+from longlive_core.geometry import tokens_per_frame
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.rollout.sigmas import TIMESTEP_SCALE, shifted_sigmas
+from longlive_core.text import WordEncoder
+from longlive_core.vae.tiny import TinyAutoencoder
+
 from .autoencoder import load_autoencoder
 from .episodes import BLOCK, Episodes, Pool
 from .forcing import Layout, SideBySide, attend_by_pass, plan, positions_of, text_by_pass, told_at

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from .cues import (
+from .cue import (
     AUTO,
     SWITCH_POLICIES,
     TIME_SPELLINGS,

@@ -1,6 +1,6 @@
 """Measure LongLive Mini with the judge on held-out combinations: the figures of its model card.
 
-`python -m longlive_core.training evaluate` prints them all and writes them as JSON; nothing here asks the
+`python -m longlive_training evaluate` prints them all and writes them as JSON; nothing here asks the
 model what it made, only its pixels.
 """
 
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import MINI, WindowConfig
-from ..geometry import FRAME_RATE, block_first_frame, latent_size, num_blocks
-from ..mini.loader import WEIGHTS, Mini, load_mini
-from ..rollout.noise import SeededNoise
-from ..rollout.prompts import SWITCH_POLICIES, Policy
-from ..rollout.rollout import Switch, rollout
-from ..rollout.sigmas import shifted_sigmas
-from ..vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
+from longlive_core.config import MINI, WindowConfig
+from longlive_core.geometry import FRAME_RATE, block_first_frame, latent_size, num_blocks
+from longlive_core.mini.loader import WEIGHTS, Mini, load_mini
+from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.rollout import Switch, rollout
+from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.schedule.schedule import SWITCH_POLICIES, Policy
+from longlive_core.vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
+
 from .autoencoder import make_clips, object_mask
 from .judge import Reading, motion_windows, position_steps, read, read_motion
 from .world import MOTIONS, SHAPES, VALUES, Attributes, change_prompt, changed, combinations, is_held_out

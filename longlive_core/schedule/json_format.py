@@ -8,8 +8,8 @@ from numbers import Integral
 from typing import Any
 
 from .. import geometry
-from .cues import MAX_SECONDS, Cue, ScheduleError, check_number_of_cues, quoted
-from .prompt_text import numbered_lines, read_time
+from .cue import MAX_SECONDS, Cue, ScheduleError, check_number_of_cues, quoted
+from .text_format import numbered_lines, read_time
 
 JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[{\]])')
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..geometry import TIME_STRIDE, num_frames
-from ..vae.tiny import TinyAutoencoder
+from longlive_core.geometry import TIME_STRIDE, num_frames
+from longlive_core.vae.tiny import TinyAutoencoder
+
 from .autoencoder import object_mask
 from .world import Attributes, Motion, change_prompt, film, random_attributes, random_change
 

@@ -13,7 +13,7 @@ from math import inf
 from typing import Any
 
 from .. import geometry
-from .cues import (
+from .cue import (
     SWITCH_POLICIES,
     Cue,
     Policy,
@@ -24,7 +24,7 @@ from .cues import (
     rounded,
     spelled,
 )
-from .prompt_json import (
+from .json_format import (
     JSON_START,
     check_switch_frames,
     cue_from_json,
@@ -38,7 +38,7 @@ from .prompt_json import (
     timeline_entries,
     without,
 )
-from .prompt_text import (
+from .text_format import (
     begins_with_time,
     checked_text,
     content_lines,

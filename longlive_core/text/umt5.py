@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .text.encoder import PromptEncoder, fill_umt5, umt5_sizes, umt5_skeleton
-from .text.tokens import Tokenizer, load_tokenizer, tokenizer_from_pieces
-from .weights.families import family
-from .weights.files import INDEX_SUFFIX, TensorFile, open_tensors
-from .weights.fit import misfits
-from .weights.quantize import MARKERS, SCALES
+from ..weights.families import family
+from ..weights.files import INDEX_SUFFIX, TensorFile, open_tensors
+from ..weights.fit import misfits
+from ..weights.quantize import MARKERS, SCALES
+from .encoder import PromptEncoder, fill_umt5, umt5_sizes, umt5_skeleton
+from .tokens import Tokenizer, load_tokenizer, tokenizer_from_pieces
 
 TOKENIZER_PAGE = "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/tree/main/google/umt5-xxl"
 PRECISIONS = (torch.bfloat16, torch.float32)  # fp16 overflows in this model

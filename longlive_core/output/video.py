@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
-from .geometry import FRAME_RATE
+from ..geometry import FRAME_RATE
 
 METADATA_KEY = "longlive"
 PENDING = b"skip"  # the type of a box whose end is not on disk yet; players pass over it

@@ -17,7 +17,7 @@ from .geometry import num_frames
 from .rollout.rollout import Hook
 from .rollout.scene import Scene
 from .rollout.state import RolloutState
-from .script import PromptScript, ScriptState
+from .steering.script import PromptScript, ScriptState
 from .vae.streaming import DecoderState, StreamingDecoder
 
 METADATA_KEY = "longlive_state"

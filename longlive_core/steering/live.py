@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .geometry import FRAME_RATE, block_seconds
-from .rollout.cues import MAX_CUES, Cue, Policy, ScheduleError
-from .rollout.prompts import PromptSchedule, Timeline
-from .rollout.rollout import Block, Script
+from ..geometry import FRAME_RATE, block_seconds
+from ..rollout.rollout import Block, Script
+from ..schedule.cue import MAX_CUES, Cue, Policy, ScheduleError
+from ..schedule.schedule import PromptSchedule, Timeline
 from .script import KEPT_PROMPTS, EncodeText, PromptScript
 
 FULL_SPEED, REAL_TIME = PACES = ("full speed", "real time")

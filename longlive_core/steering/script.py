@@ -10,10 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .geometry import FRAME_RATE, TIME_STRIDE
-from .rollout.cues import DEFAULT_BLEND_SECONDS, Cue, Policy
-from .rollout.prompts import Timeline
-from .rollout.rollout import Script, Switch
+from ..geometry import FRAME_RATE, TIME_STRIDE
+from ..rollout.rollout import Script, Switch
+from ..schedule.cue import DEFAULT_BLEND_SECONDS, Cue, Policy
+from ..schedule.schedule import Timeline
 
 EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
 KEPT_PROMPTS = 64  # embeddings of a schedule that are kept, in case a prompt comes again
