@@ -38,10 +38,10 @@ class WithoutCommit:
     def __call__(self, *inputs: Any) -> torch.Tensor:
         return self._model(*inputs)
 
-    def remember(self, latents: torch.Tensor, *inputs: Any) -> None:
+    def fill_cache(self, latents: torch.Tensor, *inputs: Any) -> None:
         """A recache, which has other sizes than a block, is not left out."""
         if latents.shape[2] != MINI.window.block_latent_frames:
-            self._model.remember(latents, *inputs)
+            self._model.fill_cache(latents, *inputs)
 
 
 EXTRAS = {

@@ -32,7 +32,7 @@ from longlive_core.model.fastest import AttentionShape, measured
 from longlive_core.pipeline import Pipeline, Request
 from longlive_core.reasons import reason_of
 from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.speed import COMPILED, SPEEDS, Speed
 from longlive_core.weights.arithmetic import settle_arithmetic

@@ -24,7 +24,7 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.fastest import seconds_of
 from longlive_core.model.linear8 import FP8, plain, plain_unscaled
 from longlive_core.rollout.rollout import Block, Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.schedule.schedule import Policy
 from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt, products
 from longlive_core.weights.quantize import layer_linears, quantize, to_8_bits

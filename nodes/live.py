@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..longlive_core.output.background import BackgroundWriter
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.schedule.schedule import Policy
 from ..longlive_core.steering.live import LiveControl, Room
-from ..longlive_core.vae.streaming import Decoder
 from . import host
 
 EVENT = "longlive.run"
@@ -207,40 +204,22 @@ RUNS = Runs()
 
 
 class Turns(Room):
-    """Where the memory has no room for the text encoder beside the model, they take turns between two blocks.
+    """Where memory has no room for text encoder and model at once, they take turns between two blocks.
 
-    `reload` brings the model back. The decoder, which works beside the sampling, waits meanwhile.
+    `reload` loads the model again.
     """
 
     def __init__(self, has_room: Callable[[], bool], reload: Callable[[], Any]):
         self._has_room, self._reload = has_room, reload
-        self._lock = threading.Lock()
 
     def is_free(self) -> bool:
         return self._has_room()
 
     @contextmanager
     def cleared(self) -> Iterator[None]:
-        with self._lock:
+        host.wait_for_device()
+        try:
+            yield
+        finally:
+            self._reload()
             host.wait_for_device()
-            try:
-                yield
-            finally:
-                self._reload()
-                host.wait_for_device()
-
-    def guarded(self, decoder: Decoder) -> Decoder:
-        """The decoder, taking its turns."""
-        return TakingTurns(decoder, self._lock)
-
-
-class TakingTurns:
-    """A decoder, `inner`, that works only while it holds the lock."""
-
-    def __init__(self, decoder: Decoder, lock: threading.Lock):
-        self.inner, self._lock = decoder, lock
-
-    def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
-        """As the decoder itself."""
-        with self._lock:
-            return self.inner.decode(latents, past)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig
 from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
-from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request
+from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, environment
 from ..longlive_core.resume import Ending, VideoState
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
@@ -66,7 +66,8 @@ class LongLiveStream(io.ComfyNode):
         parts = Parts(model, schedule, stream_vae(vae))
         past = Past(continue_from, parts.space)
         plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
-        settings = plan.settings() | model.settings() | {"past_latent_frames": past.num_frames}
+        settings = plan.settings() | environment(host.device()) | model.settings()
+        settings |= {"past_latent_frames": past.num_frames}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow)
         run = Run(parts, plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)), keep_state)
@@ -198,11 +199,9 @@ class Parts:
     def space(self) -> LatentSpace:
         return latent_space(self.model.preset)
 
-    def pipeline(self, plan: Plan, turns: Turns) -> Pipeline:
+    def pipeline(self, plan: Plan) -> Pipeline:
         """All of it in memory, with room for the run."""
-        transformer, decoder = self.load(plan)
-        made_of = (self.model.preset, transformer, turns.guarded(decoder), self.encode)
-        return Pipeline(*made_of, speed=self.model.speed)
+        return Pipeline(self.model.preset, *self.load(plan), self.encode, speed=self.model.speed)
 
     def load(self, plan: Plan) -> list:
         """Transformer and decoder in memory, with room for the run."""
@@ -210,8 +209,8 @@ class Parts:
         return host.load(parts, run_bytes(self.model, self.vae, plan))
 
     def encode(self, prompt: str) -> Tensor:
-        """The embedding of a prompt, as long as the model was trained to read."""
-        return self.schedule.encode(prompt, self.model.preset.model.text_tokens)
+        """The embedding of a prompt; ComfyUI's encoders make more rows of a long one than the model takes."""
+        return self.schedule.embeds_of(prompt)[:, : self.model.preset.model.text_tokens]
 
     def shortage(self, plan: Plan) -> str:
         return shortage(self.model, self.vae, plan)
@@ -295,8 +294,8 @@ class Run(Hook):
     def _record(self, control: LiveControl, writer: LiveWriter) -> None:
         try:
             with writer:
-                pipeline = self._made_of.pipeline(self._plan, self.turns)
-                for chunk in pipeline.run(self._plan.request, self, control, self._ending):
+                pipeline = self._made_of.pipeline(self._plan)
+                for chunk in pipeline.run(self._plan, self, control, self._ending):
                     self._keep(chunk, writer)
         except BaseException:
             self._give_up(writer)
@@ -332,11 +331,11 @@ class Run(Hook):
             self._scenes.append(self._num_latents)
         self._made.append(chunk.block.latents.cpu())
         self._num_latents += chunk.block.latents.shape[2]
-        pictures = chunk.pictures()
-        writer.append(pictures)
-        self._frames += len(pictures)
+        frames = chunk.uint8()
+        writer.append(frames)
+        self._frames += len(frames)
         self._blocks += 1
-        self._progress.preview(pictures[-1])
+        self._progress.preview(frames[-1])
         self._progress.text(self._status(chunk.block.index))
 
     def _give_up(self, writer: LiveWriter) -> None:

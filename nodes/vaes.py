@@ -36,14 +36,14 @@ class StreamVae:
 
 
 class PlacedDecoder:
-    """A decoder, `inner`, that takes latents from any device to its own."""
+    """A decoder that takes latents from any device to its own."""
 
     def __init__(self, decoder: Decoder, device: torch.device):
-        self.inner, self._device = decoder, device
+        self._decoder, self._device = decoder, device
 
     def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
         """As the decoder itself."""
-        return self.inner.decode(latents.to(self._device), past)
+        return self._decoder.decode(latents.to(self._device), past)
 
 
 class OwnVae:

@@ -24,9 +24,8 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.output.video import read_settings
 from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
 from longlive_core.resume import METADATA_KEY, Ending, VideoState
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.schedule.schedule import Policy, PromptSchedule
 from longlive_core.steering.live import LiveControl
 from longlive_core.vae.autoencoder import WanAutoencoder

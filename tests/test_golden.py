@@ -19,9 +19,9 @@ from longlive_core.config import ModelConfig, SigmaConfig, WindowConfig
 from longlive_core.geometry import PATCH
 from longlive_core.model.causal_wan import CausalWan, sinusoid
 from longlive_core.model.rope import rotate, rotation
+from longlive_core.rollout.noise import TIMESTEP_SCALE, clean_of, renoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
-from longlive_core.rollout.sigmas import TIMESTEP_SCALE, clean_of, renoise, shifted_sigmas
 from longlive_core.schedule.schedule import Policy
 from longlive_core.weights.checkpoints import load_transformer
 from longlive_core.weights.lora import LoraChoice
@@ -178,7 +178,7 @@ class Recorder(Hook):
 
 def in_time_order(cache, layer: int, kind: str, grid: tuple[int, int]) -> torch.Tensor:
     """The cached K or V sorted by latent frame; endless keys as the reference stores them, not rotated."""
-    buffer = cache.layers[layer].keys if kind == "k" else cache.layers[layer].values
+    buffer = cache.layers[layer].keys.data if kind == "k" else cache.layers[layer].values.data
     tokens, held = grid[0] * grid[1], min(cache.frames, cache.end)
     sink = min(cache.sink, held)
     ring = range(max(sink, cache.end - (cache.frames - cache.sink)), cache.end)
@@ -223,7 +223,7 @@ def test_real_width_layer(golden_dir: Path) -> None:
     scene = Scene(model, first, WindowConfig(), capacity=0)
     calls = zip(json.loads(meta["timesteps"]), json.loads(meta["starts"]), strict=True)
     with torch.no_grad():
-        text = model.read_text(prompt)
+        text = model.encode_text(prompt)
         for call, (timestep, start) in enumerate(calls):
             x = golden[f"call{call}.x"].transpose(1, 2)
             scene.open(start, x.shape[2])
@@ -231,7 +231,7 @@ def test_real_width_layer(golden_dir: Path) -> None:
             close(flow.transpose(1, 2), golden[f"call{call}.flow"], f"flow of call {call}")
             clean = clean_of(x, flow, table_sigma(timestep))
             close(clean.transpose(1, 2), golden[f"call{call}.x0"], f"x0 of call {call}")
-            keys = scene.cache.layers[0].keys[:, : scene.cache.opening.visible_tokens]
+            keys = scene.cache.layers[0].keys.first(scene.cache.opening.visible_tokens)
             close(keys, golden[f"call{call}.k"], f"K after call {call}")
 
 

@@ -46,7 +46,7 @@ def test_the_plan_of_a_transformer_is_what_a_run_allocates(window: WindowConfig)
     needs = estimate(SMALL, Setting(*SIZE, "fp32", "tiny", window), CPU)
     model, cells = CausalWan(SMALL.model).requires_grad_(False), latent_size(*SIZE)
     with torch.inference_mode(), LiveBytes() as held:
-        text = model.read_text(torch.ones(1, SMALL.model.text_tokens, SMALL.model.text_dim))
+        text = model.encode_text(torch.ones(1, SMALL.model.text_tokens, SMALL.model.text_dim))
         scene = Scene(model, torch.zeros(1, 16, window.block_latent_frames, *cells), window, 0)
         scene.append(torch.zeros(1, 16, scene.cache.frames, *cells))
     with torch.inference_mode(), LiveBytes() as passes:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from longlive_core.model.linear8 import FP8, plain, plain_unscaled, shrink
+from longlive_core.weights.arithmetic import KERNELS, Kernel, Machine, Work, choose, settle_arithmetic
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -20,13 +22,10 @@ from longlive_core.model import linear8
 from longlive_core.model.cache import SmallBuffer
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.layers import Linear
-from longlive_core.model.linear8 import FP8, plain, plain_unscaled, shrink
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.schedule.schedule import Policy
 from longlive_core.weights import arithmetic
-from longlive_core.weights.arithmetic import KERNELS, Kernel, Machine, Work, choose, settle_arithmetic
 from longlive_core.weights.checkpoints import PRECISIONS, load_transformer
 from longlive_core.weights.quantize import layer_linears, multiply_with, pass_linears, quantize, to_8_bits
 

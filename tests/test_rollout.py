@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from longlive_core.rollout.transfers import FiniteCheck
 from torch.testing import assert_close
 
 from longlive_core.config import ModelConfig, SigmaConfig, WindowConfig
 from longlive_core.model.attention import BACKENDS, attention_backend
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, RolloutError, Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.rollout.transfers import FiniteCheck
 from longlive_core.schedule.schedule import SWITCH_POLICIES, Policy
 
 CONFIG = ModelConfig(

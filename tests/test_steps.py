@@ -10,8 +10,8 @@ from longlive_core.cli import main
 from longlive_core.config import MINI, PRESETS, SigmaConfig
 from longlive_core.pipeline import Pipeline, Request, load_pipeline
 from longlive_core.resume import Ending
+from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.rollout.rollout import Hook
-from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.schedule.schedule import PromptSchedule
 
 RED = "a red circle drifts right over navy"

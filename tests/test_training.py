@@ -55,17 +55,17 @@ def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int
     """The flow of a block by inference: committed block by block, recached at the switch."""
     transformer = model.transformer
     scene = Scene(transformer, latents[:, :, :BLOCK], MINI.window, 0)
-    text = transformer.read_text(model.words([PROMPTS[0]]))
+    text = transformer.encode_text(model.words([PROMPTS[0]]))
     for past in range(block):
         if past == switch:
-            text = transformer.read_text(model.words([PROMPTS[2]]))
+            text = transformer.encode_text(model.words([PROMPTS[2]]))
             recache(scene, text, Policy.RECACHE)
         clean = latents[:, :, past * BLOCK : (past + 1) * BLOCK]
         scene.open(past * BLOCK, BLOCK)
-        scene.remember(clean, text)
+        scene.fill_cache(clean, text)
         scene.append(clean)
     if block == switch:
-        text = transformer.read_text(model.words([PROMPTS[2]]))
+        text = transformer.encode_text(model.words([PROMPTS[2]]))
         recache(scene, text, Policy.RECACHE)
     scene.open(block * BLOCK, BLOCK)
     return scene.flow(latents[:, :, block * BLOCK : (block + 1) * BLOCK], 0.8, text)

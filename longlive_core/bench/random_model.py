@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import LONGLIVE_1_3B, Preset
+from ..fast.compiled import EAGER
 from ..memory import build_decoder
-from ..model.attention import attention_backend
+from ..model.attention import AUTO, attention_backend
 from ..model.causal_wan import CausalWan
 from ..pipeline import Pipeline
-from ..speed import Speed
 
 WEIGHT_STD = 0.02
 PROMPT_ROWS = 64  # of the rows of text, those that a prompt of a few sentences fills; the rest is padding
@@ -20,8 +20,9 @@ PROMPT_ROWS = 64  # of the rows of text, those that a prompt of a few sentences 
 def random_pipeline(
     device: torch.device,
     dtype: torch.dtype,
-    speed: Speed,
     decoder: str = "tiny",
+    attention: str = AUTO,
+    speed: str = EAGER,
     num_layers: int | None = None,
     preset: Preset = LONGLIVE_1_3B,
 ) -> Pipeline:
@@ -29,7 +30,7 @@ def random_pipeline(
     config = replace(preset.model, num_layers=num_layers or preset.model.num_layers)
     preset = replace(preset, model=config)
     with torch.device(device):
-        model = CausalWan(config, attention_backend(speed.attention))
+        model = CausalWan(config, attention_backend(attention, device))
         made = build_decoder(preset, decoder)
     model = randomised(model).to(dtype)
     return Pipeline(

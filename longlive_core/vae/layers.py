@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import winograd
-
 Olds = Iterator[Tensor | None]
 TINY = 1e-12  # no length is divided by less
 NARROW = 128  # fewer channels have no kernel of today's cards for three axes, but for two
@@ -52,9 +50,7 @@ class CausalConv(nn.Conv3d):
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """x and the last frames of the x before it -> (convolved, new past)."""
         past = channels_last(self.no_past(x) if past is None else past)
-        if winograd.pays(x, self.weight):
-            y = winograd.convolve((past, x), self.weight, self.bias)
-        elif self.is_narrow and on_card(x):
+        if self.is_narrow and on_card(x):
             y = self.side_by_side(torch.cat((past, x), dim=2))
         else:
             y = super().forward(torch.cat((past, x), dim=2))
@@ -203,8 +199,6 @@ class Upsample(nn.Module):
     def widen(self, x: Tensor) -> Tensor:
         """Every pixel four times, then convolved."""
         x = frame_by_frame(lambda frames: F.interpolate(frames, scale_factor=2), x)
-        if winograd.pays(x, self.space.weight):
-            return winograd.convolve((x,), self.space.weight.unsqueeze(2), self.space.bias)
         return frame_by_frame(self.space, x)
 
 

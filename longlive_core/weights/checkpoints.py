@@ -15,15 +15,23 @@ from torch import Tensor
 
 from ..config import LONGLIVE_1_3B, RELATIVES, ModelConfig, Preset
 from ..geometry import PATCH
-from ..model.attention import attention_backend
+from ..model.attention import Attend, sdpa
 from ..model.causal_wan import CausalWan
-from .arithmetic import settle_arithmetic
 from .families import WAN_TEXT_TO_VIDEO, Shapes, family
 from .files import TensorFile, open_tensors
 from .fit import misfits
 from .lora import Lora, LoraChoice, open_lora
 from .names import our_name
-from .quantize import FP8, MARKERS, SCALES, SMALL_TYPES, from_8_bits, layer_linears, to_8_bits
+from .quantize import (
+    FP8,
+    MARKERS,
+    SCALES,
+    SMALL_TYPES,
+    from_8_bits,
+    layer_linears,
+    to_8_bits,
+    use_fp8_products,
+)
 
 SECTIONS = ("generator", "generator_ema", "model")
 EMA_SECTIONS = ("generator_ema", "generator", "model")
@@ -34,8 +42,8 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp8": FP8,  # storage only
-    "fp8-fast": FP8,  # arithmetic too, where arithmetic.py finds it faster
-    "int8": torch.int8,  # the same
+    "fp8-fast": FP8,  # products too, where the GPU has them
+    "int8": torch.int8,
 }
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -68,7 +76,7 @@ def load_transformer(
     loras: Sequence[LoraChoice] = (),
     precision: str = "bf16",
     device: torch.device | str = "cpu",
-    attention: str = "sdpa",
+    attend: Attend = sdpa,
     preset: str | None = None,
     num_heads: int | None = None,
     on_progress: Progress | None = None,
@@ -88,7 +96,7 @@ def load_transformer(
     )
     opened = [open_lora(choice, checkpoint.shapes()) for choice in loras]
     with torch.device("meta"):
-        transformer = CausalWan(checkpoint.config, attention_backend(attention)).requires_grad_(False)
+        transformer = CausalWan(checkpoint.config, attend).requires_grad_(False)
     check_shapes(checkpoint, transformer)
     fill(transformer, values(checkpoint, opened, transformer, precision, torch.device(device), on_progress))
     notes = [lora.report() for lora in opened]
@@ -281,19 +289,16 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float16 if precision == "fp16" else torch.bfloat16
 
 
-def settle(
-    transformer: CausalWan, precision: str, device: torch.device, is_compiled: bool = False
-) -> tuple[str, ...]:
+def settle(transformer: CausalWan, precision: str, device: torch.device) -> tuple[str, ...]:
     """Ready a transformer, wherever it was loaded, to run on `device`; its layers' matrices stay as stored.
 
-    With 8 bits the arithmetic is chosen by measuring, for layers that will be compiled or not; what the user
-    should hear of it is returned.
+    Returns notes for the user.
     """
     dtype, small = compute_dtype(precision, device), stored_small(transformer)
     for name, weight in transformer.named_parameters():
         if name not in small:
             weight.data = weight.data.to(dtype)
-    return settle_arithmetic(transformer, precision, device, is_compiled)
+    return (use_fp8_products(transformer, device),) if precision == "fp8-fast" else ()
 
 
 def fill(transformer: CausalWan, tensors: Iterator[tuple[str, Tensor, Tensor | None]]) -> None:

@@ -3,6 +3,7 @@
 Safetensors (one file, or shards with an index) and PyTorch pickles of plain tensors; nothing in them is run.
 """
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -188,3 +189,18 @@ def _section(path: Path, content: Any, sections: tuple[str, ...]) -> dict[str, T
         )
         raise ValueError(f"{path} holds no named tensors, but {kind or type(content).__name__}")
     return tensors
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that is no heading, at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), type(error).__name__)[:200]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

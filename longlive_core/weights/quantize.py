@@ -6,9 +6,9 @@ Where no kernel multiplies in 8 bits, weights are widened for the moment of thei
 import torch
 from torch import Tensor, nn
 
+from ..fast.products import FP8, lacks_fp8_products, quantise
 from ..model.causal_wan import CausalWan
 from ..model.layers import Linear
-from ..model.linear8 import FP8, Multiply, shrink
 
 SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
 MARKERS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")  # beside weights, but no weights
@@ -18,7 +18,7 @@ ONCE_A_PROMPT = ("cross_attn.k", "cross_attn.v")  # no time to gain there
 
 def to_8_bits(weight: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
     """Weight [out, in] -> (e4m3 or int8 [out, in], fp32 scale [out]); weight is about small * scale."""
-    small, scale = shrink(weight, dtype)
+    small, scale = quantise(weight, dtype)
     return small, scale.flatten()
 
 
@@ -39,18 +39,18 @@ def pass_linears(transformer: CausalWan) -> dict[str, Linear]:
     return {name: linear for name, linear in linears if not name.endswith(ONCE_A_PROMPT)}
 
 
-def quantize(transformer: CausalWan, dtype: torch.dtype, multiply: Multiply | None = None) -> None:
-    """Store the layers' matrices of a ready transformer in `dtype`, FP8 or int8, in place.
-
-    `multiply`, a kernel of model/linear8 for that dtype, makes the arithmetic of every pass 8 bits too.
-    """
+def quantize(transformer: CausalWan, dtype: torch.dtype) -> None:
+    """Store the layers' matrices of a ready transformer in `dtype`, FP8 or int8, in place."""
     for linear in layer_linears(transformer).values():
         small, linear.scale = to_8_bits(linear.weight.data, dtype)
         linear.weight = nn.Parameter(small, requires_grad=False)
-    multiply_with(transformer, multiply)
 
 
-def multiply_with(transformer: CausalWan, multiply: Multiply | None) -> None:
-    """Matrices already stored in 8 bits are multiplied by this kernel from now on; None widens them."""
+def use_fp8_products(transformer: CausalWan, device: torch.device) -> str:
+    """Multiply fp8 weights as they are where `device` can; a sentence says whether it does."""
+    reason = lacks_fp8_products(device)
     for linear in pass_linears(transformer).values():
-        linear.multiply = multiply
+        linear.has_fp8_product = reason is None
+    if reason is None:
+        return "fp8-fast: the layers' matrices are multiplied in fp8"
+    return f"{reason}; the weights are stored in fp8 and dequantised at their use"
