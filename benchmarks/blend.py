@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import report
-from longlive_core.config import MINI
+from longlive_core.config import MINI, Policy
 from longlive_core.geometry import FRAME_RATE, block_first_frame, latent_size
 from longlive_core.mini.loader import Mini, load_mini
 from longlive_core.rollout.rollout import rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.cue import Cue, Policy
+from longlive_core.schedule.cue import Cue
 from longlive_core.steering.script import BlendStyle, PromptScript, linear
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_training.evaluate import BatchNoise, batches, held_out

@@ -9,11 +9,11 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..longlive_core.config import MINI, RELATIVES, Preset, WanAutoencoderConfig, WindowConfig
+from ..longlive_core.config import MINI, RELATIVES, Policy, Preset, WanAutoencoderConfig, WindowConfig
 from ..longlive_core.model.attention import AUTO, BACKENDS
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
-from ..longlive_core.schedule.schedule import Policy, PromptSchedule
+from ..longlive_core.schedule.schedule import PromptSchedule
 from ..longlive_core.speed import PLAIN, SPEEDS, Speed
 from . import host
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from longlive_core.cli import main
 from longlive_core.config import (
     ModelConfig,
+    Policy,
     SigmaConfig,
     TinyAutoencoderConfig,
     WanAutoencoderConfig,
@@ -27,7 +28,7 @@ from longlive_core.resume import METADATA_KEY, Ending, VideoState
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import Policy, PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.live import LiveControl
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import StreamingDecoder

@@ -20,6 +20,7 @@ from longlive_core.compiling import Compiled, new_size
 from longlive_core.config import (
     TINY_WAN,
     ModelConfig,
+    Policy,
     Preset,
     SigmaConfig,
     WanAutoencoderConfig,
@@ -35,7 +36,6 @@ from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.rollout import Block, Hook, Switch, commit, denoise, recache, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import Policy
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.compiled import compile_decoder
 from longlive_core.vae.tiny import TinyAutoencoder

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from longlive_core.cli import main
-from longlive_core.config import WindowConfig
+from longlive_core.config import Policy, WindowConfig
 from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
 from longlive_core.rollout.rollout import Hook, RolloutError
-from longlive_core.schedule.schedule import Policy, PromptSchedule, ScheduleError
+from longlive_core.schedule.cue import ScheduleError
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.live import SHOWN_CHARACTERS, SHOWN_CUES, LiveControl, LiveError, Room
 
 BLOCK = 3

@@ -9,14 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longlive_core import geometry
-from longlive_core.schedule.cue import MAX_BLEND_SECONDS, MAX_CUES, MAX_SECONDS
-from longlive_core.schedule.schedule import (
-    SWITCH_POLICIES,
-    Cue,
-    Policy,
-    PromptSchedule,
-    ScheduleError,
-)
+from longlive_core.config import SWITCH_POLICIES, Policy
+from longlive_core.schedule.cue import MAX_BLEND_SECONDS, MAX_CUES, MAX_SECONDS, Cue, ScheduleError
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.schedule.text_format import MAX_CHARACTERS
 
 BLOCK = 3  # latent frames

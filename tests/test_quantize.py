@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from longlive_core.config import LONGLIVE_1_3B, ModelConfig, SigmaConfig, WindowConfig
+from longlive_core.config import LONGLIVE_1_3B, ModelConfig, Policy, SigmaConfig, WindowConfig
 from longlive_core.geometry import tokens_per_frame
 from longlive_core.memory import Setting, smaller, transformer_bytes, weight_bytes
 from longlive_core.model import linear8
@@ -24,7 +24,6 @@ from longlive_core.model.linear8 import FP8, plain, plain_unscaled, shrink
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.rollout import Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import Policy
 from longlive_core.weights import arithmetic
 from longlive_core.weights.arithmetic import KERNELS, Kernel, Machine, Work, choose, settle_arithmetic
 from longlive_core.weights.checkpoints import PRECISIONS, load_transformer

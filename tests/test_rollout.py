@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longlive_core.config import ModelConfig, SigmaConfig, WindowConfig
+from longlive_core.config import SWITCH_POLICIES, ModelConfig, Policy, SigmaConfig, WindowConfig
 from longlive_core.model.attention import BACKENDS, attention_backend
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.rollout import Hook, RolloutError, Switch, rollout
 from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.rollout.transfers import FiniteCheck
-from longlive_core.schedule.schedule import SWITCH_POLICIES, Policy
 
 CONFIG = ModelConfig(
     dim=48, ffn_dim=96, num_heads=2, num_layers=3, text_dim=8, text_tokens=4, freq_dim=16, latent_channels=4

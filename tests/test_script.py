@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.blend import spherical
+from longlive_core.config import Policy
 from longlive_core.rollout.rollout import Switch
-from longlive_core.schedule.schedule import Cue, Policy, PromptSchedule
+from longlive_core.schedule.cue import Cue
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.script import BlendStyle, PromptScript, blend_blocks, linear, script_of
 
 BLOCK = 3

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config import Policy
 from ..geometry import FRAME_RATE, block_seconds
 from ..rollout.rollout import Block, Script
-from ..schedule.cue import MAX_CUES, Cue, Policy, ScheduleError
+from ..schedule.cue import MAX_CUES, Cue, ScheduleError
 from ..schedule.schedule import PromptSchedule, Timeline
 from .script import KEPT_PROMPTS, EncodeText, PromptScript
 

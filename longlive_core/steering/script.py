@@ -10,9 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..config import Policy
 from ..geometry import FRAME_RATE, TIME_STRIDE
 from ..rollout.rollout import Script, Switch
-from ..schedule.cue import DEFAULT_BLEND_SECONDS, Cue, Policy
+from ..schedule.cue import DEFAULT_BLEND_SECONDS, Cue
 from ..schedule.schedule import Timeline
 
 EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
