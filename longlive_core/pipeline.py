@@ -164,7 +164,6 @@ class Pipeline:
                 plan.blocks,
                 plan.block_latent_frames,
                 is_until_stopped=plan.is_until_stopped,
-                unwanted=stop,
                 cut_off=plan.cut_off,
             )
         else:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..longlive_core.config import Policy
 from ..longlive_core.output.background import BackgroundWriter
 from ..longlive_core.output.video import VideoWriter
-from ..longlive_core.steering.live import LiveControl, Room
+from ..longlive_core.steering.inbox import Room
+from ..longlive_core.steering.live import LiveControl
 from ..longlive_core.vae.streaming import Decoder
 from . import host
 

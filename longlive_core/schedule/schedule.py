@@ -34,10 +34,10 @@ class Timeline:
         assert block >= 0, block
         return self.segments[bisect_right(self.segments, block, key=lambda segment: segment.block) - 1]
 
-    def opens(self, block: int) -> Segment | None:
-        """The segment that begins at block `block`, if one does."""
+    def cue_at(self, block: int) -> Cue | None:
+        """The cue that takes effect at block `block`, if one does."""
         segment = self.segment_at(block)
-        return segment if segment.block == block else None
+        return segment.cue if segment.block == block else None
 
     def report(self) -> tuple[str, ...]:
         """One line a segment: the time its cue was written for, and when it takes effect."""
