@@ -217,7 +217,7 @@ def test_stop_ends_at_the_next_block_but_makes_one():
             call()
 
 
-def test_a_held_run_still_listens_to_its_host():
+def test_a_held_run_ends_when_its_check_raises():
     class Interrupted(BaseException):
         pass
 
