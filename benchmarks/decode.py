@@ -124,7 +124,7 @@ def beside_and_inline(repeats: int, seconds: float = 6.0) -> dict[str, float]:
 
     def make(blocks_ahead: int) -> None:
         pipeline.blocks_ahead = blocks_ahead
-        for chunk in pipeline.run(request):
+        for chunk in pipeline.run(pipeline.plan(request)):
             chunk.pictures()
 
     times = in_turn({"beside": lambda: make(1), "inline": lambda: make(0)}, repeats)

@@ -14,11 +14,11 @@ from unittest import mock
 import torch
 
 from benchmarks.measure import report
-from longlive_core.config import MINI, SigmaConfig, WindowConfig
+from longlive_core.config import MINI, Policy, SigmaConfig, WindowConfig
 from longlive_core.mini.loader import Mini, load_mini
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.pipeline import Request, load_pipeline
-from longlive_core.schedule.schedule import Policy, PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_training import evaluate
 
 BLOCKS = 40

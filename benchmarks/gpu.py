@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longlive_core.model.fastest import AttentionShape, measured
+from longlive_core.speed import COMPILED, SPEEDS, Speed
+from longlive_core.weights.arithmetic import settle_arithmetic
 
 from benchmarks.measure import RESULTS, machine
 from benchmarks.plain import PlainScene
@@ -28,14 +31,10 @@ from longlive_core.config import LONGLIVE_1_3B
 from longlive_core.geometry import latent_size, tokens_per_frame
 from longlive_core.memory import GIB, Setting, estimate
 from longlive_core.model.attention import BACKENDS
-from longlive_core.model.fastest import AttentionShape, measured
 from longlive_core.pipeline import Pipeline, Request
 from longlive_core.reasons import reason_of
-from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.noise import shifted_sigmas
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.schedule.schedule import PromptSchedule
-from longlive_core.speed import COMPILED, SPEEDS, Speed
-from longlive_core.weights.arithmetic import settle_arithmetic
 from longlive_core.weights.checkpoints import PRECISIONS
 from longlive_core.weights.quantize import quantize
 

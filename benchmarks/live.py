@@ -75,7 +75,7 @@ def made(folder: Path, watched: Watched | None) -> Iterator[None]:
     pipeline.blocks_ahead = 0
     request = Request(PLAIN if watched else SCHEDULE, SPAN * SPANS * 0.75, seed=1)
     with VideoWriter(folder / f"{bool(watched)}.mp4", MINI.width, MINI.height) as writer:
-        for chunk in pipeline.run(request, live=watched.control if watched else None):
+        for chunk in pipeline.run(pipeline.plan(request), live=watched.control if watched else None):
             pictures = chunk.pictures()
             writer.append(pictures)
             if watched:
@@ -131,7 +131,7 @@ def memory() -> dict[str, object]:
         writer = VideoWriter(Path(folder) / "v.mp4", MINI.width, MINI.height)
         with writer:
             request = Request(PLAIN, LONG_SECONDS, seed=1)
-            for chunk in pipeline.run(request, live=watched.control):
+            for chunk in pipeline.run(pipeline.plan(request), live=watched.control):
                 pictures = chunk.pictures()
                 writer.append(pictures)
                 kept.append(chunk.block.latents)

@@ -20,10 +20,9 @@ from longlive_core.config import LONGLIVE_1_3B, ModelConfig
 from longlive_core.geometry import latent_size
 from longlive_core.memory import Setting, build_decoder, estimate
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise
 from longlive_core.rollout.scene import Scene
-from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.weights.checkpoints import PRECISIONS, LoadedTransformer, load_transformer
 from longlive_core.weights.lora import LoraChoice

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from longlive_core.config import MINI
+from longlive_core.config import MINI, Policy
 from longlive_core.model.cache import LayerCache, TextCache
 from longlive_core.rollout.noise import TIMESTEP_SCALE, renoise, shifted_sigmas
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise, recache
 from longlive_core.rollout.scene import Scene
-from longlive_core.schedule.schedule import Policy
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
 

@@ -8,12 +8,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longlive_core.config import MINI, RELATIVES, Preset, WanAutoencoderConfig, WindowConfig
+from ..longlive_core.config import MINI, RELATIVES, Policy, Preset, WanAutoencoderConfig, WindowConfig
 from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed
 from ..longlive_core.model.attention import AUTO, BACKENDS, known_attention
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
-from ..longlive_core.schedule.schedule import Policy, PromptSchedule
+from ..longlive_core.schedule.schedule import PromptSchedule
 from . import host
 
 CATEGORY = "LongLive"

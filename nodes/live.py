@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..longlive_core.config import Policy
 from ..longlive_core.output.background import BackgroundWriter
 from ..longlive_core.output.video import VideoWriter
-from ..longlive_core.schedule.schedule import Policy
-from ..longlive_core.steering.live import LiveControl, Room
+from ..longlive_core.steering.inbox import Room
+from ..longlive_core.steering.live import LiveControl
 from . import host
 
 EVENT = "longlive.run"

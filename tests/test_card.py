@@ -61,7 +61,10 @@ def made(pipeline: Pipeline, hook: Hook | None = None, ending: Ending | None = N
     schedule = PromptSchedule.parse(RED if "seconds" in request else SCHEDULE)
     asked = Request(schedule, **{"seconds": SECONDS, "seed": 7} | request)
     with torch.inference_mode():
-        chunks = [(c.frames.cpu(), c.block.latents.cpu()) for c in pipeline.run(asked, hook, ending=ending)]
+        chunks = [
+            (c.frames.cpu(), c.block.latents.cpu())
+            for c in pipeline.run(pipeline.plan(asked), hook, ending=ending)
+        ]
     frames, latents = zip(*chunks, strict=True)
     return torch.cat(frames), torch.cat(latents, dim=2)
 

@@ -60,7 +60,7 @@ def test_a_video_says_how_it_was_made(tmp_path, capsys) -> None:
 def test_same_seed_same_latents() -> None:
     pipeline = load_pipeline("mini")
     request = Request(PromptSchedule.single(PROMPT), 2.0, seed=3)
-    one, other = ([c.block.latents for c in pipeline.run(request)] for _ in range(2))
+    one, other = ([c.block.latents for c in pipeline.run(pipeline.plan(request))] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -268,8 +268,8 @@ def test_ten_thousand_cues(tmp_path) -> None:
 def test_a_continued_video_goes_on_with_the_frames_asked_for() -> None:
     pipeline = load_pipeline("mini")
     schedule = PromptSchedule.single(PROMPT)
-    first = torch.cat([c.block.latents for c in pipeline.run(Request(schedule, 3.0))], dim=2)
-    chunks = list(pipeline.run(Request(schedule, 2.0, past=first)))
+    first = torch.cat([c.block.latents for c in pipeline.run(pipeline.plan(Request(schedule, 3.0)))], dim=2)
+    chunks = list(pipeline.run(pipeline.plan(Request(schedule, 2.0, past=first))))
     assert [len(c.frames) for c in chunks] == [12, 12, 8]
     assert [c.block.index for c in chunks] == [5, 6, 7] and not chunks[0].block.opens_scene
     with pytest.raises(ValueError, match="cannot be continued"):

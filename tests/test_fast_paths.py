@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.plain import PlainScene
 from longlive_core.bench.limits import block_flops
-from longlive_core.config import ModelConfig, Preset, SigmaConfig, WindowConfig
+from longlive_core.config import ModelConfig, Policy, Preset, SigmaConfig, WindowConfig
 from longlive_core.fast import attention as hopper
 from longlive_core.fast.compiled import Compiled, known_speed
 from longlive_core.model import attention, layers
@@ -23,7 +23,7 @@ from longlive_core.pipeline import Request, load_pipeline
 from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, commit, denoise, recache, rollout
 from longlive_core.rollout.scene import Scene
-from longlive_core.schedule.schedule import Policy, PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.weights.files import first_line
 
 CPU = torch.device("cpu")

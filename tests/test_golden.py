@@ -15,14 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from longlive_core.config import ModelConfig, SigmaConfig, WindowConfig
+from longlive_core.config import ModelConfig, Policy, SigmaConfig, WindowConfig
 from longlive_core.geometry import PATCH
 from longlive_core.model.causal_wan import CausalWan, sinusoid
 from longlive_core.model.rope import rotate, rotation
 from longlive_core.rollout.noise import TIMESTEP_SCALE, clean_of, renoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
-from longlive_core.schedule.schedule import Policy
 from longlive_core.weights.checkpoints import load_transformer
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.names import foreign_name, from_wan

@@ -15,7 +15,7 @@ from longlive_core.weights.arithmetic import KERNELS, Kernel, Machine, Work, cho
 from torch import Tensor
 from torch.testing import assert_close
 
-from longlive_core.config import LONGLIVE_1_3B, ModelConfig, SigmaConfig, WindowConfig
+from longlive_core.config import LONGLIVE_1_3B, ModelConfig, Policy, SigmaConfig, WindowConfig
 from longlive_core.geometry import tokens_per_frame
 from longlive_core.memory import Setting, smaller, transformer_bytes, weight_bytes
 from longlive_core.model import linear8
@@ -24,7 +24,6 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.layers import Linear
 from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Switch, rollout
-from longlive_core.schedule.schedule import Policy
 from longlive_core.weights import arithmetic
 from longlive_core.weights.checkpoints import PRECISIONS, load_transformer
 from longlive_core.weights.quantize import layer_linears, multiply_with, pass_linears, quantize, to_8_bits

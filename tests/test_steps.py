@@ -35,7 +35,7 @@ class Counting(Hook):
 @torch.inference_mode()
 def made(pipeline: Pipeline, hook: Hook | None = None, ending: Ending | None = None, **request):
     """Frames [F, H, W, 3] and latents [1, C, T, H, W] of two seconds."""
-    chunks = list(pipeline.run(Request(SCHEDULE, 2.0, seed=3, **request), hook, ending=ending))
+    chunks = list(pipeline.run(pipeline.plan(Request(SCHEDULE, 2.0, seed=3, **request)), hook, ending=ending))
     return torch.cat([c.frames for c in chunks]), torch.cat([c.block.latents for c in chunks], dim=2)
 
 

@@ -3,10 +3,9 @@
 import torch
 from torch.testing import assert_close
 
-from longlive_core.config import MINI
+from longlive_core.config import MINI, Policy
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
-from longlive_core.schedule.schedule import Policy
 from longlive_training.episodes import BLOCK, Episodes
 from longlive_training.evaluate import with_figures
 from longlive_training.forcing import plan

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..config import MINI, Preset
+from ..config import MINI, SWITCH_POLICIES, Policy, Preset
 from ..output.background import BackgroundWriter
 from ..output.contact_sheet import ContactSheet
 from ..output.video import VideoWriter
@@ -17,7 +17,7 @@ from ..pipeline import Pipeline, Plan, Request, checked_frames, load_pipeline
 from ..reasons import reason_of
 from ..resume import Ending, VideoState
 from ..rollout.rollout import Hook
-from ..schedule.schedule import SWITCH_POLICIES, Policy, PromptSchedule
+from ..schedule.schedule import PromptSchedule
 from .options import (
     add_model,
     add_size_and_window,

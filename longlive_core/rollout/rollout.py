@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import WindowConfig
+from ..config import Policy, WindowConfig
 from ..model.cache import KVCache, TextCache
 from ..model.causal_wan import CausalWan
-from ..schedule.schedule import Policy
 from .noise import clean_of, renoise, to_device
 from .scene import RolloutState, Scene
 
