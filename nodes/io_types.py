@@ -14,6 +14,7 @@ from ..longlive_core.model.attention import AUTO, BACKENDS, known_attention
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
 from ..longlive_core.schedule.schedule import PromptSchedule
+from ..longlive_core.vae.layers import LatentSpace
 from . import host
 
 CATEGORY = "LongLive"
@@ -61,41 +62,25 @@ FamilyInput = io.Combo.Input(
 )
 
 
-@dataclass(frozen=True)
-class LatentSpace:
-    """How the samples of a LATENT relate to the normalised latents that the transformer makes.
+class Samples(LatentSpace):
+    """The samples of a LATENT: raw latents. ComfyUI's of Wan are raw, as its VAE makes and decodes them
+    (comfy/latent_formats.py, Wan21); those of LongLive Mini are normalised: mean 0, std 1."""
 
-    samples = normalised * std + mean, channel by channel. The host's LATENTs of Wan are raw, as its VAE makes
-    and decodes them (comfy/latent_formats.py, Wan21); those of LongLive Mini are normalised.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def samples(self, normalised: Tensor) -> Tensor:
-        """Latents [B, C, T, H, W] of the transformer, as a LATENT holds them."""
-        mean, std = self._wide(normalised)
-        return normalised * std + mean
-
-    def normalised(self, samples: Tensor) -> Tensor:
+    def normalised(self, raw: Tensor) -> Tensor:
         """Samples of a LATENT, as the transformer makes them; ValueError unless they are video latents."""
-        if samples.ndim != 5 or samples.shape[1] != len(self.mean):
+        if raw.ndim != 5 or raw.shape[1] != len(self.mean):
             raise ValueError(
-                f"latents of shape {list(samples.shape)} are no video of this model: "
+                f"latents of shape {list(raw.shape)} are no video of this model: "
                 f"expected [batch, {len(self.mean)}, latent frames, height, width], as LongLive: Stream gives"
             )
-        mean, std = self._wide(samples)
-        return (samples - mean) / std
-
-    def _wide(self, like: Tensor) -> Tensor:
-        return torch.tensor((self.mean, self.std), device=like.device).view(2, 1, -1, 1, 1, 1)
+        return super().normalised(raw)
 
 
-WAN_LATENTS = LatentSpace(WanAutoencoderConfig().latent_mean, WanAutoencoderConfig().latent_std)
-MINI_LATENTS = LatentSpace((0.0,) * MINI.model.latent_channels, (1.0,) * MINI.model.latent_channels)
+WAN_LATENTS = Samples(WanAutoencoderConfig().latent_mean, WanAutoencoderConfig().latent_std)
+MINI_LATENTS = Samples((0.0,) * MINI.model.latent_channels, (1.0,) * MINI.model.latent_channels)
 
 
-def latent_space(preset: Preset) -> LatentSpace:
+def latent_space(preset: Preset) -> Samples:
     """How LATENTs of a model look."""
     return MINI_LATENTS if preset.name == MINI.name else WAN_LATENTS
 

@@ -24,7 +24,7 @@ from .io_types import (
     SCENES_KEY,
     STATE_KEY,
     EncodedSchedule,
-    LatentSpace,
+    Samples,
     ModelType,
     ScheduleType,
     StreamModel,
@@ -196,7 +196,7 @@ class Parts:
             )
 
     @property
-    def space(self) -> LatentSpace:
+    def space(self) -> Samples:
         return latent_space(self.model.preset)
 
     def pipeline(self, plan: Plan) -> Pipeline:
@@ -237,7 +237,7 @@ class Past:
     `cut_off` pixel frames at their end were in no video yet; `state` is exact, where there is one.
     """
 
-    def __init__(self, latent: dict | None, space: LatentSpace):
+    def __init__(self, latent: dict | None, space: Samples):
         self.samples: Tensor | None = latent["samples"].cpu() if latent else None
         normalised = space.normalised(self.samples) if latent else None
         self.num_frames = 0 if normalised is None else normalised.shape[2]
@@ -250,7 +250,7 @@ class Past:
         # other nodes may have shortened the samples, and know nothing of the frames
         self.cut_off = cut_off if 0 <= cut_off <= MAX_CUT_OFF else 0
         self.state: VideoState | None = latent.get(STATE_KEY) if latent else None
-        if self.state and not self._has_made(space.samples(self.state.newest_latents)):
+        if self.state and not self._has_made(space.raw(self.state.newest_latents)):
             self.state = None
 
     def _has_made(self, newest: Tensor) -> bool:
@@ -315,7 +315,7 @@ class Run(Hook):
         shape = list(self._made[0].shape)
         shape[2] = self._num_latents
         whole = torch.empty(shape)
-        for part in chain(past, map(space.samples, self._made)):
+        for part in chain(past, map(space.raw, self._made)):
             whole[:, :, end : end + part.shape[2]] = part
             end += part.shape[2]
         return whole

@@ -83,7 +83,7 @@ class OwnVae:
             )
         frames = pixels[..., :3].reshape(1, -1, height, width, 3).permute(0, 1, 4, 2, 3)
         latents = autoencoder.encode(frames.to(host.vae_device(), torch.float32)).cpu()
-        return latent_space(self._preset).samples(latents)
+        return latent_space(self._preset).raw(latents)
 
     def spacial_compression_decode(self) -> int:
         return SPACE_STRIDE
