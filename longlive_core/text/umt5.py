@@ -26,7 +26,6 @@ TOKENIZER_PAGE = "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/tree/main/google
 PRECISIONS = (torch.bfloat16, torch.float32)  # fp16 overflows in this model
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 PIECES = "spiece_model"
-MAX_DISTANCE, NORM_EPS = 128, 1e-6
 CPU_ROWS = 512  # rows of a matrix upcast at once: few enough to stay in the CPU's cache
 _DECODER = re.compile(r"^(decoder\.|lm_head\.)")  # files of a whole UMT5 load too; the decoder is ignored
 _RENAMES = (  # Wan's names -> transformers'
@@ -163,22 +162,21 @@ def umt5_skeleton(shapes: dict[str, tuple[int, ...]]) -> nn.Module | None:
         buckets, heads = shapes[f"{first}.0.SelfAttention.relative_attention_bias.weight"]
         inner, _ = shapes[f"{first}.0.SelfAttention.q.weight"]
         ffn_dim, _ = shapes[f"{first}.1.DenseReluDense.wi_0.weight"]
-        head_dim, rest = divmod(inner, heads)
-    except (KeyError, ValueError, ZeroDivisionError):
+    except (KeyError, ValueError):
         return None
-    if rest or min(vocabulary, dim, buckets, heads, head_dim, ffn_dim) < 1:
+    if min(vocabulary, dim, buckets, heads, ffn_dim) < 1 or inner % heads or not inner:
         return None
     transformers = library("transformers")
     config = transformers.UMT5Config(
         vocab_size=vocabulary,
         d_model=dim,
-        d_kv=head_dim,
+        d_kv=inner // heads,
         d_ff=ffn_dim,
         num_heads=heads,
         num_layers=sum(name.endswith(".SelfAttention.q.weight") for name in shapes),
         relative_attention_num_buckets=buckets,
-        relative_attention_max_distance=MAX_DISTANCE,
-        layer_norm_epsilon=NORM_EPS,
+        relative_attention_max_distance=128,
+        layer_norm_epsilon=1e-6,
         feed_forward_proj="gated-gelu",
         attn_implementation="eager",
     )
@@ -205,10 +203,9 @@ def fill_umt5(model: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) 
         if isinstance(module, nn.Linear):
             model.set_submodule(name, StoredLinear(*stored(name)))
     model.set_input_embeddings(StoredEmbedding(*stored("shared"), dtype))
-    small = {
-        n: _dequantised(*stored(n.removesuffix(".weight"))).to(dtype) for n, _ in model.named_parameters()
-    }
-    model.load_state_dict(small, assign=True, strict=False)
+    small = [name for name, _ in model.named_parameters()]
+    full = {name: _dequantised(*stored(name.removesuffix(".weight"))).to(dtype) for name in small}
+    model.load_state_dict(full, assign=True, strict=False)
     model.requires_grad_(False)
 
 

@@ -1,6 +1,7 @@
 """Download published weights into model folders with huggingface_hub, which retries and shows progress.
 
-A file downloads into a hidden folder next to its place and moves there when it is complete.
+A file downloads into a hidden folder next to its place and moves there when it is complete. Lost connections
+resume; after a stop, complete files stay, and huggingface_hub's version decides whether the others resume.
 """
 
 import shutil
@@ -33,8 +34,7 @@ def download(
         versions = {target: hub.get_hf_file_metadata(url=link) for target, link in links.items()}
         if unknown := [links[t] for t, v in versions.items() if not (v.size and v.etag and v.commit_hash)]:
             raise OSError(f"the server does not report size and version of {unknown[0]}")
-        sizes = {target: version.size for target, version in versions.items()}
-        _check_disk_space(sizes)
+        _check_disk_space(sizes := {target: version.size for target, version in versions.items()})
     licences = dict.fromkeys(LICENCES[file.repo] for file in missing.values())
     if missing and not confirm("\n".join([*_table(sizes, links), "", *licences])):
         return []
@@ -62,8 +62,8 @@ def _explained(name: str, links: dict[Path, str]) -> Iterator[None]:
 
 
 def _table(sizes: dict[Path, int], links: dict[Path, str]) -> list[str]:
-    total = f"{_amount(sum(sizes.values())):>8}  in all"
-    return [*(f"{_amount(size):>8}  {links[target]} -> {target}" for target, size in sizes.items()), total]
+    lines = [f"{_amount(size):>8}  {links[target]} -> {target}" for target, size in sizes.items()]
+    return [*lines, f"{_amount(sum(sizes.values())):>8}  in all"]
 
 
 def _amount(size: int) -> str:
