@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import torch
+from longlive_core.speed import synchronize
 from torch import Tensor
 
 from benchmarks.measure import Clock, in_turn, report
@@ -17,7 +18,6 @@ from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import SPACE_STRIDE
 from longlive_core.pipeline import Request, load_pipeline
 from longlive_core.schedule.schedule import PromptSchedule
-from longlive_core.speed import synchronize
 from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import Decoder, StreamingDecoder

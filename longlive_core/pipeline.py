@@ -29,9 +29,9 @@ from .text.umt5 import encoder_identity, load_umt5
 from .vae.streaming import Decoder, StreamingDecoder
 from .vae.tiled import TiledDecoder
 from .weights.checkpoints import load_transformer, settle
-from .weights.download import DOWNLOADS
 from .weights.files import first_line, sha256_of
 from .weights.lora import LoraChoice
+from .weights.published import DOWNLOADS
 from .weights.vae_files import load_vae
 
 COMPILING = "compiling the layers: up to two minutes the first time, later runs find the result on disk"
@@ -357,7 +357,7 @@ class ModelFiles:
     def found(self) -> "ModelFiles":
         """The same with the files of a name in DOWNLOADS; ValueError unless there is a checkpoint."""
         if self.model in DOWNLOADS:
-            paths = {file.kind: file.target(self.folder) for file in reversed(DOWNLOADS[self.model])}
+            paths = {f.kind: Path(self.folder, f.kind, f.name) for f in reversed(DOWNLOADS[self.model])}
             if missing := [path for path in paths.values() if not path.exists()]:
                 raise ValueError(
                     f"{self.model} needs {missing[0]}; run "

@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from longlive_core.model.fastest import AttentionShape, measured, seconds_of
+from longlive_core.speed import Speed
+from longlive_core.vae.compiled import compile_decoder, release_decoder
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -12,14 +15,11 @@ from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.model import even
 from longlive_core.model.attention import BACKENDS, OnDefaultStream, sdpa
-from longlive_core.model.fastest import AttentionShape, measured, seconds_of
 from longlive_core.model.layers import FeedForward
 from longlive_core.pipeline import Pipeline, Request
 from longlive_core.resume import Ending
 from longlive_core.rollout.rollout import Hook
-from longlive_core.speed import Speed
 from longlive_core.vae.autoencoder import WanAutoencoder
-from longlive_core.vae.compiled import compile_decoder, release_decoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longlive_core.fast.products import upcast
 from longlive_core.text import WordEncoder
 from longlive_core.text.cache import CachedEncoder, default_folder, encode_all
 from longlive_core.text.tokens import TEXT_TOKENS, clean_prompt, load_tokenizer
@@ -36,7 +37,6 @@ from longlive_core.text.umt5 import (
     fill_umt5,
     load_umt5,
     umt5_skeleton,
-    upcast,
 )
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..fast.products import stored_linear
 from ..weights.families import family
 from ..weights.files import INDEX_SUFFIX, TensorFile, open_tensors
 from ..weights.fit import misfits
@@ -26,7 +27,6 @@ TOKENIZER_PAGE = "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/tree/main/google
 PRECISIONS = (torch.bfloat16, torch.float32)  # fp16 overflows in this model
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 PIECES = "spiece_model"
-CPU_ROWS = 512  # rows of a matrix upcast at once: few enough to stay in the CPU's cache
 _DECODER = re.compile(r"^(decoder\.|lm_head\.)")  # files of a whole UMT5 load too; the decoder is ignored
 _RENAMES = (  # Wan's names -> transformers'
     (r"^(token_embedding|encoder\.embed_tokens)\.", "shared."),
@@ -226,22 +226,7 @@ class StoredLinear(nn.Module):
         self.register_buffer("scale", None if scale is None else scale.float().flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.stored.split(CPU_ROWS if x.device.type == "cpu" else len(self.stored))
-        y = torch.cat([F.linear(x, upcast(part, x.dtype)) for part in parts], -1)
-        return y if self.scale is None else (y * self.scale).to(x.dtype)
-
-
-def upcast(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """`stored` in a wider dtype.
-
-    torch converts fp8 on a CPU several times slower than it multiplies. The bits of e4m3 fit into fp16,
-    whose exponent has a bias of 15 instead of 7; the two NaN codes become 480.
-    """
-    if stored.dtype != torch.float8_e4m3fn or stored.device.type != "cpu":
-        return stored.to(dtype)
-    bits = stored.view(torch.int8).to(torch.int16)
-    halves = ((bits & -0x8000) | ((bits & 0x7F) << 7)).view(torch.float16)
-    return halves.to(dtype) * 2**8
+        return stored_linear(x, self.stored, self.scale)
 
 
 class StoredEmbedding(nn.Module):

@@ -85,7 +85,9 @@ class WanAutoencoder(nn.Module):
     def __init__(self, config: WanAutoencoderConfig):
         super().__init__()
         self.config = config
-        self.space = LatentSpace(config.latent_mean, config.latent_std)  # no weights: a cast cannot round them
+        self.space = LatentSpace(
+            config.latent_mean, config.latent_std
+        )  # a cast of weights must not round them
         self.encoder = WanEncoder(config)
         self.decoder = WanDecoder(config)
 

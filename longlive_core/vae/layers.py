@@ -216,7 +216,7 @@ class Stage(nn.Module):
 
 
 class LatentSpace(NamedTuple):
-    """How raw latents relate to the unit-variance ones of the transformer: raw = normalised * std + mean, each [C]."""
+    """raw latents = those of the transformer * std + mean, channel by channel; each [C]."""
 
     mean: Tensor | tuple[float, ...]
     std: Tensor | tuple[float, ...]
