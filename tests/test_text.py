@@ -64,6 +64,12 @@ def about(folder: Path) -> dict[str, str]:
         return file.metadata()
 
 
+def rounding(folder: Path) -> float:
+    """How the rounding of fp32 grows with a golden's sizes (measured against fp64 up to 128 by 6 layers)."""
+    cfg = json.loads(about(folder)["cfg"])
+    return cfg["num_layers"] * cfg["dim"] ** 0.5
+
+
 def wan_weights(meta: dict[str, str]) -> dict[str, Tensor]:
     """The seeded encoder under the reference's names."""
     cfg, seed = json.loads(meta["cfg"]), int(meta.get("seed", SEED))
@@ -220,18 +226,19 @@ def layouts(tmp_path: Path, pieces: bytes) -> Layouts:
 
 
 def test_golden(golden_dir: Path, layouts: Layouts) -> None:
-    """The reference's encoder in fp32, a short and a long prompt, to 2e-6; padding exactly zero."""
+    """The reference's encoder in fp32, prompts of any length, to 2e-6; padding exactly zero."""
     if not (golden_dir / "t5_golden.safetensors").exists():
         pytest.skip(f"no t5 golden in {golden_dir}")
     stored = golden_dir / "t5_weights.safetensors"
     layouts.wan = load_file(stored) if stored.exists() else wan_weights(about(golden_dir))
     encoder = load_umt5(layouts.wan_pth(), smallest_tokenizer(layouts.folder), dtype=torch.float32)
     golden = load_file(golden_dir / "t5_golden.safetensors")
+    growth = max(1.0, rounding(golden_dir) / rounding(GOLDEN))
     for ids, mask, expected in zip(golden["ids"], golden["mask"], golden["prompt_embeds"], strict=True):
         num_tokens = int(mask.sum())
         embeds = encoder.embed(ids[:num_tokens].tolist())
         assert embeds.shape == (1, TEXT_TOKENS, expected.shape[-1])
-        torch.testing.assert_close(embeds[0, : len(expected)], expected, atol=ATOL, rtol=0)
+        torch.testing.assert_close(embeds[0, : len(expected)], expected, atol=ATOL * growth, rtol=0)
         assert not embeds[0, num_tokens:].any()
 
 
