@@ -60,19 +60,27 @@ PARTS = {
 }
 
 
-def settings(folder: Path) -> dict[str, int]:
+def about(folder: Path) -> dict[str, str]:
+    """The metadata of a folder's golden."""
     with safe_open(folder / "t5_golden.safetensors", "pt") as file:
-        return json.loads(file.metadata()["cfg"])
+        return file.metadata()
 
 
-def wan_weights(cfg: dict[str, int]) -> dict[str, Tensor]:
+def rounding(folder: Path) -> float:
+    """How the rounding of fp32 grows with a golden's sizes (measured against fp64 up to 128 by 6 layers)."""
+    cfg = json.loads(about(folder)["cfg"])
+    return cfg["num_layers"] * cfg["dim"] ** 0.5
+
+
+def wan_weights(meta: dict[str, str]) -> dict[str, Tensor]:
     """The seeded encoder under the reference's names."""
+    cfg, seed = json.loads(meta["cfg"]), int(meta.get("seed", SEED))
     dim, inner, ffn = cfg["dim"], cfg["dim_attn"], cfg["dim_ffn"]
     layer = {
         "norm1": (dim,),
         **{f"attn.{name}": (inner, dim) for name in "qkv"},
         "attn.o": (dim, inner),
-        "pos_embedding.embedding": (32, cfg["num_heads"]),
+        "pos_embedding.embedding": (cfg.get("num_buckets", 32), cfg["num_heads"]),
         "norm2": (dim,),
         "ffn.gate.0": (ffn, dim),
         "ffn.fc1": (ffn, dim),
@@ -81,7 +89,7 @@ def wan_weights(cfg: dict[str, int]) -> dict[str, Tensor]:
     shapes = {"token_embedding.weight": (cfg["vocab"], dim), "norm.weight": (dim,)}
     for index, (part, shape) in itertools.product(range(cfg["num_layers"]), layer.items()):
         shapes[f"blocks.{index}.{part}.weight"] = shape
-    return {name: seeded.t5_param(SEED, name, shape) for name, shape in shapes.items()}
+    return {name: seeded.t5_param(seed, name, shape) for name, shape in shapes.items()}
 
 
 def transformers_weights(wan: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,12 +151,19 @@ def json_tokenizer(pieces: bytes, file: Path) -> None:
     tokenizer.save(str(file))
 
 
+def smallest_tokenizer(folder: Path) -> Path:
+    """A tokenizer that no vocabulary is too small for."""
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=2)).save(str(folder / "smallest.json"))
+    return folder / "smallest.json"
+
+
 class Layouts:
     """The tiny encoder saved the way every publisher saves it."""
 
     def __init__(self, folder: Path, pieces: bytes):
         self.folder, self.pieces = folder, pieces
-        self.wan = wan_weights(settings(GOLDEN))
+        self.wan = wan_weights(about(GOLDEN))
         self.named = transformers_weights(self.wan)
 
     def wan_pth(self) -> Path:
@@ -213,19 +228,19 @@ def layouts(tmp_path: Path, pieces: bytes) -> Layouts:
 
 
 def test_golden(golden_dir: Path, layouts: Layouts) -> None:
-    """The reference's encoder in fp32, a short and a long prompt, to 2e-6; padding exactly zero."""
+    """The reference's encoder in fp32, prompts of any length, to 2e-6; padding exactly zero."""
     if not (golden_dir / "t5_golden.safetensors").exists():
         pytest.skip(f"no t5 golden in {golden_dir}")
-    layouts.wan = wan_weights(settings(golden_dir))
-    if (golden_dir / "t5_weights.safetensors").exists():
-        layouts.wan = load_file(golden_dir / "t5_weights.safetensors")
-    encoder = load_umt5(layouts.wan_pth(), dtype=torch.float32)
+    stored = golden_dir / "t5_weights.safetensors"
+    layouts.wan = load_file(stored) if stored.exists() else wan_weights(about(golden_dir))
+    encoder = load_umt5(layouts.wan_pth(), smallest_tokenizer(layouts.folder), dtype=torch.float32)
     golden = load_file(golden_dir / "t5_golden.safetensors")
+    growth = max(1.0, rounding(golden_dir) / rounding(GOLDEN))
     for ids, mask, expected in zip(golden["ids"], golden["mask"], golden["prompt_embeds"], strict=True):
         num_tokens = int(mask.sum())
         embeds = encoder.embed(ids[:num_tokens].tolist())
         assert embeds.shape == (1, TEXT_TOKENS, expected.shape[-1])
-        torch.testing.assert_close(embeds[0, : len(expected)], expected, atol=ATOL, rtol=0)
+        torch.testing.assert_close(embeds[0, : len(expected)], expected, atol=ATOL * growth, rtol=0)
         assert not embeds[0, num_tokens:].any()
 
 
