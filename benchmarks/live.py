@@ -80,6 +80,7 @@ def made(folder: Path, watched: Watched | None) -> Iterator[None]:
             writer.append(pictures)
             if watched:
                 watched.show(chunk, pictures[-1])
+            writer.flush()
             yield
 
 

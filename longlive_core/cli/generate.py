@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 
 from ..config import MINI, Preset
-from ..output.background import BackgroundWriter
 from ..output.contact_sheet import ContactSheet
 from ..output.video import VideoWriter
 from ..parts import ModelFiles, load_files
@@ -87,25 +86,25 @@ def run(options: argparse.Namespace) -> None:
 
 def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
     """The video, then its state; its contact sheet as far as the frames came."""
-    file = VideoWriter(options.out, plan.width, plan.height, plan.settings() | files_named(options))
+    writer = VideoWriter(options.out, plan.width, plan.height, plan.settings() | files_named(options))
     sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
     with sheet_kept(sheet, options.contact_sheet):
         try:
-            film(pipeline, plan, file, sheet, ending)
+            film(pipeline, plan, writer, sheet, ending)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(what_is_kept(options, file.num_frames)) from stop
+            raise KeyboardInterrupt(what_is_kept(options, writer.num_frames)) from stop
         if ending:
             ending.state.save(options.state)
-    print(f"{options.out}: {file.num_frames} frames")
+    print(f"{options.out}: {writer.num_frames} frames")
 
 
 def film(
-    pipeline: Pipeline, plan: Plan, file: VideoWriter, sheet: ContactSheet, ending: Ending | None
+    pipeline: Pipeline, plan: Plan, writer: VideoWriter, sheet: ContactSheet, ending: Ending | None
 ) -> None:
     """Frames into the file, the contact sheet and the progress bar."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(BackgroundWriter(file))
+        stack.enter_context(writer)
         bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0", file=STDERR))
         for chunk in pipeline.run(plan.request, Notes(), ending=ending):
             frames = chunk.pictures()
@@ -130,7 +129,7 @@ def sheet_kept(sheet: ContactSheet, path: Path | None) -> Iterator[None]:
 
 
 def save_sheet(sheet: ContactSheet, path: Path | None) -> None:
-    """OSError whatever the format of the picture complains of."""
+    """Save it, if asked for. Raises OSError whatever the image format complains of."""
     try:
         if path:
             sheet.save(path)

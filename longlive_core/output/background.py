@@ -9,11 +9,9 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache, partial
-from pathlib import Path
 from threading import Event
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
 T = TypeVar("T")
@@ -85,67 +83,47 @@ def worker_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class Writer(Protocol):
-    """What a BackgroundWriter needs of a VideoWriter."""
+class BackgroundQueue:
+    """Runs calls one after the other in a worker thread; at most `depth` of them are pending.
 
-    path: Path
-    num_frames: int
-
-    def append(self, frames: np.ndarray) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class BackgroundWriter:
-    """A writer whose `append` returns at once: the frames are written by a worker thread, in order.
-
-    At most `depth` appends wait; a further one waits for room. What the writer raised is raised once, by the
-    next append or by close, and nothing more is written after it. `num_frames` are those already written.
+    What a call raises is raised once: by the next `put`, by `flush` or by `close`. Later calls are dropped.
     """
 
-    def __init__(self, writer: Writer, depth: int = 2):
-        self._writer, self._depth = writer, depth
+    def __init__(self, depth: int = 2):
+        self._depth = depth
         self._pool = ThreadPoolExecutor(1, "longlive-writer")
-        self._due: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
         self._has_failed = False
+        self._error: BaseException | None = None
 
-    @property
-    def path(self) -> Path:
-        return self._writer.path
+    def put(self, call: Callable[[], None]) -> None:
+        """Queue a call; waits while `depth` calls are pending."""
+        self._wait(self._depth - 1)
+        self._pending.append(self._pool.submit(self._run, call))
 
-    @property
-    def num_frames(self) -> int:
-        return self._writer.num_frames
-
-    def append(self, frames: np.ndarray) -> None:
-        """Frames uint8 [F, H, W, 3]; the array must not change afterwards."""
-        self._settle(self._depth - 1)
-        self._due.append(self._pool.submit(self._write, frames))
+    def flush(self) -> None:
+        """Wait for all pending calls."""
+        self._wait(0)
 
     def close(self) -> None:
-        """Write all that waits and close the writer; idempotent."""
+        """Wait for all pending calls and end the thread; idempotent."""
         try:
-            self._settle(0)
+            self.flush()
         finally:
             self._pool.shutdown()
-            self._writer.close()
 
-    def _write(self, frames: np.ndarray) -> None:
+    def _run(self, call: Callable[[], None]) -> None:
         if self._has_failed:
             return
         try:
-            self._writer.append(frames)
-        except BaseException:
-            self._has_failed = True
-            raise
+            call()
+        except BaseException as error:
+            self._has_failed, self._error = True, error
 
-    def _settle(self, most: int) -> None:
-        """Raise what is to be raised, and wait until at most that many appends wait."""
-        while len(self._due) > most or (self._due and self._due[0].done()):
-            self._due.popleft().result()
-
-    def __enter__(self) -> "BackgroundWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _wait(self, most: int) -> None:
+        while len(self._pending) > most:
+            self._pending[0].result()  # removed only afterwards: Ctrl-C may interrupt the waiting
+            self._pending.popleft()
+        error, self._error = self._error, None
+        if error:
+            raise error

@@ -3,14 +3,16 @@
 import contextvars
 import threading
 import time
-from pathlib import Path
+from functools import partial
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from longlive_core import PromptSchedule, load_pipeline
-from longlive_core.output.background import BackgroundWriter, ahead
+from longlive_core.output.background import BackgroundQueue, ahead
+from longlive_core.output.video import VideoWriter
 from longlive_core.pipeline import Request
 from longlive_core.rollout.rollout import Hook
 
@@ -199,84 +201,123 @@ def test_whoever_leaves_early_waits_for_no_block() -> None:
     assert hook.seen[-1] == (2, 0)
 
 
-# Writing behind
+# Calls in the background
 
 
-class Sheet:
-    """A writer that keeps what it is given, waits where it is told to, and may fail."""
+class Calls:
+    """Calls for a queue: they note their numbers, wait until they may run, and one of them may fail."""
 
     def __init__(self, fails_at: int | None = None):
-        self.path, self.num_frames, self.is_closed = Path("sheet"), 0, False
-        self.may_write = threading.Event()
-        self.may_write.set()
-        self.thread, self._fails_at = None, fails_at
+        self.done, self.thread, self._fails_at = [], None, fails_at
+        self.may_run = threading.Event()
+        self.may_run.set()
 
-    def append(self, frames: np.ndarray) -> None:
-        assert self.may_write.wait(SOON)
+    def __call__(self, number: int) -> None:
+        assert self.may_run.wait(SOON)
         self.thread = threading.current_thread()
-        if self.num_frames == self._fails_at:
+        if number == self._fails_at:
             raise OSError("disk full")
-        assert frames[0] == self.num_frames
-        self.num_frames += len(frames)
-
-    def close(self) -> None:
-        self.is_closed = True
+        self.done.append(number)
 
 
-def picture(number: int) -> np.ndarray:
-    return np.array([number])
+def test_all_calls_have_run_in_order_before_close_returns() -> None:
+    queue, calls = BackgroundQueue(), Calls()
+    for number in range(50):
+        queue.put(partial(calls, number))
+    queue.close()
+    assert calls.done == list(range(50)) and calls.thread is not threading.current_thread()
+    queue.close()
 
 
-def test_everything_is_written_in_order_before_close_returns() -> None:
-    sheet = Sheet()
-    with BackgroundWriter(sheet) as writer:
-        for number in range(50):
-            writer.append(picture(number))
-    assert sheet.is_closed and writer.num_frames == 50 and writer.path == sheet.path
-    assert sheet.thread is not threading.current_thread()
-    writer.close()
+def test_flush_waits_for_what_is_queued_and_the_queue_goes_on() -> None:
+    queue, calls = BackgroundQueue(), Calls()
+    for number in range(3):
+        queue.put(partial(calls, number))
+        queue.flush()
+        assert calls.done == list(range(number + 1))
+    queue.close()
 
 
-def test_append_returns_at_once_until_too_much_waits() -> None:
-    sheet = Sheet()
-    sheet.may_write.clear()
-    with BackgroundWriter(sheet, depth=2) as writer:
-        writer.append(picture(0))
-        writer.append(picture(1))
-        assert writer.num_frames == 0
-        threading.Timer(0.05, sheet.may_write.set).start()
-        start = time.monotonic()
-        writer.append(picture(2))
-        assert time.monotonic() - start > 0.04 and writer.num_frames >= 1
-    assert sheet.num_frames == 3
+def test_put_returns_at_once_until_too_many_calls_are_pending() -> None:
+    queue, calls = BackgroundQueue(depth=2), Calls()
+    calls.may_run.clear()
+    queue.put(partial(calls, 0))
+    queue.put(partial(calls, 1))
+    assert not calls.done
+    threading.Timer(0.05, calls.may_run.set).start()
+    start = time.monotonic()
+    queue.put(partial(calls, 2))
+    assert time.monotonic() - start > 0.04 and calls.done
+    queue.close()
+    assert calls.done == [0, 1, 2]
 
 
 @pytest.mark.parametrize("fails_at", [0, 2])
-def test_what_the_writer_raises_comes_out_once_and_nothing_is_written_after_it(fails_at) -> None:
-    sheet = Sheet(fails_at)
-    writer = BackgroundWriter(sheet)
+def test_an_error_is_raised_once_and_later_calls_are_dropped(fails_at) -> None:
+    queue, calls = BackgroundQueue(), Calls(fails_at)
     with pytest.raises(OSError, match="disk full"):
         for number in range(10):
-            writer.append(picture(number))
+            queue.put(partial(calls, number))
             time.sleep(0.002)
-    assert sheet.num_frames == fails_at
-    writer.close()
-    assert sheet.is_closed and sheet.num_frames == fails_at
+    queue.put(partial(calls, 10))
+    queue.flush()
+    queue.close()
+    assert calls.done == list(range(fails_at))
 
 
-def test_close_raises_what_no_append_could() -> None:
-    sheet = Sheet(fails_at=0)
-    writer = BackgroundWriter(sheet)
-    writer.append(picture(0))
+@pytest.mark.parametrize("last", [BackgroundQueue.flush, BackgroundQueue.close])
+def test_flush_and_close_raise_what_no_put_could(last) -> None:
+    queue = BackgroundQueue()
+    queue.put(partial(Calls(fails_at=0), 0))
     with pytest.raises(OSError, match="disk full"):
-        writer.close()
-    assert sheet.is_closed
+        last(queue)
+    queue.close()
 
 
-def test_an_error_of_the_caller_still_leaves_everything_written() -> None:
-    sheet = Sheet()
-    with pytest.raises(KeyboardInterrupt), BackgroundWriter(sheet) as writer:
-        writer.append(picture(0))
-        writer.append(picture(1))
+def test_an_interrupted_wait_loses_no_call_and_no_error(monkeypatch) -> None:
+    """Ctrl-C arrives while `put` waits for a call that then fails."""
+    queue, calls = BackgroundQueue(depth=1), Calls(fails_at=0)
+    queue.put(partial(calls, 0))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("concurrent.futures.Future.result", interrupt)
+        queue.put(partial(calls, 1))
+    with pytest.raises(OSError, match="disk full"):
+        queue.close()
+
+
+def interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+# The writer on its queue
+
+
+def test_frames_are_written_in_the_background_also_when_the_caller_fails(tmp_path, monkeypatch) -> None:
+    threads = []
+    write = VideoWriter._write
+    monkeypatch.setattr(
+        VideoWriter, "_write", lambda *args: (threads.append(threading.current_thread()), write(*args))
+    )
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "v.mp4", 16, 16) as writer:
+        for _ in range(2):
+            writer.append(np.zeros((3, 16, 16, 3), np.uint8))
         raise KeyboardInterrupt
-    assert sheet.num_frames == 2 and sheet.is_closed
+    assert writer.num_frames == 6 and threading.current_thread() not in threads
+    with av.open(str(writer.path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 6
+
+
+def test_after_an_error_the_file_is_finished_with_what_was_written(tmp_path, monkeypatch) -> None:
+    writer = VideoWriter(tmp_path / "v.mp4", 16, 16)
+    writer.append(np.zeros((3, 16, 16, 3), np.uint8))
+    writer.flush()
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
+        patched.setattr(VideoWriter, "_fragment", fail)
+        writer.append(np.zeros((3, 16, 16, 3), np.uint8))
+        writer.close()
+    writer.close()
+    assert writer.num_frames == 3 and b"moof" not in writer.path.read_bytes()
+
+
+def fail(*_) -> None:
+    raise OSError("disk full")
