@@ -72,7 +72,6 @@ def preview(picture: np.ndarray) -> bytes:
 def made(folder: Path, watched: Watched | None) -> Iterator[None]:
     """Block after block of a video, decoded and written, and shown where it is watched."""
     pipeline = load_pipeline("mini")
-    pipeline.blocks_ahead = 0
     request = Request(PLAIN if watched else SCHEDULE, SPAN * SPANS * 0.75, seed=1)
     with VideoWriter(folder / f"{bool(watched)}.mp4", MINI.width, MINI.height) as writer:
         for chunk in pipeline.run(request, live=watched.control if watched else None):

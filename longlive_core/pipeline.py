@@ -15,7 +15,6 @@ from .geometry import FRAME_RATE, frames_of_seconds, latent_size, num_blocks, nu
 from .mini.loader import load_mini
 from .model.attention import AUTO, check_attention
 from .model.causal_wan import CausalWan
-from .output.background import ahead
 from .resume import Ending, VideoState
 from .rollout.noise import SeededNoise
 from .rollout.rollout import Block, Hook, Noise, rollout
@@ -85,7 +84,6 @@ class Pipeline:
     decoder: Decoder
     encode_text: EncodeText = field(repr=False)
     encode_ahead: Callable[[Iterable[str]], EncodeText] | None = field(default=None, repr=False)
-    blocks_ahead: int = 1
     speed: Speed = field(default_factory=Speed)
 
     def plan(self, request: Request) -> "Plan":
@@ -110,7 +108,7 @@ class Pipeline:
         ready_decoder(self.decoder, self.speed, plan.block_shape, (hook or Hook()).on_note)
         decoder, due = self._decoder_for(plan)
         left = plan.frames
-        for block in self._blocks_ahead(plan, hook, live, ending):
+        for block in self.blocks(plan, hook, live=live, ending=ending):
             frames = decoder.push(block.latents, block.opens_scene)[0]
             if due is not None and len(due):
                 frames = torch.cat((due, frames))
@@ -133,17 +131,6 @@ class Pipeline:
         if request.past is not None:
             return decoder, decoder.warm(request.past.to(self.model.device), plan.cut_off)[0]
         return decoder, None
-
-    def _blocks_ahead(
-        self, plan: "Plan", hook: Hook | None, live: LiveControl | None, ending: Ending | None
-    ) -> Iterator[Block]:
-        """The blocks of a plan, each but the second made while the one before it is decoded and written."""
-        device, stop = self.model.device, Event()
-        blocks = self.blocks(plan, hook, stop, live, ending)
-        for block in ahead(blocks, self.blocks_ahead, device, stop):
-            if device.type == "cuda":
-                block.latents.record_stream(torch.cuda.current_stream(device))
-            yield block
 
     def blocks(
         self,

@@ -31,7 +31,7 @@ DOORS = {
     "memory": {"rollout", "speed", "model", "vae", "weights", "config", "geometry"},
     "resume": {"steering", "rollout", "vae", "config", "geometry"},
     "pipeline": {
-        *("output", "speed", "resume", "steering", "mini", "schedule", "rollout", "model", "vae", "text"),
+        *("speed", "resume", "steering", "mini", "schedule", "rollout", "model", "vae", "text"),
         *("weights", "config", "geometry"),
     },
     "parts": {"speed", "model", "pipeline", "text", "vae", "weights", "config", "geometry"},

@@ -15,9 +15,9 @@ THUMBNAIL_WIDTH = 128
 class ContactSheet:
     """Keeps a few of `num_frames` frames: time runs along the rows, top to bottom."""
 
-    def __init__(self, num_frames: int, columns: int = COLUMNS, rows: int = ROWS):
-        count = min(num_frames, columns * rows)
-        self._columns = min(columns, count)
+    def __init__(self, num_frames: int):
+        count = min(num_frames, COLUMNS * ROWS)
+        self._columns = min(COLUMNS, count)
         self._wanted = set(np.linspace(0, num_frames - 1, count).round().astype(int).tolist())
         self._seen = 0
         self._thumbnails: list[np.ndarray] = []

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ class _GrowingFile:
                 self._path.unlink()
 
 
-class VideoWriter:
+class VideoWriter(AbstractContextManager):
     """Encodes frames and writes them to `path` in a background thread, in order.
 
     The growing file decodes to the `num_frames` frames written so far: every append adds a fragment, and a
@@ -109,11 +109,9 @@ class VideoWriter:
         self._place = Path(os.path.realpath(self.path))
         self._file = _GrowingFile(self._place)
         self._encoder = av.open(io.BytesIO(), "w", format="mp4", options=_GROWING)
-        self._stream = self._encoder.add_stream("libx264", rate=FRAME_RATE, options=_ENCODER)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.time_base = Fraction(1, FRAME_RATE)
+        shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": Fraction(1, FRAME_RATE)}
+        self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER, **shape)
         self._encoder.start_encoding()
-        self._num_fragments = 0
         self._queue = BackgroundQueue()
         self._is_open = True
 
@@ -160,16 +158,16 @@ class VideoWriter:
 
     def _fragment(self, packets: Sequence[av.Packet]) -> bytes:
         """The boxes moof and mdat of encoded frames; before the first of them the header."""
-        buffer, number = io.BytesIO(), self._num_fragments + 1
-        with av.open(buffer, "w", format="mp4", options=_GROWING | {"fragment_index": str(number)}) as muxer:
+        buffer = io.BytesIO()
+        options = _GROWING | {"fragment_index": str(self.num_frames + 1)}  # may skip numbers, must grow
+        with av.open(buffer, "w", format="mp4", options=options) as muxer:
             stream = muxer.add_stream_from_template(self._stream)
-            muxer.metadata.update({} if self._num_fragments else self._metadata)
+            muxer.metadata.update({} if self.num_frames else self._metadata)
             muxer.start_encoding()
-            begin = buffer.tell() if self._num_fragments else 0
+            begin = buffer.tell() if self.num_frames else 0
             for packet in packets:
                 packet.stream = stream
                 muxer.mux(packet)
-        self._num_fragments = number
         return buffer.getvalue()[begin:]
 
     def _finish(self) -> None:
@@ -195,9 +193,6 @@ class VideoWriter:
                 if packet.dts is not None:
                     packet.stream = stream
                     finished.mux(packet)
-
-    def __enter__(self) -> "VideoWriter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
