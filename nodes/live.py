@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..longlive_core.config import Policy
-from ..longlive_core.output.background import BackgroundWriter
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.steering.inbox import Room
 from ..longlive_core.steering.live import LiveControl
@@ -54,18 +53,6 @@ class Announcer:
         host.broadcast(EVENT, self._snapshot())
 
 
-class LiveWriter(BackgroundWriter):
-    """Writes beside the caller, and puts into the finished file what was really played."""
-
-    def __init__(self, file: VideoWriter, played: Callable[[], dict[str, Any]]):
-        super().__init__(file)
-        self._file, self._played = file, played
-
-    def close(self) -> None:
-        self._file.describe(self._played())
-        super().close()
-
-
 class LiveRun:
     """One run of a Stream node as watchers see it: its control, and where and how its video is made."""
 
@@ -81,10 +68,9 @@ class LiveRun:
         self._video: host.VideoFile | None = None
         self._num_frames: Callable[[], int] = lambda: 0
 
-    def steered(self, pace: str, on_switch: Policy | None, room: Room) -> LiveControl:
-        """The control of this run, with its prompts encoded in that room."""
+    def steered(self, pace: str, on_switch: Policy | None, room: Room) -> None:
+        """Give the run its control; prompts that are sent are encoded in that room."""
         self.control = LiveControl(pace, on_switch, self._announce, host.throw_if_interrupted, room)
-        return self.control
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -99,13 +85,20 @@ class LiveRun:
         if self.control.was_steered or not self.settings["seconds"]:
             RUNS.count_steered(self)
 
-    def writing(self, video: host.VideoFile, metadata: dict[str, str]) -> LiveWriter:
-        """The writer of this run's video, with further texts in it."""
-        self._video = video
-        file = VideoWriter(video.path, *self.size, self.settings, metadata)
-        writer = LiveWriter(file, self.played_settings)
-        self._num_frames = lambda: writer.num_frames
+    def writer(self, video: host.VideoFile, metadata: dict[str, str]) -> VideoWriter:
+        """Writes the video of this run; `metadata` are further texts in it."""
+        writer = VideoWriter(video.path, *self.size, self.settings, metadata)
+        self._video, self._num_frames = video, lambda: writer.num_frames
         return writer
+
+    @contextmanager
+    def recording(self, writer: VideoWriter) -> Iterator[None]:
+        """Close the writer at the end, however it comes, with the settings that were really played."""
+        with writer:
+            try:
+                yield
+            finally:
+                writer.describe(self.played_settings())
 
     def path(self) -> Path:
         """Where the video lies now; FileNotFoundError before there is one."""

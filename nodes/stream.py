@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig
 from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
+from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, environment
 from ..longlive_core.resume import Ending, VideoState
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
-from ..longlive_core.steering.live import FULL_SPEED, PACES, LiveControl
+from ..longlive_core.steering.live import FULL_SPEED, PACES
 from . import host
 from .budget import run_bytes, shortage
 from .errors import plain_errors
@@ -32,7 +33,7 @@ from .io_types import (
     WindowType,
     latent_space,
 )
-from .live import RUNS, LiveRun, LiveWriter, Turns
+from .live import RUNS, LiveRun, Turns
 from .vaes import BLOCK, StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
@@ -71,9 +72,9 @@ class LongLiveStream(io.ComfyNode):
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow)
         run = Run(parts, plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)), keep_state)
-        control = live.steered(pace, window.on_switch if window else None, run.turns)
+        live.steered(pace, window.on_switch if window else None, run.turns)
         with live.going_on(), host.video_file(PREFIX, live.id) as video:
-            run.record(control, live.writing(video, host.graph_metadata(cls.hidden)))
+            run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
         return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing() | live.as_listing())
 
     @classmethod
@@ -281,21 +282,21 @@ class Run(Hook):
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
         self._progress.step()
 
-    def record(self, control: LiveControl, writer: LiveWriter) -> None:
+    def record(self, live: LiveRun, writer: VideoWriter) -> None:
         """Make the video; whatever happens, the file is closed and playable.
 
         Raises host.OutOfMemory, with a sentence that helps, when memory does not suffice.
         """
         host.within_memory(
-            lambda: self._record(control, writer),
+            lambda: self._record(live, writer),
             lambda: f"{self._made_of.shortage(self._plan)}{self._kept(writer)}",
         )
 
-    def _record(self, control: LiveControl, writer: LiveWriter) -> None:
+    def _record(self, live: LiveRun, writer: VideoWriter) -> None:
         try:
-            with writer:
+            with live.recording(writer):
                 pipeline = self._made_of.pipeline(self._plan)
-                for chunk in pipeline.run(self._plan, self, control, self._ending):
+                for chunk in pipeline.run(self._plan, self, live.control, self._ending):
                     self._keep(chunk, writer)
         except BaseException:
             self._give_up(writer)
@@ -320,13 +321,13 @@ class Run(Hook):
             end += part.shape[2]
         return whole
 
-    def _kept(self, writer: LiveWriter) -> str:
+    def _kept(self, writer: VideoWriter) -> str:
         """What an error adds about the part that was made."""
         return (
             f"; the first {self._frames / FRAME_RATE:.1f} s are kept as {writer.path}" if self._frames else ""
         )
 
-    def _keep(self, chunk: Chunk, writer: LiveWriter) -> None:
+    def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
         if chunk.block.opens_scene:
             self._scenes.append(self._num_latents)
         self._made.append(chunk.block.latents.cpu())
@@ -338,7 +339,7 @@ class Run(Hook):
         self._progress.preview(frames[-1])
         self._progress.text(self._status(chunk.block.index))
 
-    def _give_up(self, writer: LiveWriter) -> None:
+    def _give_up(self, writer: VideoWriter) -> None:
         if writer.num_frames:
             self._progress.text(f"stopped at {self._frames / FRAME_RATE:.1f} s; kept as {writer.path}")
 

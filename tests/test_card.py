@@ -119,15 +119,6 @@ def test_the_second_video_compiles_nothing() -> None:
     assert not [note for note in hook.said if note.startswith("compiling")]
 
 
-@pytest.mark.parametrize("speed", ["plain", "graphs"])
-def test_decoding_beside_is_decoding_inline(speed) -> None:
-    pipeline = mini(speed)
-    beside = made(pipeline)
-    pipeline.blocks_ahead = 0
-    inline = made(pipeline)
-    assert torch.equal(beside[0], inline[0]) and torch.equal(beside[1], inline[1])
-
-
 def test_a_video_goes_on_from_its_exact_state() -> None:
     pipeline, ending = mini("graphs"), Ending()
     whole = made(pipeline, seconds=9)

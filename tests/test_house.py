@@ -32,18 +32,8 @@ DOORS = {
         *("config", "geometry"),
     },
     "bench": {
-        *(
-            "output",
-            "pipeline",
-            "fast",
-            "memory",
-            "schedule",
-            "rollout",
-            "model",
-            "vae",
-            "config",
-            "geometry",
-        ),
+        *("output", "pipeline", "fast", "memory", "schedule", "rollout", "model", "vae"),
+        *("config", "geometry"),
     },
     "cli": {
         *("output", "bench", "fast", "pipeline", "memory", "schedule", "resume", "rollout", "model"),

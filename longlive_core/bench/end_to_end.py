@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..geometry import FRAME_RATE, TIME_STRIDE
-from ..output.background import BackgroundWriter
 from ..output.video import VideoWriter
 from ..pipeline import Pipeline, Plan
 from .phases import intervals, late_to_early, peak_gib, reset_peak
@@ -24,8 +23,7 @@ def end_to_end_figures(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
     reset_peak(device)
     start, arrivals = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
-        file = VideoWriter(Path(folder) / "bench.mp4", plan.width, plan.height)
-        with BackgroundWriter(file) as writer:
+        with VideoWriter(Path(folder) / "bench.mp4", plan.width, plan.height) as writer:
             for chunk in pipeline.run(plan):
                 writer.append(chunk.uint8())
                 arrivals.append(time.perf_counter())
