@@ -1,10 +1,3 @@
-"""Why something failed, in the one line that fits into a sentence."""
+"""Old name of `weights.files.first_line`."""
 
-LONGEST = 200
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of an error that says something; compilers put a heading before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in lines if not line.endswith(":")), None)
-    return (told or type(error).__name__)[:LONGEST]
+from .weights.files import first_line as reason_of  # noqa: F401

@@ -9,6 +9,7 @@ from ..longlive_core.model.attention import attention_backend, check_attention
 from ..longlive_core.speed import PLAIN, Speed
 from ..longlive_core.weights.checkpoints import NO_LORA
 from ..longlive_core.weights.lora import LoraChoice
+from ..longlive_core.weights.quantize import precision_of
 from . import host
 from .io_types import (
     AUTO,
@@ -81,7 +82,7 @@ class LongLiveUseModel(io.ComfyNode):
             notes.append(NO_LORA)
         shared = host.Managed(model, lambda: shared_transformer(model, config, attend))
         source = {"lora": lora, "lora_strength": lora_strength}
-        precision = host.precision_of(model)
+        precision = precision_of(host.bytes_per_weight(model))
         generator = StreamModel(preset, shared, precision, source, Speed(speed, attention))
         return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))
 

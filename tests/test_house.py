@@ -14,7 +14,7 @@ FILES = [ROOT / "__init__.py", *(f for folder in FOLDERS for f in sorted((ROOT /
 # room -> rooms it may import (itself always); a room is a folder or a file of longlive_core
 DOORS = {
     "geometry": set(),
-    "reasons": set(),
+    "reasons": {"weights"},
     "doubles": set(),
     "compiling": {"reasons"},
     "config": {"geometry"},
@@ -25,7 +25,7 @@ DOORS = {
     "text": {"weights", "config", "geometry"},
     "rollout": {"schedule", "model", "config", "geometry", "doubles"},
     "steering": {"schedule", "rollout", "geometry"},
-    "mini": {"config", "weights", "text", "model", "vae", "geometry", "reasons"},
+    "mini": {"config", "weights", "text", "model", "vae", "geometry"},
     "output": {"geometry"},
     "speed": {"model", "vae", "config", "geometry"},
     "memory": {"rollout", "speed", "model", "vae", "weights", "config", "geometry"},
@@ -41,7 +41,7 @@ DOORS = {
     },
     "cli": {
         *("output", "bench", "speed", "pipeline", "parts", "memory", "schedule", "rollout", "resume"),
-        *("reasons", "model", "weights", "config", "geometry"),
+        *("model", "weights", "config", "geometry"),
     },
     "__main__": {"cli"},
     "__init__": {"pipeline", "schedule"},

@@ -27,8 +27,16 @@ from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.schedule.schedule import Policy
 from longlive_core.weights import arithmetic
 from longlive_core.weights.arithmetic import KERNELS, Kernel, Machine, Work, choose, settle_arithmetic
-from longlive_core.weights.checkpoints import PRECISIONS, load_transformer
-from longlive_core.weights.quantize import layer_linears, multiply_with, pass_linears, quantize, to_8_bits
+from longlive_core.weights.checkpoints import load_transformer
+from longlive_core.weights.quantize import (
+    PRECISIONS,
+    layer_linears,
+    multiply_with,
+    pass_linears,
+    precision_of,
+    quantize,
+    to_8_bits,
+)
 
 _spec = importlib.util.spec_from_file_location("golden_runs", Path(__file__).with_name("test_golden.py"))
 golden_runs = importlib.util.module_from_spec(_spec)
@@ -315,8 +323,25 @@ def test_files_load_into_8_bits(precision, model, tmp_path) -> None:
     loaded = load_transformer(tmp_path / "m.safetensors", precision=precision, num_heads=2).transformer
     for name, linear in layer_linears(loaded).items():
         exact = model.get_submodule(name).weight
-        assert linear.weight.dtype == PRECISIONS[precision] and linear.multiply is None
+        assert linear.weight.dtype == PRECISIONS[precision].stored and linear.multiply is None
         assert relative(linear.weight.float() * linear.scale[:, None], exact) < LOSS[linear.weight.dtype]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "dtype", "name"),
+    [
+        *((4, torch.float32, "fp32"), (2, torch.bfloat16, "bf16"), (2, torch.float16, "fp16")),
+        *(
+            (1, FP8, "fp8"),
+            (1, torch.float8_e5m2, "fp8"),
+            (1, torch.int8, "int8"),
+            (8, torch.float64, "fp32"),
+        ),
+        *((1.49, None, "fp8"), (1.5, None, "bf16"), (2.99, None, "bf16"), (3.0, None, "fp32")),
+    ],
+)
+def test_a_precision_is_known_by_its_dtype_or_size(num_bytes, dtype, name) -> None:
+    assert precision_of(num_bytes, dtype) == name
 
 
 def test_the_plan_knows_8_bits() -> None:

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import torch
 
-from ..reasons import reason_of
 from ..rollout.rollout import RolloutError
+from ..weights.files import first_line
 from . import bench, download, generate, info, live, plan
 from .stderr import STDERR
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.command(options)
     except torch.OutOfMemoryError as error:
         print(
-            f"longlive: not enough memory to load this ({reason_of(error)}); {SMALLER}",
+            f"longlive: not enough memory to load this ({first_line(error)}); {SMALLER}",
             file=STDERR,
         )
         return EXIT_BAD_INPUT

@@ -14,10 +14,10 @@ from ..output.contact_sheet import ContactSheet
 from ..output.video import VideoWriter
 from ..parts import ModelFiles, load_files
 from ..pipeline import Pipeline, Plan, Request, checked_frames, load_pipeline
-from ..reasons import reason_of
 from ..resume import Ending, VideoState
 from ..rollout.rollout import Hook
 from ..schedule.schedule import SWITCH_POLICIES, Policy, PromptSchedule
+from ..weights.files import first_line
 from .options import (
     add_model,
     add_size_and_window,
@@ -135,7 +135,7 @@ def save_sheet(sheet: ContactSheet, path: Path | None) -> None:
         if path:
             sheet.save(path)
     except Exception as error:
-        raise OSError(f"the contact sheet {path} cannot be written ({reason_of(error)})") from error
+        raise OSError(f"the contact sheet {path} cannot be written ({first_line(error)})") from error
 
 
 def what_is_kept(options: argparse.Namespace, num_frames: int) -> str:
@@ -178,7 +178,7 @@ def enough_memory(plan: Plan) -> Iterator[None]:
         window = plan.window.window_latent_frames or f"all {plan.blocks.stop} blocks"
         raise ValueError(
             f"a video of {plan.width}x{plan.height} with a window of {window} does not fit the memory "
-            f"({reason_of(error)}); choose a smaller --size or --window, --precision fp8, or --tile"
+            f"({first_line(error)}); choose a smaller --size or --window, --precision fp8, or --tile"
         ) from error
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..output.video import read_settings
-from ..weights.families import family
 from ..weights.files import INDEX_SUFFIX, PICKLES, open_tensors
+from ..weights.names import family
 
 HELP = "print what a video was made with, or what a checkpoint, LoRA or VAE file holds"
 WEIGHTS = (".safetensors", INDEX_SUFFIX, *PICKLES)

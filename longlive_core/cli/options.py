@@ -10,8 +10,8 @@ import torch
 from ..config import PRESETS, Preset, SigmaConfig, WindowConfig
 from ..model.attention import AUTO, BACKENDS
 from ..speed import PLAIN, SPEEDS
-from ..weights.checkpoints import PRECISIONS
 from ..weights.lora import LoraChoice
+from ..weights.quantize import PRECISIONS
 
 OF_REAL_MODELS = ("lora", "vae", "text_encoder", "tokenizer", "keep_text_encoder", "family", "tile")
 PLAIN_PRECISION = "bf16"
