@@ -23,7 +23,8 @@ from ..longlive_core.weights.names import (
     misfits,
     our_name,
     our_shape,
-    split_scales,
+    renamed,
+    shapes_in,
 )
 from . import host
 
@@ -36,11 +37,10 @@ def shared_config(model: Any) -> ModelConfig:
     if not host.is_wan(model):
         raise ValueError(f"this MODEL is no Wan 2.1, but {type(model.model).__name__}; {HINT}")
     network = host.network_of(model)
-    theirs = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    theirs = shapes_in(dict(network.named_parameters()))
     if (looks := family(theirs)) != WAN_TEXT_TO_VIDEO:
         raise ValueError(f"this MODEL is {looks}; {HINT}")
-    weights, _ = split_scales(theirs, our_name)
-    ours = {name: our_shape(name, theirs[their_name]) for name, their_name in weights.items()}
+    ours = {name: our_shape(name, theirs[their]) for name, their in renamed(theirs, our_name).items()}
     config = config_of(ours, "this MODEL", network.num_heads)
     if wrong := misfits(shapes_of(config), ours):
         raise ValueError(f"this MODEL is another kind of Wan: {wrong}; {HINT}")
@@ -50,7 +50,7 @@ def shared_config(model: Any) -> ModelConfig:
 def shapes_of(config: ModelConfig) -> Shapes:
     """Shape of every weight of a transformer of ours."""
     with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in CausalWan(config).named_parameters()}
+        return shapes_in(dict(CausalWan(config).named_parameters()))
 
 
 def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any, str]:
@@ -59,7 +59,7 @@ def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any,
     Stock nodes skip the names of LongLive's own LoRA without a word.
     """
     lora = open_lora(choice, shapes_of(config))
-    found, tensors = lora.file.read(), {}
+    found, tensors = lora.file.tensors, {}
     for target, patch in lora.patches.items():
         stem, _, leaf = foreign_name(target, "wan").rpartition(".")
         parts = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}

@@ -34,11 +34,12 @@ def weights_facts(path: Path) -> dict[str, Any]:
     """What a file of tensors is, told from names and shapes."""
     file = open_tensors(path, SECTIONS)
     values = sum(math.prod(shape) for shape in file.shapes.values())
+    dtypes = {tensor.dtype for tensor in file.tensors.values()}
     return {
         "file": path.name,
         "is": family(file.shapes),
         "tensors": len(file.shapes),
         "parameters": values,
-        "dtypes": sorted({str(dtype).removeprefix("torch.") for dtype in file.dtypes.values()}),
+        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
         "metadata": file.metadata,
     }

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..weights.families import family
 from ..weights.files import INDEX_SUFFIX, TensorFile, open_tensors
-from ..weights.names import family, misfits, split_scales
+from ..weights.fit import misfits
+from ..weights.quantize import MARKERS, SCALES
 from .encoder import PromptEncoder, fill_umt5, umt5_sizes, umt5_skeleton
 from .tokens import Tokenizer, load_tokenizer, tokenizer_from_pieces
 
@@ -101,8 +103,15 @@ def _weights_path(path: Path) -> Path:
 
 def _names(file: TensorFile) -> _Names:
     """Sort the names of a file; those of a decoder, of a tokenizer and of quantisation are left out."""
-    known = [name for name in file.shapes if name != PIECES and not _DECODER.match(name)]
-    return _Names(*split_scales(known, _transformers_name))
+    names = _Names({}, {})
+    for name in file.shapes:
+        if name == PIECES or name.endswith(MARKERS) or _DECODER.match(name):
+            continue
+        if suffix := next((s for s in SCALES if name.endswith(s)), None):
+            names.scales[_transformers_name(name.removesuffix(suffix) + ".weight")] = name
+        else:
+            names.weights[_transformers_name(name)] = name
+    return names
 
 
 def _transformers_name(name: str) -> str:

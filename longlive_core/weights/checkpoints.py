@@ -6,7 +6,7 @@ second copy of the weights, and a bad file changes no model.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from ..model.causal_wan import CausalWan
 from .arithmetic import settle_arithmetic
 from .files import TensorFile, open_tensors
 from .lora import Lora, LoraChoice, open_lora
-from .names import WAN_TEXT_TO_VIDEO, Shapes, family, misfits, our_name, our_shape, split_scales
+from .names import SCALE, WAN_TEXT_TO_VIDEO, Shapes, family, from_wan, misfits, shapes_in
 from .quantize import PRECISIONS, compute_dtype, from_8_bits, stored_small, to_8_bits
 
 SECTIONS = ("generator", "generator_ema", "model")
@@ -39,31 +39,6 @@ class LoadedTransformer(NamedTuple):
     transformer: CausalWan
     preset: Preset
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A transformer's open file: `weights` and `scales` are {our name of a weight: name in the file}."""
-
-    file: TensorFile
-    config: ModelConfig
-    weights: dict[str, str]
-    scales: dict[str, str]
-
-    def shapes(self) -> Shapes:
-        """Shape of every weight as our model holds it."""
-        return {name: our_shape(name, self.file.shapes[theirs]) for name, theirs in self.weights.items()}
-
-    def dtype(self, name: str) -> torch.dtype | None:
-        return self.file.dtypes[self.weights[name]]
-
-    def read(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """A weight in our shape, and its scale if it has one; ValueError if they are not finite."""
-        wanted = [names[name] for names in (self.weights, self.scales) if name in names]
-        tensor, *scale = self.file.read(wanted).values()
-        for part in (tensor, *scale):
-            check_finite(name, part, self.file.path)
-        return tensor.reshape(our_shape(name, tensor.shape)), next(iter(scale), None)
 
 
 def load_transformer(
@@ -87,31 +62,28 @@ def load_transformer(
     if preset is not None and preset not in RELATIVES:
         raise ValueError(f"unknown model family {preset!r}; choose one of {', '.join(RELATIVES)}")
     chosen = RELATIVES[preset] if preset else _preset_of_name(Path(path).name)
-    checkpoint = open_checkpoint(path, EMA_SECTIONS if chosen.has_ema else SECTIONS, num_heads)
+    file = open_checkpoint(path, EMA_SECTIONS if chosen.has_ema else SECTIONS)
     if not preset:
-        chosen = _preset_of_metadata(checkpoint.file.metadata) or chosen
-    opened = [open_lora(choice, checkpoint.shapes()) for choice in loras]
+        chosen = _preset_of_metadata(file.metadata) or chosen
+    config = config_of(file.shapes, path, num_heads or file.metadata.get("num_heads"))
     with torch.device("meta"):
-        transformer = CausalWan(checkpoint.config, attention_backend(attention)).requires_grad_(False)
-    check_shapes(checkpoint, transformer)
-    fill(transformer, checkpoint, opened, precision, torch.device(device), on_progress)
+        transformer = CausalWan(config, attention_backend(attention)).requires_grad_(False)
+    shapes = shapes_in(transformer.state_dict())
+    check_shapes(file, shapes)
+    opened = [open_lora(choice, shapes) for choice in loras]
+    fill(transformer, file, opened, precision, torch.device(device), on_progress)
     notes = [lora.report() for lora in opened]
     if chosen.needs_lora and not opened:
         notes.append(NO_LORA)
-    return LoadedTransformer(transformer.eval(), replace(chosen, model=checkpoint.config), tuple(notes))
+    return LoadedTransformer(transformer.eval(), replace(chosen, model=config), tuple(notes))
 
 
-def open_checkpoint(path: Path, sections: tuple[str, ...], num_heads: int | None) -> Checkpoint:
-    """Open a transformer's file; ValueError says what the file is when it is none."""
+def open_checkpoint(path: Path, sections: tuple[str, ...]) -> TensorFile:
+    """Open a transformer's file under our names and shapes; ValueError says what it is if it is none."""
     file = open_tensors(path, sections)
     if (looks := family(file.shapes)) != WAN_TEXT_TO_VIDEO:
-        raise ValueError(
-            f"{path}: this is {looks}; expected a Wan 2.1 1.3B transformer (LongLive or a relative)"
-        )
-    weights, scales = split_scales(file.shapes, our_name)
-    shapes = {name: our_shape(name, file.shapes[theirs]) for name, theirs in weights.items()}
-    config = config_of(shapes, path, num_heads or file.metadata.get("num_heads"))
-    return Checkpoint(file, config, weights, scales)
+        raise ValueError(f"{path} is {looks}; expected a Wan 2.1 1.3B transformer (LongLive or a relative)")
+    return replace(file, tensors=from_wan(file.tensors))
 
 
 def config_of(shapes: Shapes, source: object, num_heads: int | str | None = None) -> ModelConfig:
@@ -152,43 +124,44 @@ def _preset_of_metadata(metadata: dict[str, str]) -> Preset | None:
     return RELATIVES.get(metadata.get("preset"), marked)
 
 
-def check_shapes(checkpoint: Checkpoint, transformer: CausalWan) -> None:
+def check_shapes(file: TensorFile, expected: Shapes) -> None:
     """One ValueError that lists every tensor that is missing, unexpected or does not fit."""
-    expected = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
-    no_numbers = [name for name in checkpoint.weights if checkpoint.dtype(name) is None]
-    if wrong := misfits(expected, checkpoint.shapes(), no_numbers):
+    no_numbers = [name for name, tensor in file.tensors.items() if not tensor.is_floating_point()]
+    if wrong := misfits(expected, file.shapes, no_numbers):
         raise ValueError(
-            f"{checkpoint.file.path}: incomplete or wrong checkpoint: {wrong}; choose the complete Wan 2.1 "
-            "1.3B file"
+            f"{file.path}: incomplete or wrong checkpoint: {wrong}; choose the complete Wan 2.1 1.3B file"
         )
 
 
 def fill(
     transformer: CausalWan,
-    checkpoint: Checkpoint,
+    file: TensorFile,
     loras: Sequence[Lora],
     precision: str,
     device: torch.device,
     on_progress: Progress | None,
 ) -> None:
-    """Read, merge, cast and assign every weight of a model on meta.
+    """Merge, cast and assign every weight of a model on meta.
 
     Weights that stay as they are in the file stay mapped; but one mapped tensor keeps the whole file mapped,
     so where most are cast the others are copied.
     """
     small, compute = stored_small(transformer), compute_dtype(precision, device)
     stored = PRECISIONS[precision].stored
-    stays_mapped = not loras and {checkpoint.dtype(name) for name in small} == {stored}
-    state = {}
-    for done, name in enumerate(checkpoint.weights, start=1):
-        raw, scale = checkpoint.read(name)
-        tensor, scale = cast(*merged(name, raw, scale, loras), stored if name in small else compute)
-        is_mapped = tensor.data_ptr() == raw.data_ptr()
+    stays_mapped = not loras and {file.tensors[name].dtype for name in small} == {stored}
+    state = dict(transformer.state_dict())
+    for done, name in enumerate(state, start=1):
+        mapped, scale = file.tensors[name], file.tensors.get(name + SCALE)
+        for part in (mapped, scale):
+            if part is not None:
+                check_finite(name, part, file.path)
+        tensor, scale = cast(*merged(name, mapped, scale, loras), stored if name in small else compute)
+        is_mapped = tensor.data_ptr() == mapped.data_ptr()
         state[name] = tensor.to(device, copy=is_mapped and not stays_mapped)
         if scale is not None:
             transformer.get_submodule(name.removesuffix(".weight")).scale = scale.to(device)
         if on_progress:
-            on_progress(done, len(checkpoint.weights))
+            on_progress(done, len(state))
     transformer.load_state_dict(state, strict=True, assign=True)
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import HfFileMetadata, http_get
 
-from .files import first_line
-
 LONGLIVE = "Efficient-Large-Model/LongLive-1.3B"
 WAN = "Wan-AI/Wan2.1-T2V-1.3B"
 COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
@@ -169,7 +167,7 @@ def _explained(file: RemoteFile, by_hand: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:  # of this machine's disk
             raise
-        reason = first_line(error)
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(f"{file.repo}/{file.path} cannot be fetched ({reason}). {by_hand}") from error
 
 

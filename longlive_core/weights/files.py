@@ -6,9 +6,10 @@ Safetensors (one file, or shards with an index) and PyTorch pickles of plain ten
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +17,24 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .names import Shapes, shapes_in
+
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 LONGEST_LINE = 200
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """An open file: what it holds, and its tensors, memory-mapped as long as this or one of them is kept."""
+    """Named tensors of an open file, memory-mapped as long as one of them is kept, and its metadata."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype | None]  # None: no weights (integers, scales of exotic formats)
+    tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    _get: Callable[[str], Tensor] = field(repr=False)
 
-    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Tensors by name, all or some of them; ValueError if the file can no longer be read."""
-        with one_sentence(self.path):
-            return {name: self._get(name) for name in (self.shapes if names is None else names)}
+    @cached_property
+    def shapes(self) -> Shapes:
+        return shapes_in(self.tensors)
 
 
 @contextmanager
@@ -82,8 +74,7 @@ def open_tensors(path: Path, sections: tuple[str, ...] = ()) -> TensorFile:
         if path.name.endswith(INDEX_SUFFIX):
             return _open_shards(path)
         if path.suffix == ".safetensors":
-            file = safe_open(path, "pt")
-            return _open_safetensors(path, dict.fromkeys(file.keys(), file))
+            return _open_safetensors(path)
         return _open_pickle(path, sections)
 
 
@@ -104,15 +95,6 @@ def _one_file(path: Path) -> Path:
     return path
 
 
-def _open_safetensors(path: Path, homes: dict[str, safe_open]) -> TensorFile:
-    """`homes`: the opened file that holds each tensor."""
-    slices = {name: file.get_slice(name) for name, file in homes.items()}
-    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    dtypes = {name: _DTYPES.get(part.get_dtype()) for name, part in slices.items()}
-    metadata = next((file.metadata() for file in homes.values()), None) or {}
-    return TensorFile(path, shapes, dtypes, metadata, lambda name: homes[name].get_tensor(name))
-
-
 def _open_shards(path: Path) -> TensorFile:
     weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
     names = sorted(set(weight_map.values()))
@@ -120,11 +102,17 @@ def _open_shards(path: Path) -> TensorFile:
         raise ValueError(f"{path} names shards outside its folder: {strange[0]!r}")
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise ValueError(f"{path} needs {', '.join(missing)} in its folder; download what is missing")
-    shards = {name: safe_open(path.parent / name, "pt") for name in names}
-    held = {name: set(shard.keys()) for name, shard in shards.items()}
-    if absent := [tensor for tensor, name in weight_map.items() if tensor not in held[name]]:
+    shards = {name: _open_safetensors(path.parent / name) for name in names}
+    if absent := [tensor for tensor, name in weight_map.items() if tensor not in shards[name].tensors]:
         raise ValueError(f"{path} names {absent[0]!r}, but its shard does not hold it; download it again")
-    return _open_safetensors(path, {tensor: shards[name] for tensor, name in weight_map.items()})
+    tensors = {tensor: shards[name].tensors[tensor] for tensor, name in weight_map.items()}
+    return TensorFile(path, tensors, shards[names[0]].metadata)
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        return TensorFile(path, tensors, file.metadata() or {})
 
 
 def _open_pickle(path: Path, sections: tuple[str, ...]) -> TensorFile:
@@ -135,10 +123,7 @@ def _open_pickle(path: Path, sections: tuple[str, ...]) -> TensorFile:
     if damaged:
         raise ValueError(f"{path} is damaged: {damaged} fails its check sum; download it again")
     content = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
-    state = _section(path, content, sections)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    dtypes = {name: t.dtype if t.is_floating_point() else None for name, t in state.items()}
-    return TensorFile(path, shapes, dtypes, {}, state.__getitem__)
+    return TensorFile(path, _section(path, content, sections), {})
 
 
 def _section(path: Path, content: Any, sections: tuple[str, ...]) -> dict[str, Tensor]:

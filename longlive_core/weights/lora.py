@@ -49,8 +49,7 @@ class Lora:
     def change(self, target: str) -> Tensor:
         """What to add to a weight, fp32: strength * alpha / rank * up @ down, or strength * diff."""
         patch, strength = self.patches[target], self.choice.strength
-        read = self.file.read(patch.values())
-        tensors = {kind: read[name] for kind, name in patch.items()}
+        tensors = {kind: self.file.tensors[name] for kind, name in patch.items()}
         if "diff" in tensors:
             return strength * tensors["diff"].float()
         down, up = tensors["down"].float(), tensors["up"].float()

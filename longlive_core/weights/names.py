@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
+SCALE = ".scale"  # after the name of a weight in 8 bits
 WAN_TEXT_TO_VIDEO, UNKNOWN = "a Wan text-to-video transformer", "an unknown kind of model"
 
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
@@ -76,26 +77,29 @@ def our_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def from_wan(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and reshape a transformer's state dict to ours; nothing is copied."""
-    ours = {our_name(name): tensor for name, tensor in state.items()}
-    return {name: tensor.reshape(our_shape(name, tensor.shape)) for name, tensor in ours.items()}
+def shapes_in(state: dict[str, Tensor]) -> Shapes:
+    """Shapes of the tensors of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def split_scales(names: Iterable[str], rename: Callable[[str], str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Sort a file's names into weights and the scales of 8-bit weights: {renamed weight: name in the file}.
+def renamed(names: Iterable[str], rename: Callable[[str], str]) -> dict[str, str]:
+    """Map new names to a file's names; the scale of a weight in 8 bits is called `x.weight.scale`.
 
     Names of other tensors that quantisation adds are left out.
     """
-    weights, scales = {}, {}
+    found = {}
     for name in names:
-        if name.endswith(_NO_WEIGHTS):
-            continue
-        if suffix := next((s for s in _SCALES if name.endswith(s)), ""):
-            scales[rename(name.removesuffix(suffix) + ".weight")] = name
-        else:
-            weights[rename(name)] = name
-    return weights, scales
+        if suffix := next((suffix for suffix in _SCALES if name.endswith(suffix)), ""):
+            found[rename(name.removesuffix(suffix) + ".weight") + SCALE] = name
+        elif not name.endswith(_NO_WEIGHTS):
+            found[rename(name)] = name
+    return found
+
+
+def from_wan(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and reshape a transformer's state dict to ours; nothing is copied."""
+    names = renamed(state, our_name)
+    return {ours: state[name].reshape(our_shape(ours, state[name].shape)) for ours, name in names.items()}
 
 
 def family(shapes: Shapes) -> str:
@@ -121,12 +125,12 @@ def family(shapes: Shapes) -> str:
 def misfits(expected: Shapes, found: Shapes, no_numbers: Iterable[str] = ()) -> str:
     """Compare shapes of a model and a file: `1 tensor missing (a); 2 tensors unexpected (b, c)`, or empty.
 
-    `no_numbers` are names found whose dtype weights cannot have.
+    `no_numbers` are names found whose dtype weights cannot have. Scales may be there or not.
     """
     misshapen = [name for name in expected if name in found and expected[name] != found[name]]
     groups = {
         "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "unexpected": [name for name in found if name not in expected and not name.endswith(SCALE)],
         "of another shape": [f"{n} {list(found[n])} instead of {list(expected[n])}" for n in misshapen],
         "of an unsupported dtype": list(no_numbers),
     }

@@ -16,7 +16,7 @@ from ..config import TINY_WAN, WanAutoencoderConfig
 from ..vae.autoencoder import WanAutoencoder
 from ..vae.tiny import TinyAutoencoder
 from .files import open_tensors
-from .names import UNKNOWN, Shapes, family, misfits
+from .names import UNKNOWN, Shapes, family, misfits, shapes_in
 
 RAW_LATENTS = "lighttae"  # files named so decode raw latents, taew2_1 normalised ones; nothing in them says
 OTHER_LATENTS = ("taehv", "taecvx")  # files named so are shaped as taew2_1 and decode other models' latents
@@ -58,7 +58,7 @@ def load_vae(
     Raises ValueError in one sentence that names the file for everything that is wrong with it.
     """
     path = Path(path)
-    state = open_tensors(path, SECTIONS).read()
+    state = open_tensors(path, SECTIONS).tensors
     try:
         vae = _build(state, path.stem.lower())
         if damaged := [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]:
@@ -107,8 +107,8 @@ def from_taehv(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _our_name(name: str) -> str:
     if flat := _FLAT.match(name):  # the reference numbers residuals and resamplings of all stages in one row
-        side, place = flat[1], int(flat[2])
-        stage, place = divmod(place, length := WanAutoencoderConfig.num_residuals + 1 + (side == "decoder"))
+        side, length = flat[1], WanAutoencoderConfig.num_residuals + (1 if flat[1] == "encoder" else 2)
+        stage, place = divmod(int(flat[2]), length)
         part = "resample" if place == length - 1 else f"residuals.{place}"
         name = f"{side}.stages.{stage}.{part}.{name[flat.end() :]}"
     for pattern, ours in _RULES:
@@ -118,7 +118,7 @@ def _our_name(name: str) -> str:
 
 def _build(state: dict[str, Tensor], file_name: str) -> WanAutoencoder | TinyAutoencoder:
     """The module that a state dict belongs to; ValueError says what it is if it is none of ours."""
-    shapes = _shapes(state)
+    shapes = shapes_in(state)
     if stranger := next(_strangers(shapes, file_name), None):
         raise ValueError(f"it is {stranger}; {WANTED}")
     if _is_most_of(WanAutoencoder, WanAutoencoderConfig(), from_reference(state)):
@@ -175,11 +175,7 @@ def _assigned(build: type[nn.Module], config: Any, state: dict[str, Tensor]) -> 
     module = _on_meta(build, config)
     expected = module.state_dict()
     no_numbers = [name for name in expected if name in state and not state[name].is_floating_point()]
-    if wrong := misfits(_shapes(expected), _shapes(state), no_numbers):
+    if wrong := misfits(shapes_in(expected), shapes_in(state), no_numbers):
         raise ValueError(f"incomplete or wrong VAE: {wrong} (in our names); download it again")
     module.load_state_dict(state, assign=True, strict=True)
     return module
-
-
-def _shapes(state: dict[str, Tensor]) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
