@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_url
 
-from ..reasons import reason_of
+from .files import first_line
 from .published import DOWNLOADS, LICENCES
 
 
@@ -56,7 +56,7 @@ def _explained(name: str, links: dict[Path, str]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:  # of the local disk
             raise
-        heading = f"{name} cannot be downloaded ({reason_of(error)}). Try again later, or download by hand:"
+        heading = f"{name} cannot be downloaded ({first_line(error)}). Try again later, or download by hand:"
         lines = [f"{link} -> {target}" for target, link in links.items() if not target.exists()]
         raise OSError("\n".join([heading, *lines])) from error
 
