@@ -24,9 +24,10 @@ from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise
 from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
-from longlive_core.weights.checkpoints import PRECISIONS, LoadedTransformer, load_transformer
+from longlive_core.weights.checkpoints import LoadedTransformer, load_transformer
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.names import foreign_name
+from longlive_core.weights.quantize import PRECISIONS
 
 RANK = 256
 SCALE = 0.02

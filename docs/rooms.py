@@ -1,4 +1,4 @@
-"""`python docs/rooms.py`: draws the rooms of longlive_core and who imports whom, read from its imports, as docs/rooms.svg.
+"""`python docs/rooms.py` draws docs/rooms.svg: the rooms of longlive_core and who imports whom.
 
 An arrow points from a room to one it imports; those that follow from others are left out. A room stands one
 floor above the highest room it imports.

@@ -23,8 +23,7 @@ from .vae.autoencoder import WanAutoencoder
 from .vae.streaming import StreamingDecoder
 from .vae.tiled import TILE_PIXELS, num_tiles
 from .vae.tiny import TinyAutoencoder
-from .weights.checkpoints import PRECISIONS, compute_dtype, stored_small
-from .weights.quantize import SMALL_TYPES
+from .weights.quantize import PRECISIONS, compute_dtype, stored_small
 
 META = torch.device("meta")
 # As measured at 832x480 on an H200: what recordings and tuned kernels hold beside the passes, and the share
@@ -153,8 +152,8 @@ def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> i
         model = CausalWan(config)
     small, total = stored_small(model), 0
     for name, tensor in model.state_dict().items():
-        total += tensor.numel() * (PRECISIONS[precision] if name in small else compute).itemsize
-        if name in small and PRECISIONS[precision] in SMALL_TYPES:
+        total += tensor.numel() * (PRECISIONS[precision].stored if name in small else compute).itemsize
+        if name in small and PRECISIONS[precision].is_8_bit:
             total += tensor.shape[0] * torch.float32.itemsize
     return total
 
@@ -257,7 +256,7 @@ def smaller(wanted: Setting) -> Iterator[Setting]:
     frames = wanted.window.window_latent_frames
     least = wanted.window.sink_latent_frames + wanted.window.block_latent_frames
     windows = [frames] + [n for n in SMALLER_WINDOWS if least <= n < frames]
-    precisions = [wanted.precision] + (["fp8"] if PRECISIONS[wanted.precision] not in SMALL_TYPES else [])
+    precisions = [wanted.precision] + ([] if PRECISIONS[wanted.precision].is_8_bit else ["fp8"])
     decoders = {"wan": ("wan", "tiled", "tiny"), "tiled": ("tiled", "tiny"), "tiny": ("tiny",)}[
         wanted.decoder
     ]

@@ -396,7 +396,7 @@ def load_pipeline(
 ) -> Pipeline:
     """Load `mini`, a download by its name, or a checkpoint; `options` are the fields of ModelFiles.
 
-    `on_progress(bytes done, bytes in all)` is called while a checkpoint loads, `on_note` with sentences for
+    `on_progress(weights done, weights in all)` is called while a checkpoint loads, `on_note` with sentences for
     the user. Raises ValueError in one sentence for everything that is wrong with the options or the files.
     """
     files = ModelFiles(model, **options)

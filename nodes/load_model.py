@@ -6,9 +6,10 @@ from comfy_api.latest import io
 
 from ..longlive_core.fast.compiled import EAGER
 from ..longlive_core.model.attention import attention_backend
-from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
+from ..longlive_core.weights.checkpoints import load_transformer, settle
 from ..longlive_core.weights.download import download
 from ..longlive_core.weights.lora import LoraChoice
+from ..longlive_core.weights.quantize import PRECISIONS, precision_of
 from . import host
 from .io_types import (
     AUTO,
@@ -158,5 +159,4 @@ def choices(lora: str, lora_strength: float, second_lora: str, second_strength: 
 def own_precision() -> str:
     """What the host would choose on this machine, by our names."""
     dtype = host.model_dtype()
-    names = {kept: name for name, kept in reversed(PRECISIONS.items())}  # of equal ones the first
-    return names.get(dtype, "fp8" if dtype.itemsize == 1 else "fp32")
+    return precision_of(dtype.itemsize, dtype)

@@ -9,6 +9,7 @@ from ..longlive_core.fast.compiled import EAGER
 from ..longlive_core.model.attention import attention_backend
 from ..longlive_core.weights.checkpoints import NO_LORA
 from ..longlive_core.weights.lora import LoraChoice
+from ..longlive_core.weights.quantize import precision_of
 from . import host
 from .io_types import (
     AUTO,
@@ -87,7 +88,8 @@ class LongLiveUseModel(io.ComfyNode):
             notes.append(NO_LORA)
         shared = host.Managed(model, lambda: shared_transformer(model, config, attend))
         source = {"attention": attention, "lora": lora, "lora_strength": lora_strength}
-        generator = StreamModel(preset, shared, host.precision_of(model), source, speed)
+        precision = precision_of(host.bytes_per_weight(model))
+        generator = StreamModel(preset, shared, precision, source, speed)
         return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))
 
 

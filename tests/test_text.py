@@ -265,9 +265,9 @@ def test_fp8_is_what_its_scales_make_of_it(layouts: Layouts, scale_name: str) ->
     linears = [module for module in encoder.model.modules() if isinstance(module, StoredLinear)]
     assert {linear.stored.dtype for linear in linears} == {torch.float8_e4m3fn}
     original = load_umt5(layouts.comfyui(), dtype=torch.float32)
-    repacked = fp8(layouts.named, "scale")
+    repacked = fp8(layouts.named, "weight.scale")
     layouts.named = {
-        name: weight.float() * repacked.get(name.replace(".weight", ".scale"), 1.0)
+        name: weight.float() * repacked.get(f"{name}.scale", 1.0)
         for name, weight in repacked.items()
         if not name.endswith(".scale")
     }
@@ -318,7 +318,7 @@ def test_half_precision_stays_on_disk_as_it_is(layouts: Layouts, stored: torch.d
 @pytest.mark.parametrize("stored", ["half", "fp8"])
 def test_arithmetic_in_bfloat16(layouts: Layouts, stored: str) -> None:
     """What a GPU does: every step in bfloat16, whatever the file stores; near the result in fp32."""
-    weights = fp8(layouts.named, "scale") if stored == "fp8" else layouts.named
+    weights = fp8(layouts.named, "weight.scale") if stored == "fp8" else layouts.named
     scales = {name: tensor for name, tensor in weights.items() if name.endswith(".scale")}
     weights = {n: t.half() if t.dtype == torch.float32 else t for n, t in weights.items()} | scales
     shapes = {name: tuple(tensor.shape) for name, tensor in layouts.named.items()}
@@ -415,18 +415,18 @@ def without(*parts: str) -> Callable[[dict], dict]:
 
 
 WRONG = {
-    "a layer without a norm": (without("block.1.layer.0.layer_norm"), "1 missing"),
-    "T5 v1.1, one position bias": (without("block.1.layer.0.SelfAttention.relative"), "1 missing"),
+    "a layer without a norm": (without("block.1.layer.0.layer_norm"), "1 tensor missing"),
+    "T5 v1.1, one position bias": (without("block.1.layer.0.SelfAttention.relative"), "1 tensor missing"),
     "no table": (without("shared"), "not named or shaped like one"),
     "nothing known": (lambda weights: {"x": torch.ones(3)}, "not named or shaped like one"),
-    "a tensor too many": (lambda weights: weights | {"head.weight": torch.ones(3)}, "1 unexpected"),
+    "a tensor too many": (lambda weights: weights | {"head.weight": torch.ones(3)}, "1 tensor unexpected"),
     "a far layer": (
         lambda weights: weights | {"encoder.block.999999999.layer.0.layer_norm.weight": torch.ones(32)},
-        "1 unexpected",
+        "1 tensor unexpected",
     ),
     "a bent tensor": (
         lambda weights: weights | {"encoder.final_layer_norm.weight": torch.ones(31)},
-        "1 misshapen",
+        "1 tensor of another shape",
     ),
     "a quantisation of 4 bits": (
         lambda weights: (
@@ -435,7 +435,7 @@ WRONG = {
                 "encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(32, 32, dtype=torch.uint8),
             }
         ),
-        "not read here",
+        "1 tensor of an unsupported dtype",
     ),
     "scales of blocks": (
         lambda weights: weights | {"encoder.block.0.layer.0.SelfAttention.q.weight_scale": torch.ones(32, 2)},

@@ -640,19 +640,25 @@ LAST = "decoder.head.2.weight"
 NAMED = torch.zeros(4, 4)
 PICTURE = torch.zeros(4, 4, 3, 3)
 STRANGERS = {
-    "missing": (lambda: without(wan_state(), LAST), r"1 missing \(decoder.head.weight\)"),
+    "missing": (
+        lambda: without(wan_state(), LAST),
+        r"incomplete or wrong VAE: 1 tensor missing \(decoder.head.weight\)",
+    ),
     "misshapen": (
         lambda: wan_state() | {LAST: torch.zeros(4, 8, 3, 3, 3)},
-        r"1 misshapen .* \[3, 8, 3, 3, 3\]",
+        r"1 tensor of another shape .* \[3, 8, 3, 3, 3\]",
     ),
-    "unexpected": (lambda: wan_state() | {"decoder.x": NAMED}, r"1 unexpected \(decoder.x\)"),
+    "unexpected": (lambda: wan_state() | {"decoder.x": NAMED}, r"1 tensor unexpected \(decoder.x\)"),
     "integers": (
         lambda: wan_state() | {LAST: torch.zeros(3, 8, 3, 3, 3, dtype=torch.int8)},
-        r"1 stored in a format that is not read here \(decoder.head.weight\)",
+        r"1 tensor of an unsupported dtype \(decoder.head.weight\)",
     ),
     "not finite": (lambda: wan_state() | {LAST: torch.full((3, 8, 3, 3, 3), math.nan)}, "not finite"),
-    "scalar": (lambda: wan_state() | {"encoder.conv1.weight": torch.zeros(())}, "misshapen"),
-    "tiny missing": (lambda: without(taehv_state(), "decoder.22.bias"), r"1 missing \(decoder.head.bias\)"),
+    "scalar": (lambda: wan_state() | {"encoder.conv1.weight": torch.zeros(())}, "of another shape"),
+    "tiny missing": (
+        lambda: without(taehv_state(), "decoder.22.bias"),
+        r"1 tensor missing \(decoder.head.bias\)",
+    ),
     "tiny of Wan 2.2": (lambda: taehv_state(48), "tiny decoder of 48 latent channels"),
     "tiny super": (
         lambda: {"decoder.0.weight": PICTURE, "decoder.1.conv.0.weight": PICTURE.clone()},
@@ -663,7 +669,7 @@ STRANGERS = {
         "Wan 2.2 VAE, of 48 latent channels",
     ),
     "48 channels": (lambda: {"decoder.conv1.weight": torch.zeros(8, 48, 3, 3, 3)}, "of 48 latent channels"),
-    "pictures": (lambda: {"decoder.conv_in.weight": PICTURE}, "a VAE of pictures"),
+    "pictures": (lambda: {"decoder.conv_in.weight": PICTURE}, "an image VAE"),
     "Hunyuan": (lambda: {"decoder.conv_in.conv.weight": NAMED}, "another video model"),
     "LoRA": (lambda: {"blocks.0.self_attn.q.lora_A.weight": NAMED}, "it is a LoRA"),
     "text": (lambda: {"shared.weight": NAMED}, "a text encoder"),
@@ -671,7 +677,7 @@ STRANGERS = {
         lambda: {"patch_embedding.weight": torch.zeros(1536, 16, 1, 2, 2)},
         "a Wan .*transformer",
     ),
-    "nothing": (lambda: {"some.weight": NAMED}, "no model that is known here.*some.weight"),
+    "nothing": (lambda: {"some.weight": NAMED}, "an unknown kind of model.*some.weight"),
 }
 
 

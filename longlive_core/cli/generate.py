@@ -164,7 +164,7 @@ def enough_memory(plan: Plan) -> Iterator[None]:
 def pipeline_from(options: argparse.Namespace) -> Pipeline:
     """The model that the options name."""
     given = {part.name: getattr(options, part.name, part.default) for part in fields(ModelFiles)}
-    shown = {"unit": "B", "unit_scale": True, "desc": "loading", "mininterval": 0.5, "file": STDERR}
+    shown = {"unit": " weights", "desc": "loading", "mininterval": 0.5, "file": STDERR}
     with tqdm(**shown, disable=options.model == MINI.name) as bar:
         note = partial(tqdm.write, file=STDERR)
         return load_pipeline(**given, on_progress=partial(progress, bar), on_note=note)

@@ -10,8 +10,8 @@ import torch
 from ..config import PRESETS, Preset, SigmaConfig, WindowConfig
 from ..fast import compiled
 from ..model import attention
-from ..weights.checkpoints import PRECISIONS
 from ..weights.lora import LoraChoice
+from ..weights.quantize import PRECISIONS
 
 
 def size(text: str) -> tuple[int, int]:

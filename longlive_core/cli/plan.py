@@ -8,7 +8,7 @@ from ..config import LONGLIVE_1_3B
 from ..memory import GIB, Setting, bounded, estimate, fitting
 from ..pipeline import checked_frames
 from ..speed import PLAIN, SPEEDS
-from ..weights.checkpoints import PRECISIONS
+from ..weights.quantize import PRECISIONS
 from .options import add_size_and_window, device_named, preset_named, window_from
 
 HELP = "tell the memory that a run needs, and what would fit a smaller card"

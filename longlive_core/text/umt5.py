@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fast.products import stored_linear
-from ..weights.families import family
 from ..weights.files import INDEX_SUFFIX, TensorFile, open_tensors
-from ..weights.fit import misfits
-from ..weights.quantize import MARKERS, SCALES
+from ..weights.names import SCALE, family, misfits, renamed, shapes_in
 from .tokens import TEXT_TOKENS, Tokenizer, find_tokenizer, library, load_tokenizer, tokenizer_from_pieces
 
 TOKENIZER_PAGE = "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/tree/main/google/umt5-xxl"
@@ -90,8 +88,7 @@ def load_umt5(
             f"the tokenizer has {words.size} tokens, but {path} only {model.config.vocab_size}: "
             "they belong to different models; use umt5-xxl's for both"
         )
-    read = file.read([*names.values()])
-    tensors = {ours: read[theirs] for ours, theirs in names.items()}
+    tensors = {ours: file.tensors[theirs] for ours, theirs in names.items()}
     fill_umt5(model, tensors, torch.float32 if torch.device(device).type == "cpu" else dtype)
     return PromptEncoder(model.to(device), words, dtype)
 
@@ -123,29 +120,27 @@ def _weights_path(path: Path) -> Path:
 
 
 def _names(file: TensorFile) -> dict[str, str]:
-    """transformers' name -> the file's; the scale of `x.weight` is `x.scale`."""
-    names = {}
-    for name in file.shapes:
-        if name == PIECES or name.endswith(MARKERS) or _DECODER.match(name):
-            continue
-        suffix = next((suffix for suffix in SCALES if name.endswith(suffix)), "")
-        ours = f"{name.removesuffix(suffix)}.scale" if suffix else name
-        for pattern, replacement in _RENAMES:
-            ours = re.sub(pattern, replacement, ours)
-        names[ours] = name
-    return names
+    """transformers' name -> the file's, of the encoder alone."""
+    encoder = [name for name in file.tensors if name != PIECES and not _DECODER.match(name)]
+    return renamed(encoder, _transformers_name)
+
+
+def _transformers_name(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _checked_skeleton(file: TensorFile, names: dict[str, str]) -> nn.Module:
     """The encoder on `meta`; ValueError unless every tensor of the file belongs to it."""
-    scales = {name: f"{name.removesuffix('.scale')}.weight" for name in names if name.endswith(".scale")}
+    scales = {name: name.removesuffix(SCALE) for name in names if name.endswith(SCALE)}
     shapes = {ours: file.shapes[theirs] for ours, theirs in names.items() if ours not in scales}
     model = umt5_skeleton(shapes)
     if model is None:
         raise _misfit(file, "its tensors are not named or shaped like one")
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected = shapes_in(dict(model.named_parameters()))
     expected.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight
-    strange = [name for name in shapes if file.dtypes[names[name]] not in STORED]
+    strange = [name for name in shapes if file.tensors[names[name]].dtype not in STORED]
     if wrong := misfits(expected, shapes, strange):
         raise _misfit(file, wrong)
     for scale, weight in scales.items():
@@ -197,7 +192,7 @@ def fill_umt5(model: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) 
     """Put weights and scales into a skeleton; only norms and position biases are copied, to `dtype`."""
 
     def stored(name: str) -> tuple[Tensor, Tensor | None]:
-        return tensors[f"{name}.weight"], tensors.get(f"{name}.scale")
+        return tensors[f"{name}.weight"], tensors.get(f"{name}.weight{SCALE}")
 
     for name, module in [*model.named_modules()]:
         if isinstance(module, nn.Linear):
@@ -248,8 +243,7 @@ def _tokenizer(file: TensorFile, path: Path, given: Path | str | None) -> Tokeni
     if given:
         return load_tokenizer(Path(given))
     if PIECES in file.shapes:
-        pieces = file.read([PIECES])[PIECES]
-        return tokenizer_from_pieces(bytes(pieces.numpy()), f"{PIECES} in {file.path}")
+        return tokenizer_from_pieces(bytes(file.tensors[PIECES].numpy()), f"{PIECES} in {file.path}")
     if found := find_tokenizer(path):
         return load_tokenizer(found)
     raise ValueError(

@@ -1,7 +1,9 @@
-"""The layers' matrices in 8 bits: a row of a matrix shares one scale.
+"""Precisions: how the layers' matrices are stored, and 8 bits with one scale for each row of a matrix.
 
-Where no kernel multiplies in 8 bits, weights are widened for the moment of their use (storage only).
+Where no kernel multiplies in 8 bits, weights are dequantised at their use (storage only).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,42 @@ from ..fast.products import FP8, lacks_fp8_products, quantise
 from ..model.causal_wan import CausalWan
 from ..model.layers import Linear
 
-SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
-MARKERS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")  # beside weights, but no weights
-SMALL_TYPES = (FP8, torch.int8)
+
+class Precision(NamedTuple):
+    """How the layers' matrices are stored, and whether their products run in 8 bits where a GPU can do it."""
+
+    stored: torch.dtype
+    has_8_bit_products: bool = False
+
+    @property
+    def is_8_bit(self) -> bool:
+        return self.stored.itemsize == 1
+
+
+PRECISIONS = {
+    "fp32": Precision(torch.float32),
+    "bf16": Precision(torch.bfloat16),
+    "fp16": Precision(torch.float16),
+    "fp8": Precision(FP8),
+    "fp8-fast": Precision(FP8, has_8_bit_products=True),
+    "int8": Precision(torch.int8),
+}
 ONCE_A_PROMPT = ("cross_attn.k", "cross_attn.v")  # no time to gain there
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """dtype of activations and all other weights: bf16 with 8 bits, fp32 on CPUs that only emulate bf16."""
+    if precision == "fp32":
+        return torch.float32
+    if device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return torch.float32
+    return torch.float16 if precision == "fp16" else torch.bfloat16
+
+
+def precision_of(num_bytes: float, dtype: torch.dtype | None = None) -> str:
+    """Name of the precision that stores this dtype, else of the one nearest to so many bytes a weight."""
+    stored = {name: precision.stored for name, precision in PRECISIONS.items()}
+    return min(stored, key=lambda name: (stored[name] != dtype, abs(stored[name].itemsize - num_bytes)))
 
 
 def to_8_bits(weight: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
@@ -28,7 +62,7 @@ def from_8_bits(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def layer_linears(transformer: CausalWan) -> dict[str, Linear]:
-    """The matrices that make up nearly all of a model: the layers' linears, by name."""
+    """The layers' linears by name: their matrices make up nearly all of a model."""
     modules = transformer.layers.named_modules(prefix="layers")
     return {name: module for name, module in modules if isinstance(module, Linear)}
 
@@ -37,6 +71,11 @@ def pass_linears(transformer: CausalWan) -> dict[str, Linear]:
     """Those of them that every pass multiplies with."""
     linears = layer_linears(transformer).items()
     return {name: linear for name, linear in linears if not name.endswith(ONCE_A_PROMPT)}
+
+
+def stored_small(transformer: CausalWan) -> set[str]:
+    """Names of the weights that a precision is about: the matrices of the layers' linears."""
+    return {f"{name}.weight" for name in layer_linears(transformer)}
 
 
 def quantize(transformer: CausalWan, dtype: torch.dtype) -> None:
