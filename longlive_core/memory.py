@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .config import TINY_WAN, ModelConfig, Preset, WanAutoencoderConfig, WindowConfig
+from .fast.compiled import EAGER as PLAIN
 from .geometry import latent_size
 from .model.cache import TextCache
 from .model.causal_wan import CausalWan
 from .rollout.scene import Scene
-from .speed import COMPILED, PLAIN, has_room_to_compile
 from .vae.autoencoder import WanAutoencoder
 from .vae.streaming import StreamingDecoder
 from .vae.tiled import TILE_PIXELS, num_tiles
@@ -132,8 +132,6 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     if device.type == "cuda" and setting.speed != PLAIN:
         passing += RECORDED_BYTES
     is_full = setting.decoder == "wan" and not preset.autoencoder
-    if device.type == "cuda" and setting.speed == COMPILED and is_full and has_room_to_compile(device):
-        decoding += int(COMPILED_SHARE * (decoder + past))
     return Needs(weights, cache, text, decoder, past, passing + decoding)
 
 
@@ -180,7 +178,7 @@ def layers_bytes(
     with META:
         model = CausalWan(config).to(compute).requires_grad_(False)
         with LiveBytes() as held:
-            text = model.read_text(torch.empty(1, config.text_tokens, config.text_dim, dtype=compute))
+            text = model.encode_text(torch.empty(1, config.text_tokens, config.text_dim, dtype=compute))
             text_bytes = held.now
             scene = full_window(model, window, size)
         with LiveBytes() as passes:
@@ -203,7 +201,7 @@ def run_passes(scene: Scene, text: TextCache, window: WindowConfig) -> None:
     scene.open(scene.end, block)
     scene.flow(scene.newest(block).float(), 1.0, text)
     scene.open(scene.end - count, count)
-    scene.remember(scene.newest(count), text)
+    scene.fill_cache(scene.newest(count), text)
 
 
 def build_decoder(preset: Preset, name: str) -> nn.Module:

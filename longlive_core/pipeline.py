@@ -396,8 +396,8 @@ def load_pipeline(
 ) -> Pipeline:
     """Load `mini`, a download by its name, or a checkpoint; `options` are the fields of ModelFiles.
 
-    `on_progress(weights done, weights in all)` is called while a checkpoint loads, `on_note` with sentences for
-    the user. Raises ValueError in one sentence for everything that is wrong with the options or the files.
+    `on_progress(weights done, weights in all)` is called while a checkpoint loads, `on_note` with sentences
+    for the user. Raises ValueError in one sentence for everything that is wrong with options or files.
     """
     files = ModelFiles(model, **options)
     speed, note = known_speed(files.speed)

@@ -29,6 +29,7 @@ from longlive_core.weights.quantize import (
     precision_of,
     quantize,
     to_8_bits,
+    use_fp8_products,
 )
 
 _spec = importlib.util.spec_from_file_location("golden_runs", Path(__file__).with_name("test_golden.py"))

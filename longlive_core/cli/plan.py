@@ -5,9 +5,10 @@ from itertools import islice
 
 from .. import geometry
 from ..config import LONGLIVE_1_3B
+from ..fast.compiled import EAGER as PLAIN
+from ..fast.compiled import SPEEDS
 from ..memory import GIB, Setting, bounded, estimate, fitting
 from ..pipeline import checked_frames
-from ..speed import PLAIN, SPEEDS
 from ..weights.quantize import PRECISIONS
 from .options import add_size_and_window, device_named, preset_named, window_from
 
