@@ -116,7 +116,7 @@ def film(
 
 @contextmanager
 def sheet_kept(sheet: ContactSheet, path: Path | None) -> Iterator[None]:
-    """Saves the sheet in the end, however that came; OSError if it cannot, or a note beside another error."""
+    """Save the sheet at the end, also after an error. Raises OSError, or prints it after another error."""
     try:
         yield
     except BaseException:
