@@ -173,7 +173,7 @@ BAD = {
     "--out /dev/null": "no ordinary file",
     "--state /dev/null": "no ordinary file",
     "--precision int8": "--precision cannot be used with the built-in model mini",
-    "--lora x.pt --tile 64 --text-encoder t": "--lora, --text-encoder, --tile cannot be used with the built-in model mini",
+    "--lora x.pt --tile 64 --text-encoder t": "--lora, --text-encoder, --tile cannot be used with",
 }
 
 
