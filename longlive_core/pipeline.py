@@ -48,9 +48,9 @@ class Request:
     `positions`: auto (endless where a video outgrows absolute ones), absolute or endless. `past` are clean
     latents [1, C, T, H, W] of an earlier video, which this one continues; `cut_off` pixel frames at their end
     were not shown, so this one begins with them. A `state` instead of both is continued bit for bit. Times
-    and `seconds` count from the end of the earlier video. `steps` are the denoising steps of a block: 4, 3 or 2;
-    None for those of the `state`, else all of the preset's. Fewer are faster; first blocks suffer, and with 2
-    also what a switch keeps.
+    and `seconds` count from the end of the earlier video. `steps` are the denoising steps of a block: 4, 3
+    or 2; None for those of the `state`, else all of the preset's. Fewer are faster; first blocks suffer, and
+    with 2 also what a switch keeps.
     """
 
     schedule: PromptSchedule
