@@ -281,21 +281,17 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
     state = made(pipeline, f"0 {RED}", 1.0)[2]
     asked = Request(PromptSchedule.single(RED), 1.0, state=state)
     bad = {
-        "made by other, and the model is mini": replace(asked, state=replace(state, model="other")),
-        "of 64x64 pixels, and 128x64 are asked for": replace(asked, width=128),
-        "sink 3, blocks of 3, absolute positions, and a window of 9": replace(
-            asked, window=WindowConfig(3, 3, 9)
-        ),
-        "absolute positions, and a window of 12, sink 3, blocks of 3, endless": replace(
-            asked, positions="endless"
-        ),
-        "choose more than 0.3125 seconds": replace(asked, seconds=0.3),
+        r"model other \(now mini\)": replace(asked, state=replace(state, model="other")),
+        r"size 64x64 \(now 128x64\)": replace(asked, width=128),
+        r"with window latent frames 12 \(now 9\); leave": replace(asked, window=WindowConfig(3, 3, 9)),
+        r"with endless False \(now True\); leave": replace(asked, positions="endless"),
+        "make the continuation longer than 0.3125 s": replace(asked, seconds=0.3),
     }
     for sentence, request in bad.items():
         with pytest.raises(ValueError, match=sentence):
             pipeline.plan(request)
     half = replace(state, dtype="torch.bfloat16")
-    with pytest.raises(ValueError, match=r"made in torch\.bfloat16, and the model runs in torch\.float32"):
+    with pytest.raises(ValueError, match=r"made with dtype torch\.bfloat16 \(now torch\.float32\)"):
         next(pipeline.run(pipeline.plan(replace(asked, state=half))))
     wrong = replace(state, decoder=replace(state.decoder, tensors=state.decoder.tensors[::-1]))
     with pytest.raises(ValueError, match="does not fit this VAE"):
@@ -315,6 +311,12 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
             VideoState.load(tmp_path / "parts")
 
 
+FACTS = {
+    *("format", "model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps"),
+    *("window", "end", "sink_position", "prompt", "blend", "decoder"),
+}
+
+
 def test_a_state_says_what_it_was_made_with_and_older_ones_need_not(pipeline, tmp_path) -> None:
     state = made(pipeline, f"0 {RED}", 1.0, steps=3)[2]
     assert (state.seed, state.steps) == (3, 3)
@@ -323,7 +325,9 @@ def test_a_state_says_what_it_was_made_with_and_older_ones_need_not(pipeline, tm
     state.save(tmp_path / "new")
     assert (loaded := VideoState.load(tmp_path / "new")).seed == 3 and loaded.steps == 3
     with safe_open(tmp_path / "new", "pt") as file:
-        facts = json.loads(file.metadata()[METADATA_KEY])
+        facts, names = json.loads(file.metadata()[METADATA_KEY]), list(file.keys())
+    assert {name.split(".")[0] for name in names} == {"rollout", "script", "decoder", "video"}
+    assert FACTS == set(facts), "what earlier versions wrote"
     del facts["seed"], facts["steps"]
     save_file(load_file(tmp_path / "new"), tmp_path / "old", {METADATA_KEY: json.dumps(facts)})
     older = VideoState.load(tmp_path / "old")
@@ -366,7 +370,7 @@ def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch) -> None:
     capsys.readouterr()
     for wrong, sentence in (
         (["--resume", "a.mp4"], "cannot be read as the state"),
-        (["--resume", "a.state", "--size", "128x64"], "of 64x64 pixels, and 128x64 are asked for"),
+        (["--resume", "a.state", "--size", "128x64"], "size 64x64 (now 128x64)"),
         (["--resume", "a.state", "--state", "a.state"], "is the state itself"),
         (["--state", "c.mp4"], "are the same file"),
         (["--state", "/nowhere/a.state"], "cannot be written"),
