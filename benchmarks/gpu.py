@@ -100,7 +100,7 @@ class Bench:
         pipeline = self.pipeline(Speed(COMPILED, "auto"), decoder)
         warm_up = end_to_end_figures(pipeline, self.request(min(seconds, SHORT_SECONDS)))
         window = pipeline.preset.window
-        setting = Setting(self.width, self.height, decoder=decoder, window=window, speed=COMPILED)
+        setting = Setting(self.width, self.height, decoder=decoder, window=window)
         return {
             **end_to_end_figures(pipeline, self.request(seconds)),
             "first_frames_seconds_cold": warm_up["first_frames_seconds"],

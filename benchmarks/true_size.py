@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import report
+from longlive_core.bench.random_model import build_decoder
 from longlive_core.config import LONGLIVE_1_3B, ModelConfig
 from longlive_core.geometry import latent_size
-from longlive_core.memory import Setting, build_decoder, estimate
+from longlive_core.memory import Setting, estimate
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.noise import SeededNoise
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise

@@ -28,7 +28,7 @@ DOORS = {
     "mini": {"config", "weights", "text", "model", "vae", "geometry", "reasons"},
     "output": {"geometry"},
     "speed": {"model", "vae", "config", "geometry"},
-    "memory": {"rollout", "speed", "model", "vae", "weights", "config", "geometry"},
+    "memory": {"vae", "weights", "config", "geometry"},
     "resume": {"steering", "rollout", "vae", "config", "geometry"},
     "pipeline": {
         *("output", "speed", "resume", "steering", "mini", "schedule", "rollout", "model", "vae", "text"),

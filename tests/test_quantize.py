@@ -324,8 +324,9 @@ def test_the_plan_knows_8_bits() -> None:
     kinds = ("bf16", "fp8", "fp8-fast", "int8")
     weights = {precision: weight_bytes(few, precision, torch.bfloat16) for precision in kinds}
     assert weights["fp8"] == weights["fp8-fast"] == weights["int8"] < 0.6 * weights["bf16"]
-    config, small = replace(CONFIG, num_heads=1), WindowConfig(has_small_cache=True)
-    cache = [transformer_bytes(config, w, (64, 64), torch.bfloat16)[0] for w in (WindowConfig(), small)]
+    preset = replace(LONGLIVE_1_3B, model=replace(CONFIG, num_heads=1))
+    settings = [Setting(64, 64, window=WindowConfig(has_small_cache=small)) for small in (False, True)]
+    cache = [transformer_bytes(preset, setting, torch.bfloat16)[0] for setting in settings]
     heads = 2 * CONFIG.num_layers * 12 * tokens_per_frame(8, 8)
     assert cache[0] - cache[1] == heads * (2 * 64 - (64 + 4)), "8 bits, and a scale a head"
     assert {setting.precision for setting in smaller(Setting(832, 480, "int8"))} == {"int8"}

@@ -23,7 +23,6 @@ from torch.testing import assert_close
 from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import num_frames
-from longlive_core.memory import LiveBytes
 from longlive_core.mini.loader import load_mini
 from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
@@ -44,6 +43,7 @@ from longlive_core.weights.vae_files import (
     from_reference,
     load_vae,
 )
+from tests.live_bytes import LiveBytes
 
 ATOL = 1e-4
 PUBLISHED_PARAMETERS = 126_892_531  # of Wan2.1_VAE.pth

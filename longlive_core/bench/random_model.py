@@ -6,12 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..config import LONGLIVE_1_3B, Preset
-from ..memory import build_decoder
+from ..config import LONGLIVE_1_3B, Preset, TinyAutoencoderConfig
 from ..model.attention import attention_backend
 from ..model.causal_wan import CausalWan
 from ..pipeline import Pipeline
 from ..speed import Speed
+from ..vae.autoencoder import WanAutoencoder
+from ..vae.memory import decoder_config
+from ..vae.tiny import TinyAutoencoder
 
 WEIGHT_STD = 0.02
 PROMPT_ROWS = 64  # of the rows of text, those that a prompt of a few sentences fills; the rest is padding
@@ -35,6 +37,13 @@ def random_pipeline(
     return Pipeline(
         preset, model, randomised(made).to(dtype), lambda text: embeds_of(text, preset), speed=speed
     )
+
+
+def build_decoder(preset: Preset, name: str) -> WanAutoencoder | TinyAutoencoder:
+    """The decoder called wan, tiled or tiny, its weights not yet random; a preset's own comes first."""
+    config = decoder_config(preset, name)
+    is_tiny = isinstance(config, TinyAutoencoderConfig)
+    return TinyAutoencoder(config) if is_tiny else WanAutoencoder(config)
 
 
 @torch.no_grad()
