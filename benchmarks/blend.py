@@ -5,19 +5,20 @@ frame to frame, from a block before the blend to a second after it: of pixels (m
 of the shape's place, each as a multiple of the same video's median before.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import report
-from longlive_core.config import MINI
+from longlive_core.config import MINI, Policy
 from longlive_core.geometry import FRAME_RATE, block_first_frame, latent_size
 from longlive_core.mini.loader import Mini, load_mini
+from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.rollout.rollout import rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.cue import Cue, Policy
-from longlive_core.steering.script import BlendStyle, PromptScript, linear
+from longlive_core.schedule.cue import Cue
+from longlive_core.steering.script import PromptScript
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_training.evaluate import BatchNoise, batches, held_out
 from longlive_training.judge import position_steps, read
@@ -33,7 +34,7 @@ PARALLEL = 0.9995  # cosine above which two directions have no arc between them
 
 
 def spherical(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """The same along the arc between the directions of each row, the lengths mixed linearly.
+    """The embedding along the arc between the directions of each row, the lengths mixed linearly.
 
     Rows without a direction of their own (padding is zero) and rows that are parallel go straight.
     """
@@ -47,12 +48,13 @@ def spherical(start: Tensor, end: Tensor, weight: float) -> Tensor:
     return torch.where(cosine.abs() < PARALLEL, arc, torch.lerp(a, b, weight)).to(start.dtype)
 
 
-STYLES = {
+Style = tuple[Callable[[Tensor, Tensor, float], Tensor], Policy]  # mix, on_the_way
+STYLES: dict[str, Style | None] = {
     "at once (recache)": None,
-    "linear, recache each block": BlendStyle(linear, Policy.RECACHE),
-    "linear, recache at the last": BlendStyle(linear, Policy.KEEP),
-    "spherical, recache each block": BlendStyle(spherical, Policy.RECACHE),
-    "spherical, recache at the last": BlendStyle(spherical, Policy.KEEP),
+    "linear, recache each block": (torch.lerp, Policy.RECACHE),
+    "linear, recache at the last": (torch.lerp, Policy.KEEP),
+    "spherical, recache each block": (spherical, Policy.RECACHE),
+    "spherical, recache at the last": (spherical, Policy.KEEP),
 }
 
 
@@ -75,14 +77,12 @@ class Scores:
 
 
 @torch.inference_mode()
-def make(
-    mini: Mini, pairs: list[tuple[Attributes, Attributes]], seeds: range, style: BlendStyle | None
-) -> Tensor:
+def make(mini: Mini, pairs: list[tuple[Attributes, Attributes]], seeds: range, style: Style | None) -> Tensor:
     """Videos [B, F, 3, H, W] that go from the first scene of each pair to the second."""
     prompts = {name: [pair[i].prompt() for pair in pairs] for i, name in enumerate(("before", "after"))}
     after = Cue(0, "after", Policy.BLEND, BLEND_SECONDS) if style else Cue(0, "after")
     cues = {0: Cue(0, "before"), SWITCH: after}
-    script = PromptScript(cues.get, lambda name: mini.words(prompts[name]), BLOCK, style or BlendStyle())
+    script = PromptScript(cues.get, lambda name: mini.words(prompts[name]), BLOCK, *(style or ()))
     noise = BatchNoise(seeds, (1, MINI.model.latent_channels, BLOCK, *latent_size(MINI.width, MINI.height)))
     made = rollout(mini.transformer, script, noise, shifted_sigmas(MINI.sigmas), MINI.window, range(BLOCKS))
     decoder = StreamingDecoder(mini.autoencoder)
@@ -102,7 +102,7 @@ def score(frames: Tensor, after: Attributes, scores: Scores) -> None:
         scores.arrived.append(float(shown == VALUES[name].index(getattr(after, name))))
 
 
-def figures_of(mini: Mini, style: BlendStyle | None) -> dict[str, float]:
+def figures_of(mini: Mini, style: Style | None) -> dict[str, float]:
     rng = torch.Generator().manual_seed(7)
     pairs = [(before, random_change(rng, before, held_out=True)) for before in held_out(VIDEOS, seed=1)]
     scores = Scores([], [], [])

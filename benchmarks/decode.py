@@ -1,4 +1,4 @@
-"""`python -m benchmarks.decode`: the Wan decoder against its plain twin, the tiny one, Mini beside itself.
+"""`python -m benchmarks.decode`: the Wan decoder against its plain twin, the tiny one, and Mini.
 
 Random weights of true width. What is compared is timed in turn in one run, and ratios are those of medians.
 With one thread on a CPU the clock is that of the thread, so that other work on the machine counts little.
@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import torch
+from longlive_core.speed import synchronize
 from torch import Tensor
 
 from benchmarks.measure import Clock, in_turn, report
@@ -17,7 +18,6 @@ from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import SPACE_STRIDE
 from longlive_core.pipeline import Request, load_pipeline
 from longlive_core.schedule.schedule import PromptSchedule
-from longlive_core.speed import synchronize
 from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import Decoder, StreamingDecoder
@@ -62,7 +62,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "plain_to_ours": round(seconds["wan plain"] / seconds["wan"], 3),
         "convolutions": convolutions(device, dtype, height, width, options.repeats),
-        "mini_frames_per_second": beside_and_inline(options.repeats),
+        "mini_frames_per_second": mini_speed(options.repeats),
     }
 
 
@@ -116,19 +116,16 @@ def convolutions(
     return found
 
 
-def beside_and_inline(repeats: int, seconds: float = 6.0) -> dict[str, float]:
-    """Mini without a file: the rollout ahead of its decoder, and both in one thread."""
+def mini_speed(repeats: int, seconds: float = 6.0) -> float:
+    """Frames a second of Mini without a file."""
     pipeline = load_pipeline("mini")
     request = Request(PromptSchedule.single("a red circle circles over navy"), seconds, seed=1)
-    frames = pipeline.plan(request).frames
 
-    def make(blocks_ahead: int) -> None:
-        pipeline.blocks_ahead = blocks_ahead
-        for chunk in pipeline.run(request):
-            chunk.pictures()
+    def make() -> None:
+        for chunk in pipeline.run(pipeline.plan(request)):
+            chunk.uint8()
 
-    times = in_turn({"beside": lambda: make(1), "inline": lambda: make(0)}, repeats)
-    return {name: round(frames / value, 1) for name, value in times.items()}
+    return round(pipeline.plan(request).frames / in_turn({"mini": make}, repeats)["mini"], 1)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from unittest import mock
 import torch
 
 from benchmarks.measure import report
-from longlive_core.config import MINI, SigmaConfig, WindowConfig
+from longlive_core.config import MINI, Policy, SigmaConfig, WindowConfig
 from longlive_core.mini.loader import Mini, load_mini
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.pipeline import Request, load_pipeline
-from longlive_core.schedule.schedule import Policy, PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_training import evaluate
 
 BLOCKS = 40
@@ -38,10 +38,10 @@ class WithoutCommit:
     def __call__(self, *inputs: Any) -> torch.Tensor:
         return self._model(*inputs)
 
-    def remember(self, latents: torch.Tensor, *inputs: Any) -> None:
+    def fill_cache(self, latents: torch.Tensor, *inputs: Any) -> None:
         """A recache, which has other sizes than a block, is not left out."""
         if latents.shape[2] != MINI.window.block_latent_frames:
-            self._model.remember(latents, *inputs)
+            self._model.fill_cache(latents, *inputs)
 
 
 EXTRAS = {

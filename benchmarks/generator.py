@@ -11,20 +11,18 @@ import time
 from typing import Any
 
 import torch
+from longlive_core.model.compiled import compile_layers
+from longlive_core.speed import Speed
 
 from benchmarks.measure import in_turn, report
 from benchmarks.plain import PlainScene
 from longlive_core.bench.random_model import embeds_of, random_pipeline
-from longlive_core.config import LONGLIVE_1_3B
+from longlive_core.config import LONGLIVE_1_3B, Policy
 from longlive_core.geometry import latent_size, tokens_per_frame
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.model.compiled import compile_layers
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise, recache
 from longlive_core.rollout.scene import Scene
-from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import Policy
-from longlive_core.speed import Speed
 from longlive_core.weights.checkpoints import settle
 
 WIDTH, HEIGHT, LAYERS = 416, 240, 2
@@ -38,7 +36,7 @@ class Ours:
 
     def __init__(self, model: CausalWan, noise: SeededNoise, embeds: torch.Tensor):
         self._noise, self._sigmas = noise, shifted_sigmas(LONGLIVE_1_3B.sigmas)
-        self._text = model.read_text(embeds)
+        self._text = model.encode_text(embeds)
         self.scene = Scene(model, torch.empty(noise.shape), LONGLIVE_1_3B.window, 0)
 
     def block(self) -> None:

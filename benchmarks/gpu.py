@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longlive_core.model.fastest import AttentionShape, measured
+from longlive_core.speed import COMPILED, SPEEDS, Speed
+from longlive_core.weights.arithmetic import settle_arithmetic
 
 from benchmarks.measure import RESULTS, machine
 from benchmarks.plain import PlainScene
@@ -28,16 +31,11 @@ from longlive_core.config import LONGLIVE_1_3B
 from longlive_core.geometry import latent_size, tokens_per_frame
 from longlive_core.memory import GIB, Setting, estimate
 from longlive_core.model.attention import BACKENDS
-from longlive_core.model.fastest import AttentionShape, measured
 from longlive_core.pipeline import Pipeline, Request
-from longlive_core.reasons import reason_of
-from longlive_core.rollout.noise import SeededNoise
-from longlive_core.rollout.sigmas import shifted_sigmas
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.schedule.schedule import PromptSchedule
-from longlive_core.speed import COMPILED, SPEEDS, Speed
-from longlive_core.weights.arithmetic import settle_arithmetic
-from longlive_core.weights.checkpoints import PRECISIONS
-from longlive_core.weights.quantize import quantize
+from longlive_core.weights.files import first_line
+from longlive_core.weights.quantize import PRECISIONS, quantize
 
 SHORT_SECONDS = 15.0
 LONG_SECONDS = 240.0
@@ -90,7 +88,7 @@ class Bench:
     def small(self, precision: str) -> dict[str, Any]:
         """The same with the layers in 8 bits, in arithmetic too where that is faster here."""
         pipeline = self.pipeline(Speed(COMPILED, "auto"))
-        quantize(pipeline.model, PRECISIONS[precision])
+        quantize(pipeline.model, PRECISIONS[precision].stored)
         notes = settle_arithmetic(pipeline.model, precision, self.device, is_compiled=True)
         made = rollout_figures(pipeline, self.request(SHORT_SECONDS), self.card, bits=8)
         return {**made, "notes": [*notes, *made["notes"]]}
@@ -152,7 +150,7 @@ def run(cases: dict[str, Case], out: Path) -> Iterator[str]:
         try:
             results["cases"][name] = case()
         except (RuntimeError, ValueError) as error:
-            results["cases"][name] = {"failed": reason_of(error)}
+            results["cases"][name] = {"failed": first_line(error)}
         results["cases"][name]["commit"] = here["commit"]
         out.write_text(json.dumps(results, indent=2) + "\n")
         yield f"{name}: {json.dumps(short(results['cases'][name]))}"

@@ -72,14 +72,14 @@ def preview(picture: np.ndarray) -> bytes:
 def made(folder: Path, watched: Watched | None) -> Iterator[None]:
     """Block after block of a video, decoded and written, and shown where it is watched."""
     pipeline = load_pipeline("mini")
-    pipeline.blocks_ahead = 0
     request = Request(PLAIN if watched else SCHEDULE, SPAN * SPANS * 0.75, seed=1)
     with VideoWriter(folder / f"{bool(watched)}.mp4", MINI.width, MINI.height) as writer:
-        for chunk in pipeline.run(request, live=watched.control if watched else None):
-            pictures = chunk.pictures()
-            writer.append(pictures)
+        for chunk in pipeline.run(pipeline.plan(request), live=watched.control if watched else None):
+            frames = chunk.uint8()
+            writer.append(frames)
             if watched:
-                watched.show(chunk, pictures[-1])
+                watched.show(chunk, frames[-1])
+            writer.flush()
             yield
 
 
@@ -131,11 +131,11 @@ def memory() -> dict[str, object]:
         writer = VideoWriter(Path(folder) / "v.mp4", MINI.width, MINI.height)
         with writer:
             request = Request(PLAIN, LONG_SECONDS, seed=1)
-            for chunk in pipeline.run(request, live=watched.control):
-                pictures = chunk.pictures()
-                writer.append(pictures)
+            for chunk in pipeline.run(pipeline.plan(request), live=watched.control):
+                frames = chunk.uint8()
+                writer.append(frames)
                 kept.append(chunk.block.latents)
-                watched.show(chunk, pictures[-1])
+                watched.show(chunk, frames[-1])
                 if chunk.block.index % 40 == 39:
                     watched.settle()
                     resident[str(chunk.block.index + 1)] = round(resident_mb(), 1)

@@ -16,7 +16,7 @@ from longlive_core.geometry import PATCH
 from longlive_core.model.causal_wan import CausalWan, sinusoid
 from longlive_core.model.layers import Attention, Layer
 from longlive_core.model.rope import THETA, axis_sizes
-from longlive_core.rollout.sigmas import TIMESTEP_SCALE, clean_of, renoise
+from longlive_core.rollout.noise import TIMESTEP_SCALE, clean_of, renoise
 
 
 @dataclass
@@ -88,7 +88,7 @@ class PlainScene:
         timesteps = torch.full((len(latents), frames), TIMESTEP_SCALE * sigma, device=model.device)
         time = model.time_embedding(sinusoid(timesteps, model.config.freq_dim).to(model.dtype))
         modulation = model.time_projection(time).unflatten(-1, (6, -1))
-        x = model._embed(latents)
+        x = model._patchify(latents)
         where = (first, slot, frames, protected)
         for layer, cache in zip(model.layers, self.caches, strict=True):
             x = self.layer(layer, x, modulation, text, cache, where)

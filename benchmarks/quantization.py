@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from longlive_core.model.fastest import seconds_of
+from longlive_core.model.linear8 import FP8, plain, plain_unscaled
+from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt, products
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.measure import RESULTS, report
-from longlive_core.config import LONGLIVE_1_3B, MINI
+from longlive_core.config import LONGLIVE_1_3B, MINI, Policy
 from longlive_core.geometry import latent_size
 from longlive_core.mini.loader import load_mini
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.model.fastest import seconds_of
-from longlive_core.model.linear8 import FP8, plain, plain_unscaled
+from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.rollout.rollout import Block, Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import Policy
-from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt, products
 from longlive_core.weights.quantize import layer_linears, quantize, to_8_bits
 from longlive_training.evaluate import BatchNoise, held_out, single_prompt_figures, switch_figures
 from tests.test_golden import Recorded

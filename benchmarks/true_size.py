@@ -21,14 +21,14 @@ from longlive_core.config import LONGLIVE_1_3B, ModelConfig
 from longlive_core.geometry import latent_size
 from longlive_core.memory import Setting, estimate
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise
 from longlive_core.rollout.scene import Scene
-from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.vae.streaming import StreamingDecoder
-from longlive_core.weights.checkpoints import PRECISIONS, LoadedTransformer, load_transformer
+from longlive_core.weights.checkpoints import LoadedTransformer, load_transformer
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.names import foreign_name
+from longlive_core.weights.quantize import PRECISIONS
 
 RANK = 256
 SCALE = 0.02
@@ -135,7 +135,7 @@ def block(folder: Path, precision: str) -> dict[str, object]:
         layer.keys.normal_()
         layer.values.normal_()
     scene.append(torch.randn(*shape[:2], scene.cache.frames, *shape[3:]))
-    text = model.read_text(torch.randn(1, preset.model.text_tokens, preset.model.text_dim))
+    text = model.encode_text(torch.randn(1, preset.model.text_tokens, preset.model.text_dim))
     passes, start = Passes(), time.perf_counter()
     latents = denoise(scene, text, SeededNoise(0, shape), shifted_sigmas(preset.sigmas), 4, passes)
     commit(scene, text, Block(4, latents, opens_scene=False), passes)

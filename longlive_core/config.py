@@ -1,7 +1,9 @@
 """Frozen dataclasses and presets: the home of every number the model and the rollout are built from."""
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
+VERSION = "0.1.0"
 ABSOLUTE_LATENT_FRAMES = (
     1024  # up to here (256 s) absolute positions hold the framing better than endless ones
 )
@@ -61,6 +63,19 @@ class WindowConfig:
                 f"a window of {window} latent frames cannot hold the sink ({sink}) and one block ({block}); "
                 f"try a window of at least {sink + block}, or a smaller sink"
             )
+
+
+class Policy(str, Enum):
+    """What happens to the blocks in the window when a new prompt takes effect."""
+
+    RECACHE = "recache"  # recomputed under the new prompt, the sink kept
+    REFRESH = "refresh"  # the same, and the sink recomputed too
+    KEEP = "keep"  # nothing is recomputed
+    CUT = "cut"  # all dropped: a new scene
+    BLEND = "blend"  # the embedding moves over some seconds, the window recomputed on the way
+
+
+SWITCH_POLICIES = tuple(policy for policy in Policy if policy is not Policy.BLEND)  # done at one block
 
 
 # Steps that a model was trained on -> how many are made -> which of them; always the first, which begins from

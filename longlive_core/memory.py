@@ -1,9 +1,9 @@
 """The memory that a run needs: a closed formula and an upper bound. No module is built for it.
 
-A run holds weights, KV cache, text cache, decoder and the decoder's past. On top comes one working set, the
-larger of two that take turns: a pass of the transformer, the decoding of a block. A GPU adds its context and
-fragments. Fitted to an NVIDIA H200 (torch 2.11, 832x480, window 12, one stream): fp8 with the tiny decoder
-took 8.4 GiB (9.1 with cudaMallocAsync), 9.2 are planned; bf16 with the Wan decoder 12.8, 13.9 are planned.
+A run holds weights, KV cache, text cache, decoder and the decoder's past, and the larger of two working sets
+that take turns: a pass of the transformer, the decoding of a block. A GPU adds its context and fragments. On
+the H200 to which this is fitted (torch 2.11, 832x480, window 12, one stream) fp8 with the tiny decoder took
+8.4 GiB, with cudaMallocAsync 9.1: planned are 9.2; bf16 with the Wan decoder took 12.8: planned are 13.9.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,17 @@ import torch
 from .config import ModelConfig, Preset, WindowConfig
 from .geometry import PATCH, latent_size
 from .vae.memory import decoder_bytes
-from .weights.checkpoints import PRECISIONS, compute_dtype
+from .weights.quantize import PRECISIONS, compute_dtype
 
-GIB = 2**30
-FLOAT_BYTES = torch.float32.itemsize
+GIB, FLOAT_BYTES = 2**30, torch.float32.itemsize
 GPU_CONTEXT = int(0.65 * GIB)  # CUDA's context and its libraries
 FRAGMENTS = 0.5  # of what every block allocates and frees: 0.19 to 0.47 were measured
-# A pass is largest in a feed-forward: [tokens, dim] of x before and after attention, q, k, v, what attention
-# gave, modulated x; [tokens, ffn_dim] before and after GELU, that 8-bit products divide by a scale in fp32.
-TOKEN_COPIES, HIDDEN_COPIES, HIDDEN_COPIES_8_BIT = 7, 2, 4
+# Two peaks of a layer. Rotating keys in bf16, [tokens, dim]: x, modulated x, q, k, v, the result, k in fp32
+# (2), rotated (2). Feed-forward: x before and after attention, attention's output, modulated x, the output;
+# [tokens, ffn_dim] once, with a dequantised matrix again to scale it, with fp8 products also in fp32.
+KEY_COPIES, TOKEN_COPIES, HIDDEN_COPIES, HIDDEN_COPIES_FP8 = 10, 5, 1, 4
 DECODERS = "wan", "tiled", "tiny"  # the largest first
-SMALLER_SIZES = (640, 368), (480, 272), (320, 192)
-SMALLER_WINDOWS = 9, 6
+SMALLER_SIZES, SMALLER_WINDOWS = ((640, 368), (480, 272), (320, 192)), (9, 6)
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,9 @@ def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> i
     rows = config.num_layers * (9 * dim + hidden)  # of the matrices: each has a bias, in 8 bits a scale too
     norms = config.num_layers * 12 * dim  # and modulation
     embeddings = dim * (config.text_dim + config.freq_dim + 2 * patch + 8 * dim + 13) + patch  # and head
-    stored = PRECISIONS[precision].itemsize
-    scales = rows * FLOAT_BYTES if stored == 1 else 0
-    return matrices * stored + scales + (rows + norms + embeddings) * compute.itemsize
+    stored = PRECISIONS[precision].stored
+    scales = rows * FLOAT_BYTES if PRECISIONS[precision].is_8_bit else 0
+    return matrices * stored.itemsize + scales + (rows + norms + embeddings) * compute.itemsize
 
 
 def transformer_bytes(preset: Preset, setting: Setting, compute: torch.dtype) -> tuple[int, int, int]:
@@ -109,21 +108,23 @@ def transformer_bytes(preset: Preset, setting: Setting, compute: torch.dtype) ->
     sink = window.sink_latent_frames * cells // PATCH**2 if window.endless else 0  # its keys at position 0
     cache = config.num_layers * (2 * tokens * kept + sink * token) + latents
     text = config.num_layers * 2 * config.text_tokens * token
-    is_small = PRECISIONS[setting.precision].itemsize == 1
-    hidden = HIDDEN_COPIES_8_BIT if is_small and setting.precision != "fp8" else HIDDEN_COPIES
-    layer = tokens * (TOKEN_COPIES * token + hidden * config.ffn_dim * compute.itemsize)
-    rotations = tokens * config.head_dim * FLOAT_BYTES
-    modulation = (1 + len(preset.sigmas.steps)) * config.num_layers * 8 * token
-    dequantised = is_small * config.ffn_dim * token + window.has_small_cache * 2 * tokens * token
-    return cache, text, layer + rotations + latents + modulation + dequantised
+    is_dequantised = PRECISIONS[setting.precision].stored != compute
+    is_fp8 = PRECISIONS[setting.precision].has_8_bit_products
+    hidden = HIDDEN_COPIES_FP8 if is_fp8 else HIDDEN_COPIES + is_dequantised
+    values = max(KEY_COPIES * config.dim, TOKEN_COPIES * config.dim + hidden * config.ffn_dim)
+    places = tokens * (config.head_dim * FLOAT_BYTES + torch.int64.itemsize)  # rotations, indices
+    levels = 1 + len(preset.sigmas.steps)  # of noise, each with its modulation; and one matrix, dequantised
+    once = (levels * config.num_layers * 8 + is_dequantised * config.ffn_dim) * token
+    return cache, text, tokens * values * compute.itemsize + places + latents + once
 
 
 def fitting(
     preset: Preset, wanted: Setting, budget: int, device: torch.device
 ) -> Iterator[tuple[Setting, Needs]]:
     """Settings that need at most `budget` bytes, those nearest to what was wanted first."""
-    tried = ((setting, estimate(preset, setting, device)) for setting in smaller(wanted))
-    return ((setting, needs) for setting, needs in tried if needs.total <= budget)
+    for setting in smaller(wanted):
+        if (needs := estimate(preset, setting, device)).total <= budget:
+            yield setting, needs
 
 
 def smaller(wanted: Setting) -> Iterator[Setting]:
@@ -131,9 +132,8 @@ def smaller(wanted: Setting) -> Iterator[Setting]:
     size, window, is_portrait = (wanted.width, wanted.height), wanted.window, wanted.height > wanted.width
     sizes = [other[::-1] if is_portrait else other for other in SMALLER_SIZES if prod(other) < prod(size)]
     least = window.sink_latent_frames + window.block_latent_frames
-    lengths = (frames for frames in SMALLER_WINDOWS if least <= frames < wanted.frames)
-    windows = [replace(window, window_latent_frames=frames) for frames in lengths]
-    precisions = ["fp8"] if PRECISIONS[wanted.precision].itemsize > 1 else []
+    windows = [replace(window, window_latent_frames=n) for n in SMALLER_WINDOWS if least <= n < wanted.frames]
+    precisions = [] if PRECISIONS[wanted.precision].is_8_bit else ["fp8"]
     decoders = DECODERS[DECODERS.index(wanted.decoder) :]
     all_of_them = [size, *sizes], [window, *windows], [wanted.precision, *precisions], decoders
     for (width, height), shorter, precision, decoder in product(*all_of_them):

@@ -1,32 +1,42 @@
-"""Headless use: load the parts once, then prompts -> frames as one generator."""
+"""Headless use: load a model once, then plan -> blocks -> frames as one generator."""
 
+import logging
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from threading import Event
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .config import ABSOLUTE_LATENT_FRAMES, MINI, Preset, WindowConfig
-from .geometry import FRAME_RATE, frames_of_seconds, latent_size, num_blocks, num_frames
+from .config import ABSOLUTE_LATENT_FRAMES, MINI, VERSION, Preset, WindowConfig
+from .fast.compiled import COMPILED, EAGER, known_speed
+from .geometry import FRAME_RATE, SPACE_STRIDE, frames_of_seconds, latent_size, num_blocks, num_frames
 from .mini.loader import load_mini
-from .model.attention import AUTO, check_attention
+from .model.attention import AUTO, attention_backend, known_attention
 from .model.causal_wan import CausalWan
-from .output.background import ahead
 from .resume import Ending, VideoState
-from .rollout.noise import SeededNoise
-from .rollout.rollout import Block, Hook, Noise, rollout
-from .rollout.sigmas import shifted_sigmas
+from .rollout.noise import SeededNoise, shifted_sigmas
+from .rollout.rollout import Block, Hook, rollout
 from .schedule.cue import MAX_SECONDS
 from .schedule.schedule import PromptSchedule
-from .speed import PLAIN, Speed, made_ready, ready_decoder
 from .steering.live import LiveControl
 from .steering.script import EncodeText, script_of
+from .text.cache import CachedEncoder, encode_all
+from .text.umt5 import encoder_identity, load_umt5
 from .vae.streaming import Decoder, StreamingDecoder
+from .vae.tiled import TiledDecoder
+from .weights.checkpoints import load_transformer, settle
+from .weights.files import first_line, sha256_of
+from .weights.lora import LoraChoice
+from .weights.published import DOWNLOADS
+from .weights.vae_files import load_vae
 
+COMPILING = "compiling the layers: up to two minutes the first time, later runs find the result on disk"
+
+logger = logging.getLogger("longlive")
 UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
 
 
@@ -63,21 +73,17 @@ class Chunk(NamedTuple):
     block: Block
     frames: Tensor
 
-    def pictures(self) -> np.ndarray:
-        """The frames as uint8 [F, H, W, 3], as a VideoWriter takes them."""
-        pictures = (self.frames * 255).round_().byte().contiguous()
-        copied = pictures.to("cpu", non_blocking=pictures.is_cuda)  # into pinned memory
-        if pictures.is_cuda:
-            torch.cuda.current_stream(pictures.device).synchronize()
-        return copied.numpy()
+    def uint8(self) -> np.ndarray:
+        """The frames as uint8 [F, H, W, 3] on the CPU, as a VideoWriter takes them."""
+        return (self.frames * 255).round_().byte().contiguous().cpu().numpy()
 
 
 @dataclass
 class Pipeline:
-    """A transformer, a decoder and a text encoder that belong together.
+    """A transformer, a decoder and a text encoder that belong together; `speed` is plain or compiled.
 
     `encode_ahead`, where given, encodes all prompts of a video before its rollout begins, so that a large
-    encoder can leave memory.
+    encoder can be unloaded. `source` names the files it was loaded from, for a video's metadata.
     """
 
     preset: Preset
@@ -85,8 +91,8 @@ class Pipeline:
     decoder: Decoder
     encode_text: EncodeText = field(repr=False)
     encode_ahead: Callable[[Iterable[str]], EncodeText] | None = field(default=None, repr=False)
-    blocks_ahead: int = 1
-    speed: Speed = field(default_factory=Speed)
+    speed: str = EAGER
+    source: dict[str, Any] = field(default_factory=dict)
 
     def plan(self, request: Request) -> "Plan":
         """Check a request and settle everything that follows from it; ValueError says what is wrong."""
@@ -94,34 +100,30 @@ class Pipeline:
 
     def run(
         self,
-        request: Request,
+        plan: "Plan",
         hook: Hook | None = None,
         live: LiveControl | None = None,
         ending: Ending | None = None,
     ) -> Iterator[Chunk]:
         """Yield chunk after chunk; all frames together are round(seconds * 16), the last chunk trimmed.
 
-        A LiveControl steers it: what comes of its prompts, pauses and stop is described there. An Ending has
-        the exact state of the video once all of it was yielded.
+        A LiveControl steers the run. An Ending has the exact state of the video once all of it was yielded.
         """
-        plan = self.plan(request)
         if plan.is_until_stopped and live is None:
             raise ValueError("a video without end needs a LiveControl that stops it; give the seconds")
-        ready_decoder(self.decoder, self.speed, plan.block_shape, (hook or Hook()).on_note)
         decoder, due = self._decoder_for(plan)
         left = plan.frames
-        for block in self._blocks_ahead(plan, hook, live, ending):
+        for block in self.blocks(plan, hook, live, ending):
             frames = decoder.push(block.latents, block.opens_scene)[0]
             if due is not None and len(due):
                 frames = torch.cat((due, frames))
-            frames, due = frames[:left], frames[left:].clone()  # a view of none would keep all in memory
+            frames, due = frames[:left], frames[left:].clone()  # a view would keep all of them in memory
             left -= len(frames)
             yield Chunk(block, frames.permute(0, 2, 3, 1))
             if live:
                 live.out(block.index - plan.first_block, len(frames))
         if ending:
-            size, made_with = (plan.width, plan.height), {"seed": request.seed, "steps": len(plan.sigmas)}
-            ending.keep(plan.preset, size, block.index + 1, decoder, due, **made_with)
+            ending.keep(plan.preset, plan.made_with(), block.index + 1, decoder, due)
 
     def _decoder_for(self, plan: "Plan") -> tuple[StreamingDecoder, Tensor | None]:
         """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it."""
@@ -134,38 +136,22 @@ class Pipeline:
             return decoder, decoder.warm(request.past.to(self.model.device), plan.cut_off)[0]
         return decoder, None
 
-    def _blocks_ahead(
-        self, plan: "Plan", hook: Hook | None, live: LiveControl | None, ending: Ending | None
-    ) -> Iterator[Block]:
-        """The blocks of a plan, each but the second made while the one before it is decoded and written."""
-        device, stop = self.model.device, Event()
-        blocks = self.blocks(plan, hook, stop, live, ending)
-        for block in ahead(blocks, self.blocks_ahead, device, stop):
-            if device.type == "cuda":
-                block.latents.record_stream(torch.cuda.current_stream(device))
-            yield block
-
     def blocks(
         self,
         plan: "Plan",
         hook: Hook | None = None,
-        stop: Event | None = None,
         live: LiveControl | None = None,
         ending: Ending | None = None,
-    ) -> Generator[Block, None, None]:
-        """Only the latents of a plan. Once `stop` is set no further denoising step is made."""
+    ) -> Iterator[Block]:
+        """Only the latents of a plan."""
+        hook = hook or Hook()
         encode = self.encode_text
         if self.encode_ahead:
             encode = self.encode_ahead([segment.cue.prompt for segment in plan.timeline.segments])
         if live:
+            unbounded = plan.is_until_stopped
             script = live.script(
-                plan.timeline,
-                encode,
-                plan.blocks,
-                plan.block_latent_frames,
-                is_until_stopped=plan.is_until_stopped,
-                unwanted=stop,
-                cut_off=plan.cut_off,
+                plan.timeline, encode, plan.blocks, plan.block_latent_frames, unbounded, plan.cut_off
             )
         else:
             script = script_of(plan.timeline, encode, plan.block_latent_frames, plan.first_block)
@@ -173,18 +159,40 @@ class Pipeline:
             script.resume(plan.request.state.script)
         if ending:
             hook = ending.watching(script, hook)
-        noise = until(stop, SeededNoise(plan.request.seed, plan.block_shape))
-        tell = (hook or Hook()).on_note
-        model = made_ready(self.model, self.speed, plan.window, plan.block_shape, tell)
-        made = rollout(model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
+        if self.model.compile_layers(self.speed == COMPILED):
+            hook.on_note(COMPILING)
+        noise = SeededNoise(plan.request.seed, plan.block_shape)
+        made = rollout(self.model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
+        made = self._noted(made, hook)
         return live.until_stopped(made) if live else made
 
-    def stream(self, schedule: PromptSchedule | str, seconds: float, **request) -> Iterator[Tensor]:
+    def _noted(self, blocks: Iterator[Block], hook: Hook) -> Iterator[Block]:
+        """The same blocks; a failure of the compiler is reported when it happened."""
+        known = None
+        for block in blocks:
+            if (failure := self.model.compile_failure) is not known:
+                hook.on_note(f"not compiled, layers run eagerly: {first_line(failure)}")
+                known = failure
+            yield block
+
+    def settings(self, plan: "Plan") -> dict[str, Any]:
+        """What a video's metadata says: all that is needed to make it again, and with what it was made."""
+        return plan.settings() | environment(self.model.device) | {"speed": self.speed} | self.source
+
+    def stream(
+        self, schedule: PromptSchedule | str, seconds: float = 10.0, **request: Any
+    ) -> Iterator[Tensor]:
         """Yield frames [F, H, W, 3] in [0, 1] as they are made; keywords are those of Request."""
         if isinstance(schedule, str):
             schedule = PromptSchedule.parse(schedule)
-        for chunk in self.run(Request(schedule, seconds, **request)):
+        for chunk in self.run(self.plan(Request(schedule, seconds, **request))):
             yield chunk.frames
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and device, for a video's metadata."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"version": VERSION, "torch": torch.__version__, "device": name}
 
 
 class Plan:
@@ -244,8 +252,17 @@ class Plan:
             raise ValueError(f"unknown positions {self.request.positions!r}; choose one of {allowed}")
         return choices[self.request.positions]
 
+    def made_with(self) -> dict[str, int]:
+        """Size, seed and steps, which a continuation must know."""
+        return {
+            "width": self.width,
+            "height": self.height,
+            "seed": self.request.seed,
+            "steps": len(self.sigmas),
+        }
+
     def settings(self) -> dict[str, Any]:
-        """What a video must carry to be made again."""
+        """What a video must carry to be made again with the same model."""
         return {
             "model": self.preset.name,
             "schedule": self.request.schedule.to_text(),
@@ -257,21 +274,6 @@ class Plan:
             "steps": len(self.sigmas),
             "past_latent_frames": self.first_block * self.block_latent_frames,
         }
-
-
-class Unwanted(Exception):
-    """Raised in a rollout that goes on while nobody wants more of it."""
-
-
-def until(stop: Event | None, noise: Noise) -> Noise:
-    """The same noise as long as `stop` is not set; every denoising step asks for some."""
-
-    def wanted(block: int, step: int) -> Tensor:
-        if stop and stop.is_set():
-            raise Unwanted
-        return noise(block, step)
-
-    return wanted
 
 
 def checked_frames(seconds: float) -> int:
@@ -306,10 +308,166 @@ def checked_past(past: Tensor, block_shape: tuple[int, ...]) -> int:
     return past.shape[2]
 
 
-def load_pipeline(model: str = "mini", attention: str = AUTO, speed: str = PLAIN) -> Pipeline:
-    """The pipeline of that name, on the CPU: `mini` is packaged."""
-    if model != MINI.name:
-        raise ValueError(f"unknown model {model!r}; this release runs {MINI.name!r}")
-    check_attention(attention, torch.device("cpu"))
-    mini = load_mini(attention=attention)
-    return Pipeline(MINI, mini.transformer, mini.autoencoder, mini.encode_text, speed=Speed(speed))
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the parts of a model are, and how to load them: options of the command line, by the same names.
+
+    `model` is `mini`, a name in DOWNLOADS whose files are under `folder`, or a checkpoint. `family` is a name
+    in config.RELATIVES, None to read it from the checkpoint; `precision` is of the stored weights; `tile` is
+    the size of a decoder's tiles in pixels, 0 for none; `embeddings` is the folder of cached prompt
+    embeddings, None for the user's cache folder.
+    """
+
+    model: str | Path = MINI.name
+    lora: tuple[LoraChoice, ...] = ()
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    tokenizer: Path | None = None
+    keep_text_encoder: bool = False
+    family: str | None = None
+    precision: str = "bf16"
+    device: str = AUTO
+    tile: int = 0
+    attention: str = AUTO
+    speed: str = EAGER
+    folder: Path = Path("models")
+    embeddings: Path | None = None
+
+    def __post_init__(self):
+        choices = (one if isinstance(one, LoraChoice) else LoraChoice(Path(one)) for one in self.lora)
+        object.__setattr__(self, "lora", tuple(choices))
+
+    def unused_by_mini(self) -> list[str]:
+        """Options that were given and mean nothing to the built-in model."""
+        names = (
+            "lora",
+            "vae",
+            "text_encoder",
+            "tokenizer",
+            "keep_text_encoder",
+            "family",
+            "precision",
+            "tile",
+        )
+        given = [
+            one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default
+        ]
+        return given + (["device"] if self.device not in (AUTO, "cpu") else [])
+
+    def found(self) -> "ModelFiles":
+        """The same with the files of a name in DOWNLOADS; ValueError unless there is a checkpoint."""
+        if self.model in DOWNLOADS:
+            paths = {f.kind: Path(self.folder, f.kind, f.name) for f in reversed(DOWNLOADS[self.model])}
+            if missing := [path for path in paths.values() if not path.exists()]:
+                raise ValueError(
+                    f"{self.model} needs {missing[0]}; run "
+                    f"longlive download {self.model} --folder {self.folder}"
+                )
+            own = {"vae": paths.get("vae"), "text_encoder": paths.get("text_encoders")}
+            own = {name: getattr(self, name) or path for name, path in own.items()}
+            lora = (LoraChoice(paths["loras"]), *self.lora)
+            return replace(self, model=paths["diffusion_models"], lora=lora, **own)
+        if not Path(self.model).exists():
+            names = ", ".join((MINI.name, *DOWNLOADS))
+            raise ValueError(f"{str(self.model)!r} is neither a file nor one of {names}")
+        return replace(self, model=Path(self.model))
+
+    def source(self) -> dict[str, Any]:
+        """What a video's metadata says of these files: names, not places."""
+        return {
+            "checkpoint": self.model.name,
+            "sha256": sha256_of(self.model),
+            "loras": {choice.path.name: choice.strength for choice in self.lora},
+            "vae": self.vae.name,
+            "text_encoder": self.text_encoder.name,
+            "precision": self.precision,
+            "attention": self.attention,
+        }
+
+
+Note = Callable[[str], None]
+
+
+def load_pipeline(
+    model: str | Path = MINI.name,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_note: Note = logger.info,
+    **options: Any,
+) -> Pipeline:
+    """Load `mini`, a download by its name, or a checkpoint; `options` are the fields of ModelFiles.
+
+    `on_progress(weights done, weights in all)` is called while a checkpoint loads, `on_note` with sentences
+    for the user. Raises ValueError in one sentence for everything that is wrong with options or files.
+    """
+    files = ModelFiles(model, **options)
+    speed, note = known_speed(files.speed)
+    for sentence in (note, known_attention(files.attention)[1]):
+        if sentence:
+            on_note(sentence)
+    files = replace(files, speed=speed)
+    return load_built_in(files) if model == MINI.name else load_files(files.found(), on_progress, on_note)
+
+
+def load_built_in(files: ModelFiles) -> Pipeline:
+    """LongLive Mini, in fp32 on the CPU."""
+    if given := files.unused_by_mini():
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"{named} cannot be used with the built-in model mini; leave out, or choose a --model"
+        )
+    mini = load_mini(attend=attention_backend(files.attention))
+    source = {"precision": "fp32", "attention": files.attention}
+    return Pipeline(
+        MINI, mini.transformer, mini.autoencoder, mini.encode_text, speed=files.speed, source=source
+    )
+
+
+def load_files(files: ModelFiles, on_progress: Callable[[int, int], None] | None, on_note: Note) -> Pipeline:
+    """The pipeline of a checkpoint, a VAE and a text encoder, which is loaded when a prompt is not cached."""
+    for part, option in ((files.text_encoder, "--text-encoder"), (files.vae, "--vae")):
+        if part is None:
+            raise ValueError(f"{files.model} needs {option}: a checkpoint holds only the transformer")
+    device = usable_device(files.device)
+    attend = attention_backend(files.attention, device)
+    loaded = load_transformer(
+        files.model, files.lora, files.precision, device, attend, files.family, on_progress=on_progress
+    )
+    for note in (*loaded.notes, *settle(loaded.transformer, files.precision, device)):
+        on_note(note)
+    encoder = text_encoder(files, device)
+    return Pipeline(
+        loaded.preset,
+        loaded.transformer,
+        load_decoder(files, loaded.transformer.dtype, device),
+        encoder,
+        lambda prompts: encode_all(encoder, prompts, files.keep_text_encoder),
+        files.speed,
+        files.source(),
+    )
+
+
+def load_decoder(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The VAE or tiny decoder, in tiles if asked."""
+    decoder = load_vae(files.vae, dtype, device)
+    overlap = files.tile // 4 // SPACE_STRIDE * SPACE_STRIDE
+    return TiledDecoder(decoder, files.tile, overlap, "cpu") if files.tile else decoder
+
+
+def text_encoder(files: ModelFiles, device: torch.device) -> CachedEncoder:
+    """Prompts -> embeddings, cached on disk."""
+    dtype = torch.bfloat16
+    return CachedEncoder(
+        lambda: load_umt5(files.text_encoder, files.tokenizer, dtype, device),
+        encoder_identity(files.text_encoder, files.tokenizer, dtype),
+        files.embeddings,
+    )
+
+
+def usable_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one; ValueError for a device that is not here."""
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"device {name!r} cannot be used here; choose cpu, or leave --device out") from error

@@ -15,8 +15,7 @@ from torch import Tensor
 from .config import Preset, WindowConfig
 from .geometry import num_frames
 from .rollout.rollout import Hook
-from .rollout.scene import Scene
-from .rollout.state import RolloutState
+from .rollout.scene import RolloutState, Scene
 from .steering.script import PromptScript, ScriptState
 from .vae.streaming import DecoderState, StreamingDecoder
 
@@ -183,24 +182,20 @@ class Ending:
     def keep(
         self,
         preset: Preset,
-        size: tuple[int, int],
+        made_with: Mapping[str, int],
         num_blocks: int,
         decoder: StreamingDecoder,
         cut_off: Tensor,
-        **made_with: int,
     ) -> None:
         """The run of `num_blocks` in all has ended, `cut_off` [F, 3, H, W] frames before its last block.
 
-        It was `made_with` that seed and so many steps.
+        It was `made_with` that width, height, seed and so many steps.
         """
-        width, height = size
         script = self._script.state()
         latent_frames = num_blocks * self._scene.cache.window.block_latent_frames
         self.state = VideoState(
             model=preset.name,
             dtype=str(self._scene.model.dtype),
-            width=width,
-            height=height,
             num_frames=num_frames(latent_frames) - len(cut_off),
             num_blocks=num_blocks,
             rollout=self._scene.state(script.tensors["embeds"]),

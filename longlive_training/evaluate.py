@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from longlive_core.config import MINI, WindowConfig
+from longlive_core.config import MINI, SWITCH_POLICIES, Policy, WindowConfig
 from longlive_core.geometry import FRAME_RATE, block_first_frame, latent_size, num_blocks
 from longlive_core.mini.loader import WEIGHTS, Mini, load_mini
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import SWITCH_POLICIES, Policy
 from longlive_core.vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
 
 from .autoencoder import make_clips, object_mask

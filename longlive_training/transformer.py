@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from longlive_core.config import MINI
 from longlive_core.geometry import tokens_per_frame
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.rollout.sigmas import TIMESTEP_SCALE, shifted_sigmas
+from longlive_core.rollout.noise import TIMESTEP_SCALE, shifted_sigmas
 from longlive_core.text import WordEncoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
@@ -140,10 +140,10 @@ def predict(
     transformer = model.transformer
     is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
     prompts = [prompt for three in episodes.prompts for prompt in three]
-    text = text_by_pass(transformer.read_text(model.words(prompts)), layout, len(episodes.prompts))
+    text = text_by_pass(transformer.encode_text(model.words(prompts)), layout, len(episodes.prompts))
     rotations = transformer.rotations(positions_of(layout, gap), *latents.shape[-2:])
     caches = SideBySide(layout, len(transformer.layers))
-    time = transformer.read_time(TIMESTEP_SCALE * sigmas * is_noisy, tokens_per_frame(*latents.shape[-2:]))
+    time = transformer.modulations(TIMESTEP_SCALE * sigmas * is_noisy, tokens_per_frame(*latents.shape[-2:]))
     return transformer(latents, time, rotations, caches, text)
 
 

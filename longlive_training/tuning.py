@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from longlive_core.config import MINI
+from longlive_core.config import MINI, Policy
 from longlive_core.model.cache import LayerCache, TextCache
+from longlive_core.rollout.noise import TIMESTEP_SCALE, renoise, shifted_sigmas
 from longlive_core.rollout.rollout import Block, Hook, commit, denoise, recache
 from longlive_core.rollout.scene import Scene
-from longlive_core.rollout.sigmas import TIMESTEP_SCALE, renoise, shifted_sigmas
-from longlive_core.schedule.schedule import Policy
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
@@ -136,7 +135,7 @@ class Stage:
             self.prompts = [b.prompt() if whole else change_prompt(a, b) for a, b, whole in told]
             self.unnamed = [set() if whole else LOOKS - set(changed(a, b)) for a, b, whole in told]
             self.segment_left = self._randint(*SEGMENT_BLOCKS)
-        text = self.model.transformer.read_text(self.model.words(self.prompts))
+        text = self.model.transformer.encode_text(self.model.words(self.prompts))
         if is_switch:
             recache(self.scene, self._constant(text), Policy.RECACHE)
         return text
@@ -221,7 +220,7 @@ class Stage:
         for step in torch.randperm(len(self.sigmas), generator=self.rng)[:STEPS_TRAINED].tolist():
             sigma = self.sigmas[step]
             x = renoise(cleans[step - 1], noises[step], sigma) if step else noises[0]
-            time = model.read_time(torch.tensor([TIMESTEP_SCALE * sigma]))
+            time = model.modulations(torch.tensor([TIMESTEP_SCALE * sigma]))
             flow = model(x, time, self.scene.rotations, past, text)
             losses.append((((x - target) / sigma - flow).square() * weight).mean())
         return torch.stack(losses).mean()

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..longlive_core.config import WindowConfig
-from ..longlive_core.schedule.schedule import SWITCH_POLICIES, Policy
+from ..longlive_core.config import SWITCH_POLICIES, Policy, WindowConfig
 from .io_types import CATEGORY, POSITIONS, WindowChoice, WindowType
 
 DEFAULT = WindowConfig()

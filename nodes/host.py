@@ -176,11 +176,10 @@ def compute_dtype(model: Any) -> torch.dtype:
     return model.model.manual_cast_dtype or model.model.get_dtype()
 
 
-def precision_of(model: Any) -> str:
-    """How the host stores a MODEL, by our names of precisions."""
+def bytes_per_weight(model: Any) -> float:
+    """How many bytes a weight of a MODEL takes, as ComfyUI stores it."""
     weights = network_of(model).parameters()
-    size = model.model_size() / sum(weight.numel() for weight in weights)
-    return "fp8" if size < 1.5 else "bf16" if size < 3 else "fp32"
+    return model.model_size() / sum(weight.numel() for weight in weights)
 
 
 def live_weight(module: nn.Module, leaf: str, dtype: torch.dtype, where: torch.device) -> Tensor:

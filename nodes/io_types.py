@@ -4,17 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
-from torch.nn.functional import pad
 
-from ..longlive_core.config import MINI, RELATIVES, Preset, WanAutoencoderConfig, WindowConfig
-from ..longlive_core.model.attention import AUTO, BACKENDS
+from ..longlive_core.config import MINI, RELATIVES, Policy, Preset, WanAutoencoderConfig, WindowConfig
+from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed
+from ..longlive_core.model.attention import AUTO, BACKENDS, known_attention
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
-from ..longlive_core.schedule.schedule import Policy, PromptSchedule
-from ..longlive_core.speed import PLAIN, SPEEDS, Speed
+from ..longlive_core.schedule.schedule import PromptSchedule
+from ..longlive_core.vae.layers import LatentSpace
 from . import host
 
 CATEGORY = "LongLive"
@@ -32,19 +31,18 @@ AttentionInput = io.Combo.Input(
     options=[AUTO, *BACKENDS],
     default=AUTO,
     tooltip=(
-        "auto: the fastest exact one, measured once on an NVIDIA card; sdpa elsewhere. sdpa always works. "
-        "sage rounds to 8 bits and is only used when chosen."
+        "auto: the fastest exact one for this GPU. sdpa always works. flash2, flash3 and sage need their "
+        "package; sage rounds to 8 bits."
     ),
 )
 SpeedInput = io.Combo.Input(
     "speed",
     options=list(SPEEDS),
-    default=PLAIN,
+    default=EAGER,
     optional=True,
     tooltip=(
-        "plain: nothing to wait for. graphs: passes recorded as CUDA graphs, NVIDIA cards only. compiled: "
-        "layers compiled as well; the first run of a size waits about a minute. Whatever cannot run here is "
-        "left out, and the stream says so."
+        "plain: nothing to wait for. compiled: about 1.2 times as fast on an NVIDIA GPU; the first run of a "
+        "size waits a minute or two. Where nothing can be compiled, the stream says so and runs as plain."
     ),
 )
 LORAS, NONE = "loras", "none"
@@ -63,84 +61,66 @@ FamilyInput = io.Combo.Input(
 )
 
 
-@dataclass(frozen=True)
-class LatentSpace:
-    """How the samples of a LATENT relate to the normalised latents that the transformer makes.
+class Samples(LatentSpace):
+    """The samples of a LATENT: raw latents. ComfyUI's of Wan are raw, as its VAE makes and decodes them
+    (comfy/latent_formats.py, Wan21); those of LongLive Mini are normalised: mean 0, std 1."""
 
-    samples = normalised * std + mean, channel by channel. The host's LATENTs of Wan are raw, as its VAE makes
-    and decodes them (comfy/latent_formats.py, Wan21); those of LongLive Mini are normalised.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def samples(self, normalised: Tensor) -> Tensor:
-        """Latents [B, C, T, H, W] of the transformer, as a LATENT holds them."""
-        mean, std = self._wide(normalised)
-        return normalised * std + mean
-
-    def normalised(self, samples: Tensor) -> Tensor:
+    def normalised(self, raw: Tensor) -> Tensor:
         """Samples of a LATENT, as the transformer makes them; ValueError unless they are video latents."""
-        if samples.ndim != 5 or samples.shape[1] != len(self.mean):
+        if raw.ndim != 5 or raw.shape[1] != len(self.mean):
             raise ValueError(
-                f"latents of shape {list(samples.shape)} are no video of this model: "
+                f"latents of shape {list(raw.shape)} are no video of this model: "
                 f"expected [batch, {len(self.mean)}, latent frames, height, width], as LongLive: Stream gives"
             )
-        mean, std = self._wide(samples)
-        return (samples - mean) / std
-
-    def _wide(self, like: Tensor) -> Tensor:
-        return torch.tensor((self.mean, self.std), device=like.device).view(2, 1, -1, 1, 1, 1)
+        return super().normalised(raw)
 
 
-WAN_LATENTS = LatentSpace(WanAutoencoderConfig().latent_mean, WanAutoencoderConfig().latent_std)
-MINI_LATENTS = LatentSpace((0.0,) * MINI.model.latent_channels, (1.0,) * MINI.model.latent_channels)
+WAN_LATENTS = Samples(WanAutoencoderConfig().latent_mean, WanAutoencoderConfig().latent_std)
+MINI_LATENTS = Samples((0.0,) * MINI.model.latent_channels, (1.0,) * MINI.model.latent_channels)
 
 
-def latent_space(preset: Preset) -> LatentSpace:
+def latent_space(preset: Preset) -> Samples:
     """How LATENTs of a model look."""
     return MINI_LATENTS if preset.name == MINI.name else WAN_LATENTS
 
 
+def known_choices(speed: str, attention: str) -> tuple[str, str, list[str]]:
+    """Speed and attention as they are now, and notes where a workflow names one that was replaced."""
+    (speed, *notes), (attention, *more) = known_speed(speed), known_attention(attention)
+    return speed, attention, [note for note in (*notes, *more) if note]
+
+
 @dataclass(frozen=True)
 class StreamModel:
-    """A generator in the host's care, and the preset that it is run with.
+    """A generator that ComfyUI keeps in memory, and the preset that it is run with.
 
-    `precision` is of its stored weights; `source` what a video must carry to be made with it again.
+    `precision` is of its stored weights; `source` is what a video's metadata says of its files.
     """
 
     preset: Preset
     transformer: host.Managed[CausalWan] = field(repr=False)
     precision: str
     source: Mapping[str, Any] = field(default_factory=dict)
-    speed: Speed = field(default_factory=Speed)
+    speed: str = EAGER
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "attention": self.speed.attention,
-            "precision": self.precision,
-            "speed": self.speed.layers,
-            **self.source,
-        }
+        return {"precision": self.precision, "speed": self.speed, **self.source}
 
 
 @dataclass(frozen=True)
 class EncodedSchedule:
-    """Timed prompts, and the embedding [1, rows, text dim] of every prompt, without its padding of zeros.
+    """Timed prompts, and the embedding [1, text tokens, text dim] of every prompt.
 
-    `read` makes that of any other prompt; `has_room` says whether it may while a model samples.
+    `encode` makes that of any other prompt; `has_room` says whether it may while a model samples.
     """
 
     schedule: PromptSchedule
     embeds: Mapping[str, Tensor] = field(repr=False)
-    read: Callable[[str], Tensor] = field(repr=False)
+    encode: Callable[[str], Tensor] = field(repr=False)
     has_room: Callable[[], bool] = field(repr=False)
 
-    def encode(self, prompt: str, text_tokens: int) -> Tensor:
-        """The embedding [1, text tokens, text dim], padded again or cut: encoders of the host never cut."""
-        rows = self.embeds[prompt] if prompt in self.embeds else self.read(prompt)
-        rows = rows[:, :text_tokens]
-        return pad(rows, (0, 0, 0, text_tokens - rows.shape[1]))
+    def embeds_of(self, prompt: str) -> Tensor:
+        return self.embeds[prompt] if prompt in self.embeds else self.encode(prompt)
 
     @property
     def text_dim(self) -> int:

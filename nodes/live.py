@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..longlive_core.output.background import BackgroundWriter
+from ..longlive_core.config import Policy
 from ..longlive_core.output.video import VideoWriter
-from ..longlive_core.schedule.schedule import Policy
-from ..longlive_core.steering.live import LiveControl, Room
-from ..longlive_core.vae.streaming import Decoder
+from ..longlive_core.steering.inbox import Room
+from ..longlive_core.steering.live import LiveControl
 from . import host
 
 EVENT = "longlive.run"
@@ -56,18 +53,6 @@ class Announcer:
         host.broadcast(EVENT, self._snapshot())
 
 
-class LiveWriter(BackgroundWriter):
-    """Writes beside the caller, and puts into the finished file what was really played."""
-
-    def __init__(self, file: VideoWriter, played: Callable[[], dict[str, Any]]):
-        super().__init__(file)
-        self._file, self._played = file, played
-
-    def close(self) -> None:
-        self._file.describe(self._played())
-        super().close()
-
-
 class LiveRun:
     """One run of a Stream node as watchers see it: its control, and where and how its video is made."""
 
@@ -83,10 +68,9 @@ class LiveRun:
         self._video: host.VideoFile | None = None
         self._num_frames: Callable[[], int] = lambda: 0
 
-    def steered(self, pace: str, on_switch: Policy | None, room: Room) -> LiveControl:
-        """The control of this run, with its prompts encoded in that room."""
+    def steered(self, pace: str, on_switch: Policy | None, room: Room) -> None:
+        """Give the run its control; prompts that are sent are encoded in that room."""
         self.control = LiveControl(pace, on_switch, self._announce, host.throw_if_interrupted, room)
-        return self.control
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -101,13 +85,20 @@ class LiveRun:
         if self.control.was_steered or not self.settings["seconds"]:
             RUNS.count_steered(self)
 
-    def writing(self, video: host.VideoFile, metadata: dict[str, str]) -> LiveWriter:
-        """The writer of this run's video, with further texts in it."""
-        self._video = video
-        file = VideoWriter(video.path, *self.size, self.settings, metadata)
-        writer = LiveWriter(file, self.played_settings)
-        self._num_frames = lambda: writer.num_frames
+    def writer(self, video: host.VideoFile, metadata: dict[str, str]) -> VideoWriter:
+        """Writes the video of this run; `metadata` are further texts in it."""
+        writer = VideoWriter(video.path, *self.size, self.settings, metadata)
+        self._video, self._num_frames = video, lambda: writer.num_frames
         return writer
+
+    @contextmanager
+    def recording(self, writer: VideoWriter) -> Iterator[None]:
+        """Close the writer at the end, however it comes, with the settings that were really played."""
+        with writer:
+            try:
+                yield
+            finally:
+                writer.describe(self.played_settings())
 
     def path(self) -> Path:
         """Where the video lies now; FileNotFoundError before there is one."""
@@ -207,40 +198,22 @@ RUNS = Runs()
 
 
 class Turns(Room):
-    """Where the memory has no room for the text encoder beside the model, they take turns between two blocks.
+    """Where memory has no room for text encoder and model at once, they take turns between two blocks.
 
-    `reload` brings the model back. The decoder, which works beside the sampling, waits meanwhile.
+    `reload` loads the model again.
     """
 
     def __init__(self, has_room: Callable[[], bool], reload: Callable[[], Any]):
         self._has_room, self._reload = has_room, reload
-        self._lock = threading.Lock()
 
     def is_free(self) -> bool:
         return self._has_room()
 
     @contextmanager
     def cleared(self) -> Iterator[None]:
-        with self._lock:
+        host.wait_for_device()
+        try:
+            yield
+        finally:
+            self._reload()
             host.wait_for_device()
-            try:
-                yield
-            finally:
-                self._reload()
-                host.wait_for_device()
-
-    def guarded(self, decoder: Decoder) -> Decoder:
-        """The decoder, taking its turns."""
-        return TakingTurns(decoder, self._lock)
-
-
-class TakingTurns:
-    """A decoder, `inner`, that works only while it holds the lock."""
-
-    def __init__(self, decoder: Decoder, lock: threading.Lock):
-        self.inner, self._lock = decoder, lock
-
-    def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
-        """As the decoder itself."""
-        with self._lock:
-            return self.inner.decode(latents, past)

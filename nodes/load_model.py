@@ -4,11 +4,12 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..longlive_core.model.attention import check_attention
-from ..longlive_core.speed import COMPILED, PLAIN, Speed
-from ..longlive_core.weights.checkpoints import PRECISIONS, load_transformer, settle
+from ..longlive_core.fast.compiled import EAGER
+from ..longlive_core.model.attention import attention_backend
+from ..longlive_core.weights.checkpoints import load_transformer, settle
 from ..longlive_core.weights.download import download
 from ..longlive_core.weights.lora import LoraChoice
+from ..longlive_core.weights.quantize import PRECISIONS, precision_of
 from . import host
 from .io_types import (
     AUTO,
@@ -22,6 +23,7 @@ from .io_types import (
     ModelType,
     SpeedInput,
     StreamModel,
+    known_choices,
 )
 
 MODELS = "diffusion_models"
@@ -32,9 +34,8 @@ PrecisionInput = io.Combo.Input(
     options=[AUTO, *PRECISIONS],
     default=AUTO,
     tooltip=(
-        "How weights are stored. auto: as suits this machine. fp8: half the memory of bf16, nearly the same "
-        "pictures. fp8-fast, int8: the arithmetic too, on cards where that is faster; the node says whether "
-        "it is."
+        "How weights are stored. auto: as suits this machine. fp8, int8: half the memory of bf16, nearly the "
+        "same video. fp8-fast: also multiplied in fp8, faster on an RTX 40, H100 or newer."
     ),
 )
 
@@ -103,21 +104,26 @@ class LongLiveLoadModel(io.ComfyNode):
         return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, DOWNLOAD))
 
     @classmethod
-    def execute(cls, checkpoint, precision, attention, family, accept_licence=False, speed=PLAIN, **loras):
-        check_attention(attention, host.device())
+    def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
+        """Takes values that older workflows name; what is unknown fails in `execute`."""
+        return True
+
+    @classmethod
+    def execute(cls, checkpoint, precision, attention, family, accept_licence=False, speed=EAGER, **loras):
+        speed, attention, replaced = known_choices(speed, attention)
         precision = own_precision() if precision == AUTO else precision
         loaded = load_transformer(
             *files(checkpoint, accept_licence, loras),
             precision,
             host.offload_device(),
-            attention,
+            attention_backend(attention, host.device()),
             None if family == AUTO else family,
             on_progress=host.Progress(cls.hidden.unique_id, 1).at,
         )
-        told = settle(loaded.transformer, precision, host.device(), speed == COMPILED)
-        notes = (f"{loaded.preset.name}, {precision}", *loaded.notes, *told)
-        transformer, source = host.managed(loaded.transformer), {"checkpoint": checkpoint, **loras}
-        model = StreamModel(loaded.preset, transformer, precision, source, Speed(speed, attention))
+        settled = settle(loaded.transformer, precision, host.device())
+        notes = (f"{loaded.preset.name}, {precision}", *replaced, *loaded.notes, *settled)
+        source = {"attention": attention, "checkpoint": checkpoint, **loras}
+        model = StreamModel(loaded.preset, host.managed(loaded.transformer), precision, source, speed)
         return io.NodeOutput(model, ui=host.shown(cls.hidden.unique_id, notes))
 
 
@@ -153,5 +159,4 @@ def choices(lora: str, lora_strength: float, second_lora: str, second_strength: 
 def own_precision() -> str:
     """What the host would choose on this machine, by our names."""
     dtype = host.model_dtype()
-    names = {kept: name for name, kept in reversed(PRECISIONS.items())}  # of equal ones the first
-    return names.get(dtype, "fp8" if dtype.itemsize == 1 else "fp32")
+    return precision_of(dtype.itemsize, dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..longlive_core.schedule.schedule import ScheduleError
+from ..longlive_core.schedule.cue import ScheduleError
 from ..longlive_core.steering.live import LiveControl, LiveError
 from . import host
 from .growing import send_video

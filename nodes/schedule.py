@@ -1,4 +1,4 @@
-"""LongLivePromptSchedule: timed prompts, read and encoded."""
+"""LongLivePromptSchedule: timed prompts, parsed and encoded."""
 
 from functools import partial
 
@@ -80,17 +80,11 @@ def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:
     for cue in schedule.cues:
         if cue.prompt not in embeds:
             host.throw_if_interrupted()
-            embeds[cue.prompt] = read(clip, cue.prompt)
-    return EncodedSchedule(schedule, embeds, partial(read, clip), partial(host.has_room_for, clip))
+            embeds[cue.prompt] = encode(clip, cue.prompt)
+    return EncodedSchedule(schedule, embeds, partial(encode, clip), partial(host.has_room_for, clip))
 
 
 @torch.inference_mode()
-def read(clip, prompt: str) -> Tensor:
-    """The embedding [1, rows, text dim] of one prompt."""
-    return unpadded(clip.encode_from_tokens(clip.tokenize(prompt)))
-
-
-def unpadded(embeds: Tensor) -> Tensor:
-    """An embedding [1, text tokens, text dim] on the CPU, without the rows of zeros at its end."""
-    used = embeds[0].any(dim=-1).nonzero()
-    return embeds[:, : int(used.max()) + 1 if len(used) else 0].cpu().clone()
+def encode(clip, prompt: str) -> Tensor:
+    """The embedding [1, text tokens, text dim] of one prompt, on the CPU."""
+    return clip.encode_from_tokens(clip.tokenize(prompt)).cpu()

@@ -14,11 +14,18 @@ from ..longlive_core.model.attention import Attend
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.model.layers import Linear
 from ..longlive_core.weights.checkpoints import config_of
-from ..longlive_core.weights.families import WAN_TEXT_TO_VIDEO, Shapes, family
-from ..longlive_core.weights.fit import misfits
 from ..longlive_core.weights.lora import LoraChoice, open_lora
-from ..longlive_core.weights.names import foreign_name, our_name
-from ..longlive_core.weights.quantize import MARKERS, SCALES
+from ..longlive_core.weights.names import (
+    WAN_TEXT_TO_VIDEO,
+    Shapes,
+    family,
+    foreign_name,
+    misfits,
+    our_name,
+    our_shape,
+    renamed,
+    shapes_in,
+)
 from . import host
 
 PATCHES = "patch_embedding"  # a convolution there, a matrix here
@@ -30,12 +37,10 @@ def shared_config(model: Any) -> ModelConfig:
     if not host.is_wan(model):
         raise ValueError(f"this MODEL is no Wan 2.1, but {type(model.model).__name__}; {HINT}")
     network = host.network_of(model)
-    theirs = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    theirs = shapes_in(dict(network.named_parameters()))
     if (looks := family(theirs)) != WAN_TEXT_TO_VIDEO:
         raise ValueError(f"this MODEL is {looks}; {HINT}")
-    ours = {our_name(name): shape for name, shape in theirs.items() if not name.endswith((*SCALES, *MARKERS))}
-    patches = f"{PATCHES}.weight"
-    ours[patches] = (ours[patches][0], torch.Size(ours[patches][1:]).numel())
+    ours = {name: our_shape(name, theirs[their]) for name, their in renamed(theirs, our_name).items()}
     config = config_of(ours, "this MODEL", network.num_heads)
     if wrong := misfits(shapes_of(config), ours):
         raise ValueError(f"this MODEL is another kind of Wan: {wrong}; {HINT}")
@@ -45,7 +50,7 @@ def shared_config(model: Any) -> ModelConfig:
 def shapes_of(config: ModelConfig) -> Shapes:
     """Shape of every weight of a transformer of ours."""
     with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in CausalWan(config).named_parameters()}
+        return shapes_in(dict(CausalWan(config).named_parameters()))
 
 
 def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any, str]:
@@ -54,12 +59,12 @@ def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any,
     Stock nodes skip the names of LongLive's own LoRA without a word.
     """
     lora = open_lora(choice, shapes_of(config))
-    found, tensors = lora.read(lora.patches), {}
+    found, tensors = lora.file.tensors, {}
     for target, patch in lora.patches.items():
         stem, _, leaf = foreign_name(target, "wan").rpartition(".")
-        parts = {"lora_down.weight": patch.down, "lora_up.weight": patch.up, "alpha": patch.alpha}
-        parts["diff_b" if leaf == "bias" else "diff"] = patch.diff
-        tensors |= {f"diffusion_model.{stem}.{part}": found[name] for part, name in parts.items() if name}
+        parts = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
+        parts["diff"] = "diff_b" if leaf == "bias" else "diff"
+        tensors |= {f"diffusion_model.{stem}.{parts[kind]}": found[name] for kind, name in patch.items()}
     return host.with_lora(model, tensors, choice.strength), lora.report()
 
 
@@ -88,4 +93,4 @@ def small_weight(network: nn.Module, name: str, dtype: torch.dtype, device: torc
     if leaf == "modulation":
         return network.get_parameter(foreign_name(name, "wan")).to(device, dtype)
     weight = host.live_weight(network.get_submodule(foreign_name(owner, "wan")), leaf, dtype, device)
-    return weight.flatten(1) if name == f"{PATCHES}.weight" else weight
+    return weight.reshape(our_shape(name, weight.shape))

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig
 from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
-from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request
+from ..longlive_core.output.video import VideoWriter
+from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, environment
 from ..longlive_core.resume import Ending, VideoState
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
-from ..longlive_core.steering.live import FULL_SPEED, PACES, LiveControl
+from ..longlive_core.steering.live import FULL_SPEED, PACES
 from . import host
 from .budget import run_bytes, shortage
 from .errors import plain_errors
@@ -24,15 +25,15 @@ from .io_types import (
     SCENES_KEY,
     STATE_KEY,
     EncodedSchedule,
-    LatentSpace,
     ModelType,
+    Samples,
     ScheduleType,
     StreamModel,
     WindowChoice,
     WindowType,
     latent_space,
 )
-from .live import RUNS, LiveRun, LiveWriter, Turns
+from .live import RUNS, LiveRun, Turns
 from .vaes import BLOCK, StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
@@ -66,13 +67,14 @@ class LongLiveStream(io.ComfyNode):
         parts = Parts(model, schedule, stream_vae(vae))
         past = Past(continue_from, parts.space)
         plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
-        settings = plan.settings() | model.settings() | {"past_latent_frames": past.num_frames}
+        settings = plan.settings() | environment(host.device()) | model.settings()
+        settings |= {"past_latent_frames": past.num_frames}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow)
         run = Run(parts, plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)), keep_state)
-        control = live.steered(pace, window.on_switch if window else None, run.turns)
+        live.steered(pace, window.on_switch if window else None, run.turns)
         with live.going_on(), host.video_file(PREFIX, live.id) as video:
-            run.record(control, live.writing(video, host.graph_metadata(cls.hidden)))
+            run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
         return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing() | live.as_listing())
 
     @classmethod
@@ -195,14 +197,12 @@ class Parts:
             )
 
     @property
-    def space(self) -> LatentSpace:
+    def space(self) -> Samples:
         return latent_space(self.model.preset)
 
-    def pipeline(self, plan: Plan, turns: Turns) -> Pipeline:
+    def pipeline(self, plan: Plan) -> Pipeline:
         """All of it in memory, with room for the run."""
-        transformer, decoder = self.load(plan)
-        made_of = (self.model.preset, transformer, turns.guarded(decoder), self.encode)
-        return Pipeline(*made_of, speed=self.model.speed)
+        return Pipeline(self.model.preset, *self.load(plan), self.encode, speed=self.model.speed)
 
     def load(self, plan: Plan) -> list:
         """Transformer and decoder in memory, with room for the run."""
@@ -210,8 +210,8 @@ class Parts:
         return host.load(parts, run_bytes(self.model, self.vae, plan))
 
     def encode(self, prompt: str) -> Tensor:
-        """The embedding of a prompt, as long as the model was trained to read."""
-        return self.schedule.encode(prompt, self.model.preset.model.text_tokens)
+        """The embedding of a prompt; ComfyUI's encoders make more rows of a long one than the model takes."""
+        return self.schedule.embeds_of(prompt)[:, : self.model.preset.model.text_tokens]
 
     def shortage(self, plan: Plan) -> str:
         return shortage(self.model, self.vae, plan)
@@ -238,7 +238,7 @@ class Past:
     `cut_off` pixel frames at their end were in no video yet; `state` is exact, where there is one.
     """
 
-    def __init__(self, latent: dict | None, space: LatentSpace):
+    def __init__(self, latent: dict | None, space: Samples):
         self.samples: Tensor | None = latent["samples"].cpu() if latent else None
         normalised = space.normalised(self.samples) if latent else None
         self.num_frames = 0 if normalised is None else normalised.shape[2]
@@ -251,7 +251,7 @@ class Past:
         # other nodes may have shortened the samples, and know nothing of the frames
         self.cut_off = cut_off if 0 <= cut_off <= MAX_CUT_OFF else 0
         self.state: VideoState | None = latent.get(STATE_KEY) if latent else None
-        if self.state and not self._has_made(space.samples(self.state.newest_latents)):
+        if self.state and not self._has_made(space.raw(self.state.newest_latents)):
             self.state = None
 
     def _has_made(self, newest: Tensor) -> bool:
@@ -282,21 +282,21 @@ class Run(Hook):
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
         self._progress.step()
 
-    def record(self, control: LiveControl, writer: LiveWriter) -> None:
+    def record(self, live: LiveRun, writer: VideoWriter) -> None:
         """Make the video; whatever happens, the file is closed and playable.
 
         Raises host.OutOfMemory, with a sentence that helps, when memory does not suffice.
         """
         host.within_memory(
-            lambda: self._record(control, writer),
+            lambda: self._record(live, writer),
             lambda: f"{self._made_of.shortage(self._plan)}{self._kept(writer)}",
         )
 
-    def _record(self, control: LiveControl, writer: LiveWriter) -> None:
+    def _record(self, live: LiveRun, writer: VideoWriter) -> None:
         try:
-            with writer:
-                pipeline = self._made_of.pipeline(self._plan, self.turns)
-                for chunk in pipeline.run(self._plan.request, self, control, self._ending):
+            with live.recording(writer):
+                pipeline = self._made_of.pipeline(self._plan)
+                for chunk in pipeline.run(self._plan, self, live.control, self._ending):
                     self._keep(chunk, writer)
         except BaseException:
             self._give_up(writer)
@@ -316,30 +316,30 @@ class Run(Hook):
         shape = list(self._made[0].shape)
         shape[2] = self._num_latents
         whole = torch.empty(shape)
-        for part in chain(past, map(space.samples, self._made)):
+        for part in chain(past, map(space.raw, self._made)):
             whole[:, :, end : end + part.shape[2]] = part
             end += part.shape[2]
         return whole
 
-    def _kept(self, writer: LiveWriter) -> str:
+    def _kept(self, writer: VideoWriter) -> str:
         """What an error adds about the part that was made."""
         return (
             f"; the first {self._frames / FRAME_RATE:.1f} s are kept as {writer.path}" if self._frames else ""
         )
 
-    def _keep(self, chunk: Chunk, writer: LiveWriter) -> None:
+    def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
         if chunk.block.opens_scene:
             self._scenes.append(self._num_latents)
         self._made.append(chunk.block.latents.cpu())
         self._num_latents += chunk.block.latents.shape[2]
-        pictures = chunk.pictures()
-        writer.append(pictures)
-        self._frames += len(pictures)
+        frames = chunk.uint8()
+        writer.append(frames)
+        self._frames += len(frames)
         self._blocks += 1
-        self._progress.preview(pictures[-1])
+        self._progress.preview(frames[-1])
         self._progress.text(self._status(chunk.block.index))
 
-    def _give_up(self, writer: LiveWriter) -> None:
+    def _give_up(self, writer: VideoWriter) -> None:
         if writer.num_frames:
             self._progress.text(f"stopped at {self._frames / FRAME_RATE:.1f} s; kept as {writer.path}")
 

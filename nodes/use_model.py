@@ -5,10 +5,11 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..longlive_core.config import LONGLIVE_1_3B, RELATIVES, Preset
-from ..longlive_core.model.attention import attention_backend, check_attention
-from ..longlive_core.speed import PLAIN, Speed
+from ..longlive_core.fast.compiled import EAGER
+from ..longlive_core.model.attention import attention_backend
 from ..longlive_core.weights.checkpoints import NO_LORA
 from ..longlive_core.weights.lora import LoraChoice
+from ..longlive_core.weights.quantize import precision_of
 from . import host
 from .io_types import (
     AUTO,
@@ -21,6 +22,7 @@ from .io_types import (
     ModelType,
     SpeedInput,
     StreamModel,
+    known_choices,
 )
 from .shared_model import shared_config, shared_transformer, with_lora
 
@@ -68,11 +70,16 @@ class LongLiveUseModel(io.ComfyNode):
         return "" if lora in (None, NONE) else host.file_stamp(lora, LORAS)
 
     @classmethod
-    def execute(cls, model, lora, lora_strength, attention, family, speed=PLAIN) -> io.NodeOutput:
-        check_attention(attention, host.device())
-        attend, config = attention_backend(attention), shared_config(model)
+    def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
+        """Takes values that older workflows name; what is unknown fails in `execute`."""
+        return True
+
+    @classmethod
+    def execute(cls, model, lora, lora_strength, attention, family, speed=EAGER) -> io.NodeOutput:
+        speed, attention, replaced = known_choices(speed, attention)
+        attend, config = attention_backend(attention, host.device()), shared_config(model)
         preset = replace(preset_of(model, family), model=config)
-        notes = [preset.name, *ignored(model)]
+        notes = [preset.name, *replaced, *ignored(model)]
         if lora != NONE:
             choice = LoraChoice(host.file_path(lora, LORAS), lora_strength)
             model, report = with_lora(model, config, choice)
@@ -80,9 +87,9 @@ class LongLiveUseModel(io.ComfyNode):
         elif preset.needs_lora and not host.is_changed(model):
             notes.append(NO_LORA)
         shared = host.Managed(model, lambda: shared_transformer(model, config, attend))
-        source = {"lora": lora, "lora_strength": lora_strength}
-        precision = host.precision_of(model)
-        generator = StreamModel(preset, shared, precision, source, Speed(speed, attention))
+        source = {"attention": attention, "lora": lora, "lora_strength": lora_strength}
+        precision = precision_of(host.bytes_per_weight(model))
+        generator = StreamModel(preset, shared, precision, source, speed)
         return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))
 
 

@@ -36,14 +36,14 @@ class StreamVae:
 
 
 class PlacedDecoder:
-    """A decoder, `inner`, that takes latents from any device to its own."""
+    """A decoder that takes latents from any device to its own."""
 
     def __init__(self, decoder: Decoder, device: torch.device):
-        self.inner, self._device = decoder, device
+        self._decoder, self._device = decoder, device
 
     def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
         """As the decoder itself."""
-        return self.inner.decode(latents.to(self._device), past)
+        return self._decoder.decode(latents.to(self._device), past)
 
 
 class OwnVae:
@@ -83,7 +83,7 @@ class OwnVae:
             )
         frames = pixels[..., :3].reshape(1, -1, height, width, 3).permute(0, 1, 4, 2, 3)
         latents = autoencoder.encode(frames.to(host.vae_device(), torch.float32)).cpu()
-        return latent_space(self._preset).samples(latents)
+        return latent_space(self._preset).raw(latents)
 
     def spacial_compression_decode(self) -> int:
         return SPACE_STRIDE

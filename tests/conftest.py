@@ -14,20 +14,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every golden file of a family becomes a test of its own: fixture `dit_golden`."""
+    """Every scenario in the golden folder becomes a test of its own: fixture `dit_golden`."""
     if "dit_golden" in metafunc.fixturenames:
         from safetensors import safe_open
 
-        files = sorted(metafunc.config.getoption("--golden-dir").glob("*.safetensors"))
-        scenarios = []
-        for file in files:
+        folder, scenarios = metafunc.config.getoption("--golden-dir"), []
+        for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, "pt") as golden:
                 if "scenario" in (golden.metadata() or {}):
-                    scenarios.append(file)
-        metafunc.parametrize("dit_golden", scenarios, ids=[file.stem for file in scenarios])
+                    scenarios.append(pytest.param(file, id=file.stem))
+        missing = pytest.param(None, marks=pytest.mark.skip(f"no scenario in {folder}"), id="none")
+        metafunc.parametrize("dit_golden", scenarios or [missing])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     return request.config.getoption("--golden-dir")
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks import gpu
-from longlive_core import cli, speed
+from longlive_core import cli
 from longlive_core.bench.limits import block_flops, frames_per_second, least_seconds
 from longlive_core.bench.phases import Phases, late_to_early
 from longlive_core.config import LONGLIVE_1_3B
@@ -55,7 +55,7 @@ def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, c
     """Every case of benchmarks/gpu.py with two narrow layers, the compiler left out."""
     narrow = replace(LONGLIVE_1_3B.model, dim=96, ffn_dim=192, num_heads=2, text_dim=16, text_tokens=8)
     monkeypatch.setattr(gpu, "LONGLIVE_1_3B", replace(LONGLIVE_1_3B, model=narrow))
-    monkeypatch.setattr(speed, "compile_layers", lambda *_: "not compiled here")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(gpu, "PLAIN_BLOCKS", 1)
     monkeypatch.setattr(gpu, "first_frames_figures", partial(gpu.first_frames_figures, repeats=1))
     monkeypatch.setattr(gpu, "SWITCH_EVERY_SECONDS", 3.5)
@@ -78,23 +78,26 @@ def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, c
 
 
 def test_the_bench_command(capsys) -> None:
-    assert cli.main(["bench", "--seconds", "3", "--device", "cpu"]) == 0
+    assert cli.main(["bench", "--seconds", "3", "--device", "cpu", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["rollout"]["blocks"] == 5 and figures["all"]["frames_per_second"] > 0
 
 
 def test_a_video_of_one_block_has_no_steady_speed(capsys) -> None:
-    assert cli.main(["bench", "--seconds", "0.5", "--device", "cpu"]) == 0
+    assert cli.main(["bench", "--seconds", "0.5", "--device", "cpu", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["all"]
     assert figures["steady_frames_per_second"] is None and figures["frames_per_second"] > 0
 
 
-def test_the_bench_command_prints_attention(capsys, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cli.main(["bench", "attention", "--device", "cpu"]) == 0
+def test_the_bench_command_prints_a_table(capsys) -> None:
+    assert cli.main(["bench", "--seconds", "3", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "sdpa" in said and "flash-attn" in said and "auto takes" in said
-    assert (tmp_path / "longlive" / "attention.json").exists()
+    assert said.startswith("mini on cpu\n\ntransformer alone\n  blocks ") and "prompt to H.264 file" in said
+
+
+def test_the_bench_of_attention_is_a_sentence(capsys) -> None:
+    assert cli.main(["bench", "attention"]) == 2
+    assert "bench attention was removed: --attention auto chooses by the GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

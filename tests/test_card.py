@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from longlive_core.model.fastest import AttentionShape, measured, seconds_of
+from longlive_core.speed import Speed
+from longlive_core.vae.compiled import compile_decoder, release_decoder
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -12,14 +15,11 @@ from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.model import even
 from longlive_core.model.attention import BACKENDS, OnDefaultStream, sdpa
-from longlive_core.model.fastest import AttentionShape, measured, seconds_of
 from longlive_core.model.layers import FeedForward
 from longlive_core.pipeline import Pipeline, Request
 from longlive_core.resume import Ending
 from longlive_core.rollout.rollout import Hook
-from longlive_core.speed import Speed
 from longlive_core.vae.autoencoder import WanAutoencoder
-from longlive_core.vae.compiled import compile_decoder, release_decoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
@@ -61,7 +61,10 @@ def made(pipeline: Pipeline, hook: Hook | None = None, ending: Ending | None = N
     schedule = PromptSchedule.parse(RED if "seconds" in request else SCHEDULE)
     asked = Request(schedule, **{"seconds": SECONDS, "seed": 7} | request)
     with torch.inference_mode():
-        chunks = [(c.frames.cpu(), c.block.latents.cpu()) for c in pipeline.run(asked, hook, ending=ending)]
+        chunks = [
+            (c.frames.cpu(), c.block.latents.cpu())
+            for c in pipeline.run(pipeline.plan(asked), hook, ending=ending)
+        ]
     frames, latents = zip(*chunks, strict=True)
     return torch.cat(frames), torch.cat(latents, dim=2)
 
@@ -114,15 +117,6 @@ def test_the_second_video_compiles_nothing() -> None:
     assert torch.equal(first[1], second[1])
     assert not counters["stats"]["unique_graphs"]
     assert not [note for note in hook.said if note.startswith("compiling")]
-
-
-@pytest.mark.parametrize("speed", ["plain", "graphs"])
-def test_decoding_beside_is_decoding_inline(speed) -> None:
-    pipeline = mini(speed)
-    beside = made(pipeline)
-    pipeline.blocks_ahead = 0
-    inline = made(pipeline)
-    assert torch.equal(beside[0], inline[0]) and torch.equal(beside[1], inline[1])
 
 
 def test_a_video_goes_on_from_its_exact_state() -> None:

@@ -1,10 +1,14 @@
 """Every layout of a checkpoint loads to the same tensors; every bad file ends in one clear error."""
 
+import builtins
 import gc
+import io
 import json
 import os
 import pickle
 import random
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,10 +19,11 @@ from torch import Tensor
 
 from longlive_core.config import RELATIVES, ModelConfig
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.weights.checkpoints import NO_LORA, compute_dtype, load_transformer
+from longlive_core.weights import files
+from longlive_core.weights.checkpoints import NO_LORA, load_transformer
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.names import foreign_name, from_wan, our_name
-from longlive_core.weights.quantize import to_8_bits
+from longlive_core.weights.quantize import compute_dtype, to_8_bits
 
 CONFIG = ModelConfig(
     dim=128, ffn_dim=64, num_heads=1, num_layers=2, latent_channels=16, text_dim=32, freq_dim=32
@@ -256,23 +261,29 @@ def test_loras_add_up_and_differences_count(tmp_path: Path, state) -> None:
         loaded = load_transformer(base, loras, precision="fp32")
         assert torch.allclose(loaded.transformer.layers[0].norm3.weight, state["layers.0.norm3.weight"] + 3)
         assert torch.allclose(loaded.transformer.layers[0].ffn[0].bias, state["layers.0.ffn.0.bias"] + 3)
-    assert "1 are for another model" in loaded.notes[0] and "1 are not understood" in loaded.notes[0]
+    assert "1 are for another model" in loaded.notes[0] and "1 are not supported" in loaded.notes[0]
 
 
 def test_the_references_own_files_load_through_the_public_loader(golden_dir: Path) -> None:
-    base = golden_dir / "tiny_longlive_base.pt"
-    if not base.exists():
-        pytest.skip(f"{golden_dir} has no {base.name}")
-    plain = load_transformer(base, precision="fp32", num_heads=3)
+    base, *others = (
+        golden_dir / name
+        for name in ("tiny_longlive_base.pt", "dit_weights.safetensors", "dit_inputs.safetensors")
+    )
+    if absent := [file.name for file in (base, *others) if not file.exists()]:
+        pytest.skip(f"{golden_dir} has no {', '.join(absent)}")
+    with safe_open(others[1], "pt") as inputs:
+        heads = json.loads(inputs.metadata()["set_model"])["num_heads"]
+    plain = load_transformer(base, precision="fp32", num_heads=heads)
     assert NO_LORA in plain.notes
-    same = from_wan(load_file(golden_dir / "dit_weights.safetensors"))
+    same = from_wan(load_file(others[0]))
     assert all(torch.equal(tensor, same[name]) for name, tensor in plain.transformer.state_dict().items())
-    for name in ("tiny_lora", "tiny_lora_alpha"):
-        with safe_open(golden_dir / f"{name}.safetensors", "pt") as twin:
-            alpha = float(twin.metadata()["alpha"])
+    twins = {file: file.with_suffix(".pt") for file in golden_dir.glob("tiny_lora*.safetensors")}
+    for twin in (file for file, pickled in twins.items() if pickled.exists()):
+        with safe_open(twin, "pt") as file:
+            alpha = float(file.metadata()["alpha"])
         first, second = (
             load_transformer(
-                base, [LoraChoice(golden_dir / f"{name}{suffix}", 1.0, alpha)], "fp32", num_heads=3
+                base, [LoraChoice(twin.with_suffix(suffix), 1.0, alpha)], "fp32", num_heads=heads
             ).transformer.state_dict()
             for suffix in (".pt", ".safetensors")
         )
@@ -301,11 +312,43 @@ def test_a_relative_is_known_by_its_name_or_metadata(tmp_path: Path, state) -> N
     assert chosen.preset.name == "memflow" and not chosen.notes
 
 
-def test_progress_ends_at_the_whole(tmp_path: Path, state, monkeypatch) -> None:
-    monkeypatch.setattr("longlive_core.weights.checkpoints.PORTION_BYTES", 10_000)
+def test_progress_ends_at_the_whole(tmp_path: Path, state) -> None:
     seen: list[tuple[int, int]] = []
     load_transformer(write_plain(tmp_path, state), on_progress=lambda done, total: seen.append((done, total)))
     assert len(seen) > 5 and seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda f: f.__name__)
+def test_every_file_is_opened_once(write, tmp_path: Path, state, monkeypatch) -> None:
+    """However many weights are read from it; a pickle once more for its check sums."""
+    checkpoint, lora = write(tmp_path, state), tmp_path / "lora.pt"
+    torch.save({"generator_lora": lora_state(state, "peft")}, lora)
+    suffixes = [file.suffix for file in tmp_path.iterdir()]
+    num_pickles = suffixes.count(".pt") + suffixes.count(".pth")
+    num_zips = sum(map(zipfile.is_zipfile, tmp_path.iterdir()))
+    calls = Counter()
+
+    def count(place: object, name: str) -> None:
+        original = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, **k: (calls.update([name]), original(*a, **k))[1])
+
+    for place, name in (
+        *((torch, "load"), (files, "safe_open"), (zipfile.ZipFile, "testzip")),
+        *((builtins, "open"), (io, "open")),
+    ):
+        count(place, name)
+    load_transformer(checkpoint, [LoraChoice(lora)])
+    monkeypatch.undo()
+    assert calls["load"] == num_pickles and calls["testzip"] == num_zips
+    assert calls["safe_open"] == suffixes.count(".safetensors")
+    assert calls["open"] == 2 * num_pickles + suffixes.count(".json")
+
+
+def test_the_reason_of_an_error_is_its_first_line_that_is_no_heading() -> None:
+    error = RuntimeError("backend='inductor' raised:\nCompilerError: no cl\n\nmore")
+    assert files.first_line(error) == "CompilerError: no cl"
+    assert files.first_line(RuntimeError("")) == "RuntimeError"
+    assert len(files.first_line(ValueError("x" * 999))) == 200
 
 
 class RunsCode:
@@ -347,7 +390,7 @@ def test_files_that_are_something_else_are_named(tmp_path: Path, state) -> None:
         "a Wan 14B": sized(5120),
         "a Wan 2.2 5B": sized(3072, 48),
         "a Wan image-to-video model": sized(1536, 36),
-        "no Wan transformer": {"anything": torch.zeros(1)},
+        "an unknown kind of model": {"anything": torch.zeros(1)},
     }
     for phrase, content in cases.items():
         save_file(content, tmp_path / "other.safetensors")
@@ -361,9 +404,9 @@ def test_everything_missing_unexpected_and_misshapen_is_listed_at_once(tmp_path:
     theirs["head.head.bias"] = torch.zeros(5)
     save_file(theirs, tmp_path / "odd.safetensors")
     text = refusal(tmp_path / "odd.safetensors")
-    assert "1 missing (layers.1.ffn.2.bias)" in text
-    assert "1 unexpected (layers.0.surprise.weight)" in text
-    assert "1 misshapen (head.proj.bias [5] instead of [64])" in text
+    assert "incomplete or wrong checkpoint: 1 tensor missing (layers.1.ffn.2.bias)" in text
+    assert "1 tensor unexpected (layers.0.surprise.weight)" in text
+    assert "1 tensor of another shape (head.proj.bias [5] instead of [64])" in text
 
 
 def test_paths_that_are_no_files(tmp_path: Path, state) -> None:

@@ -23,6 +23,7 @@ from longlive_core.output.contact_sheet import ContactSheet
 from longlive_core.output.video import VideoWriter
 from longlive_core.pipeline import Request
 from longlive_core.resume import VideoState
+from longlive_core.rollout.rollout import Hook
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"
@@ -60,7 +61,7 @@ def test_a_video_says_how_it_was_made(tmp_path, capsys) -> None:
 def test_same_seed_same_latents() -> None:
     pipeline = load_pipeline("mini")
     request = Request(PromptSchedule.single(PROMPT), 2.0, seed=3)
-    one, other = ([c.block.latents for c in pipeline.run(request)] for _ in range(2))
+    one, other = ([c.block.latents for c in pipeline.run(pipeline.plan(request))] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -68,6 +69,34 @@ def test_stream_yields_frames_as_they_are_made() -> None:
     chunks = list(load_pipeline("mini").stream(PROMPT, seconds=1.5, seed=0))
     assert [len(c) for c in chunks] == [9, 12, 3]
     assert chunks[0].shape[1:] == (64, 64, 3) and chunks[0].min() >= 0 and chunks[0].max() <= 1
+
+
+class Steps(Hook):
+    """Keeps the denoising steps made; raises at one of them, as ComfyUI interrupts a run."""
+
+    def __init__(self, interrupt_at: tuple[int, int] | None = None):
+        self.interrupt_at, self.made = interrupt_at, []
+
+    def on_step(self, block: int, step: int, flow, clean) -> None:
+        self.made.append((block, step))
+        if self.made[-1] == self.interrupt_at:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_a_hook_ends_the_run_and_keeps_what_is_made() -> None:
+    steps, taken = Steps(interrupt_at=(2, 1)), []
+    with pytest.raises(KeyboardInterrupt):
+        for chunk in load_pipeline("mini").run(Request(PromptSchedule.single(PROMPT), 3600), steps):
+            taken.append(chunk.block.index)
+    assert taken == [0, 1] and steps.made[-1] == (2, 1)
+
+
+def test_a_caller_that_leaves_early_waits_for_no_block() -> None:
+    steps = Steps()
+    chunks = load_pipeline("mini").run(Request(PromptSchedule.single(PROMPT), 3600), steps)
+    assert [next(chunks).block.index for _ in range(2)] == [0, 1]
+    chunks.close()
+    assert steps.made[-1] == (1, 3)
 
 
 def test_interrupt_leaves_a_playable_file_and_exit_code_130(tmp_path) -> None:
@@ -131,9 +160,9 @@ BAD = {
     "--out /nowhere/at/all.mp4": "cannot be written",
     "--attention flash2": "needs an NVIDIA card",
     "--window 0 --sink 2": "leave one of them out",
-    "--contact-sheet sheet.xyz": "no picture",
-    "--contact-sheet sheet.psd": "no picture",
-    "--contact-sheet sheet.xbm": "no picture",
+    "--contact-sheet sheet.xyz": "cannot be written as an image",
+    "--contact-sheet sheet.psd": "cannot be written as an image",
+    "--contact-sheet sheet.xbm": "cannot be written as an image",
     "--out v.webm": "ends in .mp4 or .m4v",
     "--out /dev/null": "no ordinary file",
     "--state /dev/null": "no ordinary file",
@@ -268,8 +297,8 @@ def test_ten_thousand_cues(tmp_path) -> None:
 def test_a_continued_video_goes_on_with_the_frames_asked_for() -> None:
     pipeline = load_pipeline("mini")
     schedule = PromptSchedule.single(PROMPT)
-    first = torch.cat([c.block.latents for c in pipeline.run(Request(schedule, 3.0))], dim=2)
-    chunks = list(pipeline.run(Request(schedule, 2.0, past=first)))
+    first = torch.cat([c.block.latents for c in pipeline.run(pipeline.plan(Request(schedule, 3.0)))], dim=2)
+    chunks = list(pipeline.run(pipeline.plan(Request(schedule, 2.0, past=first))))
     assert [len(c.frames) for c in chunks] == [12, 12, 8]
     assert [c.block.index for c in chunks] == [5, 6, 7] and not chunks[0].block.opens_scene
     with pytest.raises(ValueError, match="cannot be continued"):

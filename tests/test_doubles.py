@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from longlive_core.doubles import widest_float
 from longlive_core.model import causal_wan, rope
-from longlive_core.rollout import sigmas
+from longlive_core.model.rope import widest_float
+from longlive_core.rollout import noise
 
 
 def test_only_cpus_and_cuda_cards_are_asked_for_doubles() -> None:
@@ -24,11 +24,11 @@ def test_without_doubles_the_numbers_are_nearly_the_same(first: int, monkeypatch
         return [
             rope.rotation(positions, 4, 6, 128),
             causal_wan.sinusoid(levels, 256).float(),
-            sigmas.clean_of(x, flow, 0.625),
+            noise.clean_of(x, flow, 0.625),
         ]
 
     exact = numbers()
-    for module in (rope, causal_wan, sigmas):
+    for module in (rope, causal_wan, noise):
         monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
     for nearly, right in zip(numbers(), exact, strict=True):
         assert nearly.dtype == right.dtype

@@ -11,19 +11,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
-from longlive_core.weights.download import COMFYUI, DOWNLOADS, LONGLIVE, WAN, download
+from longlive_core.weights.download import download
+from longlive_core.weights.published import COMFYUI, DOWNLOADS, LICENCES, LONGLIVE, WAN
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-BASE = f"{LONGLIVE}/models/longlive_base.pt"
+BASE, LORA = f"{LONGLIVE}/models/longlive_base.pt", f"{LONGLIVE}/models/lora.pt"
 Seen = namedtuple("Seen", "method path start")
 
 
 class Hub(ThreadingHTTPServer):
     """Serves files; small ones itself, large ones by a redirect to another host, as the hub does.
 
-    `cut_at` closes the connection after that many bytes of a file, `cuts` times.
+    The connection closes after `cut_at` bytes of a file of `cuts`, as often as it says; what is sent of a
+    file of `damaged` ends too early.
     """
 
     def __init__(self):
@@ -31,7 +33,8 @@ class Hub(ThreadingHTTPServer):
         names = {f"{file.repo}/{file.path}" for files in DOWNLOADS.values() for file in files}
         self.files = {name: name.encode() * (9_000 if "google" not in name else 1) for name in names}
         self.seen: list[Seen] = []
-        self.cut_at, self.cuts = 0, 0
+        self.cut_at, self.cuts = 0, dict.fromkeys(names, 0)
+        self.damaged: set[str] = set()
         self.knows_ranges = True
 
     @property
@@ -66,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append(Seen(self.command, self.path, start))
         assert "Authorization" not in self.headers
         if self.path.startswith("/cdn/"):
-            self._content(self.server.files[self.path.removeprefix("/cdn/")], start)
+            self._content(self.path.removeprefix("/cdn/"), start)
             return
         repo, _, rest = self.path.removeprefix("/").partition("/resolve/")
         name = f"{repo}/{rest.partition('/')[2]}"
@@ -81,14 +84,16 @@ class Handler(BaseHTTPRequestHandler):
             headers = about(self.server.files[name], "X-Linked-Etag")
             self._head(302, headers | {"Location": place, "Content-Length": "0"})
 
-    def _content(self, content: bytes, start: int) -> None:
+    def _content(self, name: str, start: int) -> None:
+        content = self.server.files[name]
+        content = content[:-100] if name in self.server.damaged else content
         rest = content[start:]
         status, headers = (206, {}) if start else (200, {})
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self._head(status, headers | {"Content-Length": str(len(rest))})
-        if self.command == "GET" and self.server.cuts:
-            self.server.cuts -= 1
+        if self.command == "GET" and self.server.cuts.get(name):
+            self.server.cuts[name] -= 1
             self.wfile.write(rest[: self.server.cut_at])
             self.close_connection = True
         else:
@@ -133,7 +138,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library waits before it tries again
     server = Hub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -143,8 +148,13 @@ def yes(text: str) -> bool:
     return True
 
 
-def parts(folder: Path) -> list[Path]:
-    return list(folder.rglob("*.part"))
+def files_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def link(hub: Hub, file, folder: Path) -> str:
+    """Where a file comes from and goes to, as texts for users say it."""
+    return f"{hub.endpoint}/{file.repo}/resolve/main/{file.path} -> {folder / file.kind / file.name}"
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
@@ -154,10 +164,19 @@ def test_files_land_in_the_hosts_folders(hub: Hub, tmp_path: Path, name: str) ->
     for file, path in zip(DOWNLOADS[name], paths, strict=True):
         assert path == tmp_path / file.kind / file.name
         assert path.read_bytes() == hub.files[f"{file.repo}/{file.path}"]
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(paths)
+    assert files_in(tmp_path) == set(paths)
     (text,) = asked
     assert "CC-BY-NC-SA 4.0" in text and "Apache-2.0" in text and "MB  in all" in text
-    assert all(f"{file.repo}/{file.path}" in text for file in DOWNLOADS[name])
+    assert all(link(hub, file, tmp_path) in text for file in DOWNLOADS[name])
+
+
+def test_licences_are_those_of_the_missing_files(hub: Hub, tmp_path: Path) -> None:
+    texts: list[str] = []
+    assert {file.repo for files in DOWNLOADS.values() for file in files} == set(LICENCES)
+    download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
+    (tmp_path / "vae/wan_2.1_vae.safetensors").unlink()
+    download("longlive-1.3b", tmp_path, confirm=lambda text: not texts.append(text), endpoint=hub.endpoint)
+    assert LICENCES[COMFYUI] in texts[0] and LICENCES[LONGLIVE] not in texts[0]
 
 
 def test_the_table_names_known_folders() -> None:
@@ -172,73 +191,79 @@ def test_complete_files_are_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "loras/longlive_lora.pt").unlink()
     hub.seen.clear()
     download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
-    assert hub.fetched() == [f"/cdn/{LONGLIVE}/models/lora.pt"]
+    assert hub.fetched() == [f"/cdn/{LORA}"]
     hub.seen.clear()
     paths = download("longlive-1.3b", tmp_path, confirm=None, endpoint="http://127.0.0.1:1")
     assert len(paths) == 4 and not hub.seen
 
 
 def test_a_cut_connection_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
-    hub.cut_at, hub.cuts = 100_000, 1
+    hub.cut_at, hub.cuts[BASE] = 100_000, 1
     download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
     first, second = hub.starts(BASE)
     assert first == 0 and 0 < second <= 100_000
     assert (tmp_path / "diffusion_models/longlive_base.pt").read_bytes() == hub.files[BASE]
 
 
-def test_a_later_call_goes_on_where_the_last_one_stopped(hub: Hub, tmp_path: Path) -> None:
-    """The connection fails for good: nothing looks complete, and the next call asks for the rest."""
-    hub.cut_at, hub.cuts = 0, 100
-    hub.files[BASE] = bytes(range(256)) * 4096
-    target = tmp_path / "diffusion_models/longlive_base.pt"
-    with pytest.raises(OSError, match=r"longlive_base\.pt cannot be fetched"):
+def test_a_later_call_goes_on_after_the_last_complete_file(hub: Hub, tmp_path: Path) -> None:
+    """The connection fails for good in the second file; it does not look complete, the next call gets it."""
+    hub.cut_at, hub.cuts[LORA] = 0, 100
+    with pytest.raises(OSError, match=r"^longlive-1\.3b cannot be downloaded") as caught:
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
-    (part,) = parts(tmp_path)
-    part.write_bytes(hub.files[BASE][:500_000])
-    assert not target.exists()
-    hub.cuts, texts = 0, []
+    done, *rest = DOWNLOADS["longlive-1.3b"]
+    assert all(link(hub, file, tmp_path) in str(caught.value) for file in rest)
+    assert link(hub, done, tmp_path) not in str(caught.value)
+    assert (tmp_path / "diffusion_models/longlive_base.pt").read_bytes() == hub.files[BASE]
+    assert not (tmp_path / "loras/longlive_lora.pt").exists()
+    hub.cuts[LORA], texts = 0, []
     hub.seen.clear()
-    download("longlive-1.3b", tmp_path, confirm=lambda text: not texts.append(text), endpoint=hub.endpoint)
-    assert hub.starts(BASE) == [500_000] and target.read_bytes() == hub.files[BASE]
-    assert "0.5 MB" in texts[0] and not parts(tmp_path)
+    paths = download(
+        "longlive-1.3b", tmp_path, confirm=lambda text: not texts.append(text), endpoint=hub.endpoint
+    )
+    assert not hub.starts(BASE) and link(hub, done, tmp_path) not in texts[0]
+    assert (tmp_path / "loras/longlive_lora.pt").read_bytes() == hub.files[LORA]
+    assert files_in(tmp_path) == set(paths)
 
 
-def test_ctrl_c_keeps_what_has_come(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(url, part, **options):
-        part.write(hub.files[BASE][:1000])
+def test_ctrl_c_leaves_nothing_that_looks_complete(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(api, repo, path, *, local_dir, **options):
+        local_dir.mkdir(parents=True)
+        (local_dir / "longlive_base.incomplete").write_bytes(hub.files[BASE][:1000])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("longlive_core.weights.download.http_get", interrupted)
+        patch.setattr(HfApi, "hf_hub_download", interrupted)
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
-    download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
-    assert hub.starts(BASE) == [1000] and not parts(tmp_path)
+    assert not (tmp_path / "diffusion_models/longlive_base.pt").exists()
+    paths = download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
+    assert files_in(tmp_path) == set(paths) and paths[0].read_bytes() == hub.files[BASE]
 
 
 def test_a_server_without_ranges_starts_over(hub: Hub, tmp_path: Path) -> None:
-    hub.cut_at, hub.cuts, hub.knows_ranges = 100_000, 1, False
+    hub.cut_at, hub.cuts[BASE], hub.knows_ranges = 100_000, 1, False
     download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
     assert (tmp_path / "diffusion_models/longlive_base.pt").read_bytes() == hub.files[BASE]
 
 
-def test_a_damaged_file_is_noticed_and_deleted(hub: Hub, tmp_path: Path) -> None:
-    folder = tmp_path / "diffusion_models"
-    folder.mkdir()
-    version = hashlib.sha256(hub.files[BASE]).hexdigest()
-    (folder / f"longlive_base.pt.{version[:16]}.part").write_bytes(b"something else")
-    with pytest.raises(OSError, match=r"longlive_base\.pt arrived damaged"):
+def test_a_damaged_file_is_noticed(hub: Hub, tmp_path: Path) -> None:
+    hub.damaged.add(BASE)
+    with pytest.raises(OSError, match=r"longlive-1\.3b cannot be downloaded \(.*[Cc]onsistency check failed"):
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
-    assert not list(folder.iterdir())
-    assert download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
+    assert not (tmp_path / "diffusion_models/longlive_base.pt").exists()
+    hub.damaged.clear()
+    paths = download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
+    assert files_in(tmp_path) == set(paths) and paths[0].read_bytes() == hub.files[BASE]
 
 
-def test_a_part_longer_than_its_file_starts_over(hub: Hub, tmp_path: Path) -> None:
-    folder = tmp_path / "diffusion_models"
-    folder.mkdir()
-    version = hashlib.sha256(hub.files[BASE]).hexdigest()
-    (folder / f"longlive_base.pt.{version[:16]}.part").write_bytes(hub.files[BASE] + b"x")
-    download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
-    assert (folder / "longlive_base.pt").read_bytes() == hub.files[BASE]
+def test_what_an_earlier_call_left_is_checked(hub: Hub, tmp_path: Path) -> None:
+    """A complete file of another version, left between its download and its move."""
+    left = tmp_path / "diffusion_models/.longlive_base.pt.download/models/longlive_base.pt"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(hub.files[BASE][:-1] + b"x")
+    paths = download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
+    assert files_in(tmp_path) == set(paths) and paths[0].read_bytes() == hub.files[BASE]
 
 
 def test_declined_means_nothing_is_fetched(hub: Hub, tmp_path: Path) -> None:
@@ -247,12 +272,10 @@ def test_declined_means_nothing_is_fetched(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_what_to_do_by_hand(hub: Hub, tmp_path: Path) -> None:
-    del hub.files[f"{LONGLIVE}/models/lora.pt"]
+    del hub.files[LORA]
     with pytest.raises(OSError, match="404") as caught:
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
-    message = str(caught.value)
-    assert f"{hub.endpoint}/{LONGLIVE}/tree/main: models/lora.pt" in message
-    assert str(tmp_path / "loras" / "longlive_lora.pt") in message
+    assert all(link(hub, file, tmp_path) in str(caught.value) for file in DOWNLOADS["longlive-1.3b"])
     assert not hub.fetched() and not list(tmp_path.iterdir())
 
 
@@ -268,11 +291,9 @@ def test_offline_says_what_to_do_by_hand(
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     else:
         monkeypatch.setitem(globals(), "about", lambda *of: {})
-    with pytest.raises(OSError, match="cannot be fetched") as caught:
+    with pytest.raises(OSError, match="cannot be downloaded") as caught:
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=endpoint)
-    message = str(caught.value)
-    for file in DOWNLOADS["longlive-1.3b"]:
-        assert f"{endpoint}/{file.repo}" in message and str(tmp_path / file.kind / file.name) in message
+    assert all(link(hub, file, tmp_path) in str(caught.value) for file in DOWNLOADS["longlive-1.3b"])
     assert not list(tmp_path.iterdir())
 
 
@@ -281,7 +302,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(
 ) -> None:
     usage = namedtuple("usage", "total used free")(10**6, 0, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"need 2\.\d MB, but .* has only 0\.0 MB free"):
+    with pytest.raises(OSError, match=r"need 2\.\d MB, only 0\.0 MB is free in .*by hand:\nhttp"):
         download("longlive-1.3b", tmp_path / "new", confirm=None, endpoint=hub.endpoint)
     assert not hub.fetched() and not list(tmp_path.iterdir())
 
@@ -292,7 +313,7 @@ def test_errors_of_the_disk_are_not_blamed_on_the_hub(
     def full(*of, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("longlive_core.weights.download.http_get", full)
+    monkeypatch.setattr(HfApi, "hf_hub_download", full)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
         download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from longlive_core.cli import main
 from longlive_core.config import (
     ModelConfig,
+    Policy,
     SigmaConfig,
     TinyAutoencoderConfig,
     WanAutoencoderConfig,
@@ -24,10 +25,9 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.output.video import read_settings
 from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
 from longlive_core.resume import METADATA_KEY, Ending, VideoState
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import Policy, PromptSchedule
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.live import LiveControl
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import StreamingDecoder
@@ -92,7 +92,7 @@ def made(pipeline, text: str, seconds: float, live=None, **request):
     """Frames [F, H, W, 3], latents [1, C, T, H, W] and the state at the end of a video of Mini."""
     ending = Ending()
     asked = Request(PromptSchedule.parse(text), seconds, seed=3, **request)
-    chunks = list(pipeline.run(asked, live=live, ending=ending))
+    chunks = list(pipeline.run(pipeline.plan(asked), live=live, ending=ending))
     return (
         torch.cat([chunk.frames for chunk in chunks]),
         torch.cat([chunk.block.latents for chunk in chunks], dim=2),
@@ -188,7 +188,7 @@ def test_a_video_that_was_stopped_is_continued_too(pipeline) -> None:
 
     asked, ending = Request(PromptSchedule.single(RED), UNTIL_STOPPED, seed=3), Ending()
     with torch.inference_mode():
-        chunks = list(pipeline.run(asked, StopInBlock2(), live, ending))
+        chunks = list(pipeline.run(pipeline.plan(asked), StopInBlock2(), live, ending))
     one = torch.cat([c.frames for c in chunks]), torch.cat([c.block.latents for c in chunks], dim=2)
     assert len(one[0]) == ending.state.num_frames == block_first_frame(3, 3)
     other = made(pipeline, f"0 {RED}", 1.0, state=ending.state, live=LiveControl())
@@ -234,9 +234,9 @@ def test_a_hook_is_told_everything_also_where_the_state_is_kept(pipeline) -> Non
 
     asked = Request(PromptSchedule.parse(f"0 {RED}\n0.5s => {BLUE}"), 1.0, seed=3)
     with torch.inference_mode():
-        list(pipeline.run(asked, Recording()))
+        list(pipeline.run(pipeline.plan(asked), Recording()))
         alone, told = told, []
-        list(pipeline.run(asked, Recording(), ending=Ending()))
+        list(pipeline.run(pipeline.plan(asked), Recording(), ending=Ending()))
     assert alone == told and {"on_open", "on_step", "on_commit", "on_recache"} <= set(told)
 
 
@@ -244,7 +244,7 @@ def test_a_first_cue_may_cut_also_where_there_are_latents_alone(pipeline) -> Non
     latents, ending = whole_of(pipeline, f"0 {RED}")[1][:, :, :12], Ending()
     asked = Request(PromptSchedule.parse(f"0 {PLUM}"), 2.0, seed=3, past=latents)
     with torch.inference_mode():
-        chunks = list(pipeline.run(asked, ending=ending))
+        chunks = list(pipeline.run(pipeline.plan(asked), ending=ending))
     assert [chunk.block.opens_scene for chunk in chunks] == [True, False, False]
     assert [len(chunk.frames) for chunk in chunks] == [12, 12, 8] and ending.state.rollout.end == 9
 
@@ -296,10 +296,10 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
             pipeline.plan(request)
     half = replace(state, dtype="torch.bfloat16")
     with pytest.raises(ValueError, match=r"made in torch\.bfloat16, and the model runs in torch\.float32"):
-        next(pipeline.run(replace(asked, state=half)))
+        next(pipeline.run(pipeline.plan(replace(asked, state=half))))
     wrong = replace(state, decoder=replace(state.decoder, tensors=state.decoder.tensors[::-1]))
     with pytest.raises(ValueError, match="does not fit this VAE"):
-        list(pipeline.run(replace(asked, state=wrong)))
+        list(pipeline.run(pipeline.plan(replace(asked, state=wrong))))
     with pytest.raises(ValueError, match="12 frames cannot be cut off"):
         pipeline.plan(Request(asked.schedule, 1.0, past=torch.zeros(1, 16, 6, 8, 8), cut_off=12))
     (tmp_path / "x").write_bytes(b"nothing")
@@ -341,7 +341,7 @@ def test_a_state_is_written_through_a_link_and_keeps_its_permissions(pipeline, t
 
 def test_a_video_without_end_needs_someone_to_stop_it(pipeline) -> None:
     with pytest.raises(ValueError, match="needs a LiveControl"):
-        next(pipeline.run(Request(PromptSchedule.single(RED), UNTIL_STOPPED)))
+        next(pipeline.run(pipeline.plan(Request(PromptSchedule.single(RED), UNTIL_STOPPED))))
 
 
 def pictures(path) -> np.ndarray:

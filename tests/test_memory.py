@@ -29,7 +29,7 @@ from longlive_core.vae.memory import decoder_bytes
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiled import TiledDecoder, num_tiles
 from longlive_core.vae.tiny import TinyAutoencoder
-from longlive_core.weights.checkpoints import PRECISIONS, stored_small
+from longlive_core.weights.quantize import PRECISIONS, stored_small
 from tests.live_bytes import LiveBytes
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/gpu.json"
@@ -58,14 +58,14 @@ def run_passes(scene: Scene, text: TextCache, window: WindowConfig) -> None:
     scene.open(scene.end, block)
     scene.flow(scene.newest(block).float(), 1.0, text)
     scene.open(scene.end - count, count)
-    scene.remember(scene.newest(count), text)
+    scene.fill_cache(scene.newest(count), text)
 
 
 def counted(config: ModelConfig, window: WindowConfig, dtype: torch.dtype) -> tuple[int, int, int]:
     """KV cache, text cache and working set of a model, run on the device in effect."""
     model = CausalWan(config).to(dtype).requires_grad_(False)
     with torch.inference_mode(), LiveBytes() as held:
-        text = model.read_text(torch.ones(1, config.text_tokens, config.text_dim, dtype=dtype))
+        text = model.encode_text(torch.ones(1, config.text_tokens, config.text_dim, dtype=dtype))
         text_bytes = held.now
         scene = full_window(model, window)
     with torch.inference_mode(), LiveBytes() as passes:
@@ -114,8 +114,8 @@ def test_weights_are_counted_exactly(preset: Preset, precision: str) -> None:
         model = CausalWan(preset.model)
     small, total = stored_small(model), 0
     for name, tensor in model.state_dict().items():
-        total += tensor.numel() * (PRECISIONS[precision] if name in small else compute).itemsize
-        total += len(tensor) * 4 * (name in small and PRECISIONS[precision].itemsize == 1)  # scales
+        total += tensor.numel() * (PRECISIONS[precision].stored if name in small else compute).itemsize
+        total += len(tensor) * 4 * (name in small and PRECISIONS[precision].is_8_bit)  # scales
     assert weight_bytes(preset.model, precision, compute) == total
 
 

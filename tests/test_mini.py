@@ -6,9 +6,8 @@ Few videos, so that it is quick; the figures of the model card come from many.
 import pytest
 import torch
 
-from longlive_core.config import WindowConfig
+from longlive_core.config import Policy, WindowConfig
 from longlive_core.mini.loader import Mini, load_mini
-from longlive_core.schedule.schedule import Policy
 from longlive_training.evaluate import autoencoder_figures, single_prompt_figures, switch_figures
 
 VIDEOS = 8

@@ -1,5 +1,6 @@
 """A real model's files, headless: checkpoint, LoRA, text encoder, VAE, all tiny -> a video by one command."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -12,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from longlive_core.cli import EXIT_BAD_INPUT, main
-from longlive_core.config import LONGLIVE_1_3B, ModelConfig
+from longlive_core.config import LONGLIVE_1_3B, VERSION, ModelConfig
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.parts import ModelFiles, load_files
-from longlive_core.pipeline import Request
+from longlive_core.pipeline import ModelFiles, Request, load_pipeline
 from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.names import foreign_name
+from longlive_core.weights.published import DOWNLOADS
 
 HERE = Path(__file__).parent
 SCHEDULE = "0 a red fox runs\n1s => recache: a blue fox over the snow"
@@ -51,10 +52,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     save_file(vae.wan_state(), folder / "Wan2.1_VAE.safetensors")
     save_file(vae.taehv_state(), folder / "taew2_1.safetensors")
     return ModelFiles(
-        checkpoint=folder / "longlive_base.pt",
+        model=folder / "longlive_base.pt",
         text_encoder=encoder,
         vae=folder / "Wan2.1_VAE.safetensors",
-        loras=(LoraChoice(folder / "lora.safetensors"),),
+        lora=(LoraChoice(folder / "lora.safetensors"),),
+        device="cpu",
         embeddings=folder / "embeddings",
     )
 
@@ -67,8 +69,8 @@ def arguments(files: ModelFiles, out: Path, **changes: str) -> list[str]:
         "schedule": schedule,
         "seconds": "2",
         "size": "64x48",
-        "model": files.checkpoint,
-        "lora": f"{files.loras[0].path}:0.5",
+        "model": files.model,
+        "lora": f"{files.lora[0].path}:0.5",
         "vae": files.vae,
         "text-encoder": files.text_encoder,
         "device": "cpu",
@@ -94,13 +96,21 @@ def test_files_become_a_video_by_one_command(
     settings = json.loads(capsys.readouterr().out)
     assert settings["model"] == LONGLIVE_1_3B.name and settings["precision"] == precision
     assert settings["checkpoint"] == "longlive_base.pt" and settings["loras"] == {"lora.safetensors": 0.5}
+    assert settings["sha256"] == hashlib.sha256(files.model.read_bytes()).hexdigest()
+    assert settings["version"] == VERSION and settings["torch"] == torch.__version__
+    assert settings["device"] == "cpu" and settings["vae"] == Path(vae).name
 
 
 def test_the_text_encoder_is_read_once_and_kept_on_disk(files, monkeypatch) -> None:
     request = Request(PromptSchedule.parse(SCHEDULE), 2.0, width=64, height=48)
-    first = [chunk.block.latents for chunk in load_files(files)[0].run(request)]
-    monkeypatch.setattr("longlive_core.parts.load_umt5", None)  # whoever calls it now fails
-    second = [chunk.block.latents for chunk in load_files(files)[0].run(request)]
+
+    def latents() -> list[torch.Tensor]:
+        pipeline = load_pipeline(**vars(files))
+        return [block.latents for block in pipeline.blocks(pipeline.plan(request))]
+
+    first = latents()
+    monkeypatch.setattr("longlive_core.pipeline.load_umt5", None)  # calling it fails from now on
+    second = latents()
     assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -112,8 +122,8 @@ def test_a_checkpoint_alone_says_what_else_is_needed(files, tmp_path, capsys) ->
 
 def test_info_tells_what_a_file_of_weights_is(files, capsys) -> None:
     for path, what in (
-        (files.checkpoint, "a Wan text-to-video transformer"),
-        (files.loras[0].path, "a LoRA"),
+        (files.model, "a Wan text-to-video transformer"),
+        (files.lora[0].path, "a LoRA"),
         (files.vae, "a VAE"),
         (files.text_encoder, "a text encoder"),
     ):
@@ -141,3 +151,31 @@ def test_a_device_that_is_not_here_is_one_sentence(device, files, tmp_path, caps
     assert f"device '{device}' cannot be used" in capsys.readouterr().err or device == "nonsense"
     assert main(["plan", "--device=nonsense"]) == EXIT_BAD_INPUT
     assert "'nonsense' is not a device" in capsys.readouterr().err
+
+
+def test_a_download_is_loaded_by_its_name(files, tmp_path) -> None:
+    """Where `longlive download` put the files; what is missing there is named."""
+    with pytest.raises(ValueError, match=r"longlive-1.3b needs .*run longlive download longlive-1.3b"):
+        load_pipeline("longlive-1.3b", folder=tmp_path)
+    sources = {"diffusion_models": files.model, "loras": files.lora[0].path, "vae": files.vae}
+    for file in DOWNLOADS["longlive-1.3b"]:
+        target = tmp_path / file.kind / file.name
+        target.parent.mkdir(exist_ok=True)
+        target.symlink_to(sources.get(file.kind, files.text_encoder))
+    notes = []
+    options = {"device": "cpu", "embeddings": files.embeddings, "on_note": notes.append}
+    pipeline = load_pipeline("longlive-1.3b", folder=tmp_path, **options)
+    assert pipeline.source["checkpoint"] == "longlive_base.pt"
+    assert pipeline.source["loras"] == {"longlive_lora.pt": 1.0} and "2 tensors change 1 weights" in notes[0]
+
+
+def test_python_refuses_what_the_command_line_refuses() -> None:
+    with pytest.raises(ValueError, match=r"--vae, --precision cannot be used with the built-in model mini"):
+        load_pipeline("mini", vae=Path("vae.pt"), precision="fp8")
+    with pytest.raises(ValueError, match=r"'nobody' is neither a file nor one of mini, longlive-1\.3b"):
+        load_pipeline("nobody")
+    with pytest.raises(ValueError, match="unknown speed 'warp'"):
+        load_pipeline("mini", speed="warp")
+    notes = []
+    assert load_pipeline("mini", speed="graphs", on_note=notes.append).speed == "compiled"
+    assert "graphs was replaced by compiled" in notes[0]

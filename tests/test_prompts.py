@@ -9,14 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longlive_core import geometry
-from longlive_core.schedule.cue import MAX_BLEND_SECONDS, MAX_CUES, MAX_SECONDS
-from longlive_core.schedule.schedule import (
-    SWITCH_POLICIES,
-    Cue,
-    Policy,
-    PromptSchedule,
-    ScheduleError,
-)
+from longlive_core.config import SWITCH_POLICIES, Policy
+from longlive_core.schedule.cue import MAX_BLEND_SECONDS, MAX_CUES, MAX_SECONDS, Cue, ScheduleError
+from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.schedule.text_format import MAX_CHARACTERS
 
 BLOCK = 3  # latent frames
@@ -484,8 +479,8 @@ def test_every_block_finds_its_segment():
     first, second, third = timeline.segments
     found = [timeline.segment_at(block) for block in range(20)]
     assert found == [first] * 7 + [second] * (third.block - 7) + [third] * (20 - third.block)
-    assert [block for block in range(20) if timeline.opens(block)] == [0, 7, third.block]
-    assert timeline.opens(7) is second and second.cue.policy is Policy.CUT
+    assert [block for block in range(20) if timeline.cue_at(block)] == [0, 7, third.block]
+    assert timeline.cue_at(7) is second.cue and second.cue.policy is Policy.CUT
 
 
 def test_of_two_cues_on_one_block_the_later_wins():
@@ -529,8 +524,11 @@ def test_ten_thousand_cues():
     read = PromptSchedule.parse(text)
     assert read.to_text() == text and PromptSchedule.parse(read.to_json()) == read
     timeline = read.resolve(BLOCK, 10_000)
-    opened = [timeline.opens(block) for block in range(geometry.num_blocks(160_000, BLOCK))]
-    assert tuple(filter(None, opened)) == timeline.segments and len(timeline.segments) == 10_000
+    opened = [timeline.cue_at(block) for block in range(geometry.num_blocks(160_000, BLOCK))]
+    assert (
+        tuple(filter(None, opened)) == tuple(s.cue for s in timeline.segments)
+        and len(timeline.segments) == 10_000
+    )
 
 
 def test_the_policy_of_a_switch_is_for_cues_that_name_none():
@@ -582,7 +580,8 @@ def test_every_cue_waits_for_the_next_block_and_no_longer(written, block_latent_
     for segment in timeline.segments:
         late = segment.seconds - segment.cue.seconds
         assert -1e-6 < late < block_latent_frames * geometry.TIME_STRIDE / geometry.FRAME_RATE
-        assert timeline.opens(segment.block) is timeline.segment_at(segment.block) is segment
+        assert timeline.segment_at(segment.block) is segment
+        assert timeline.cue_at(segment.block) is segment.cue
 
 
 @settings(max_examples=300)

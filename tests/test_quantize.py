@@ -1,8 +1,6 @@
-"""8 bits: kernels against plain arithmetic, the loss in latents, and what is chosen on which machine."""
+"""8 bits: the fp8 product against plain arithmetic, the loss in latents, and where it runs."""
 
 import importlib.util
-import math
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,36 +11,48 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from longlive_core.config import LONGLIVE_1_3B, ModelConfig, SigmaConfig, WindowConfig
+from longlive_core.config import LONGLIVE_1_3B, ModelConfig, Policy, SigmaConfig, WindowConfig
+from longlive_core.fast import products
+from longlive_core.fast.products import FP8, LARGEST, fp8_linear, quantise
 from longlive_core.geometry import tokens_per_frame
 from longlive_core.memory import Setting, smaller, transformer_bytes, weight_bytes
-from longlive_core.model import linear8
-from longlive_core.model.cache import SmallBuffer
+from longlive_core.model.cache import QuantisedBuffer
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.layers import Linear
-from longlive_core.model.linear8 import FP8, plain, plain_unscaled, shrink
-from longlive_core.rollout.noise import SeededNoise
+from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Switch, rollout
-from longlive_core.rollout.sigmas import shifted_sigmas
-from longlive_core.schedule.schedule import Policy
-from longlive_core.weights import arithmetic
-from longlive_core.weights.arithmetic import KERNELS, Kernel, Machine, Work, choose, settle_arithmetic
-from longlive_core.weights.checkpoints import PRECISIONS, load_transformer
-from longlive_core.weights.quantize import layer_linears, multiply_with, pass_linears, quantize, to_8_bits
+from longlive_core.weights.checkpoints import load_transformer
+from longlive_core.weights.quantize import (
+    PRECISIONS,
+    layer_linears,
+    pass_linears,
+    precision_of,
+    quantize,
+    to_8_bits,
+    use_fp8_products,
+)
 
 _spec = importlib.util.spec_from_file_location("golden_runs", Path(__file__).with_name("test_golden.py"))
 golden_runs = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden_runs)
 
-ALL_KERNELS = [kernel for kernels in KERNELS.values() for kernel in kernels]
-KERNEL_NAMES = [kernel.multiply.__name__ for kernel in ALL_KERNELS]
-CARD = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card"))
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 AGREE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}  # kernel and plain: order of sums; one or two roundings
 LOSS = {FP8: 0.04, torch.int8: 0.01}  # relative rms of one linear: 3 bits of mantissa; 127 steps to the peak
 CONFIG = ModelConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2, text_dim=16, text_tokens=8, freq_dim=16)
-WORK = Work((((64, 64), 6), ((128, 64), 1), ((64, 128), 1)), torch.float32)
-HOPPER = Machine(torch.device("cpu"), "NVIDIA H100", (9, 0))
-AMPERE = Machine(torch.device("cpu"), "NVIDIA RTX 3090", (8, 6))
+
+
+def plain(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Products of 8 bits with a scale for each token, multiplied as fp32."""
+    small, token_scale = quantise(x, weight.dtype)
+    out = F.linear(small.float(), weight.float()) * token_scale
+    return torch.addcmul(bias.float(), out, scale).to(x.dtype)
+
+
+def plain_unscaled(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """What `fp8_linear` computes: tokens rounded without a scale, multiplied as fp32."""
+    out = F.linear(x.clamp(-LARGEST[FP8], LARGEST[FP8]).to(FP8).float(), weight.float())
+    return torch.addcmul(bias.float(), out, scale).to(x.dtype)
 
 
 def relative(ours: Tensor, right: Tensor) -> float:
@@ -65,18 +75,16 @@ def model() -> CausalWan:
     return CausalWan(CONFIG).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("device", ["cpu", CARD])
+@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("rows", [(40,), (2, 24), (1, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kernel", ALL_KERNELS, ids=KERNEL_NAMES)
-def test_a_kernel_is_plain_arithmetic(kernel: Kernel, dtype, rows, device) -> None:
-    """The kernel call is all that differs; rows too few for the integer product are padded."""
-    if device == "cuda" and dtype == torch.float32:
-        pytest.skip("on cards the arithmetic beside 8 bits is bf16")
-    x, _, small, scale, bias = operands(rows, dtype, kernel.weights, device)
-    ours = kernel.multiply(x, small, scale, bias)
+def test_the_fp8_product_is_plain_arithmetic(dtype, rows, device) -> None:
+    if device == "cuda" and (dtype == torch.float32 or products.lacks_fp8_products(torch.device(device))):
+        pytest.skip("needs bf16 and a GPU that multiplies fp8")
+    x, _, small, scale, bias = operands(rows, dtype, FP8, device)
+    ours = fp8_linear(x, small, scale, bias)
     assert ours.dtype == dtype and ours.shape == (*rows, 80)
-    assert relative(ours, kernel.meaning(x, small, scale, bias)) < AGREE[dtype]
+    assert relative(ours, plain_unscaled(x, small, scale, bias)) < AGREE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [FP8, torch.int8], ids=["fp8", "int8"])
@@ -90,9 +98,9 @@ def test_plain_arithmetic_is_near_the_exact_one(dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [FP8, torch.int8], ids=["fp8", "int8"])
 @pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16, torch.float16])
-def test_shrinking_neither_overflows_nor_divides_by_zero(dtype, wide) -> None:
+def test_quantising_neither_overflows_nor_divides_by_zero(dtype, wide) -> None:
     rows = torch.tensor([[0.0] * 4, [6e4, -6e4, 1.0, 0.0], [1e-6, 1e-7, 0.0, -1e-6], [3.0, -2.0, 1.0, 0.5]])
-    small, scale = shrink(rows.to(wide), dtype)
+    small, scale = quantise(rows.to(wide), dtype)
     back = small.float() * scale
     assert torch.isfinite(back).all() and not back[0].any()
     peaks = rows.to(wide).float().abs().amax(1)
@@ -102,7 +110,7 @@ def test_shrinking_neither_overflows_nor_divides_by_zero(dtype, wide) -> None:
 
 def test_quantize_changes_the_layers_matrices_and_nothing_else(model) -> None:
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    quantize(model, torch.int8, linear8.int8)
+    quantize(model, torch.int8)
     linears = layer_linears(model)
     assert len(linears) == CONFIG.num_layers * 10
     for name, weight in model.state_dict().items():
@@ -112,81 +120,65 @@ def test_quantize_changes_the_layers_matrices_and_nothing_else(model) -> None:
             assert relative(weight.float() * scale[:, None], before[name]) < LOSS[torch.int8]
         else:
             assert torch.equal(weight, before[name])
-    fast = {name for name, linear in linears.items() if linear.multiply}
+
+
+def test_fp8_products_are_of_every_pass_and_nothing_else(model, monkeypatch) -> None:
+    quantize(model, FP8)
+    monkeypatch.setattr("longlive_core.weights.quantize.lacks_fp8_products", lambda device: None)
+    assert "multiplied in fp8" in use_fp8_products(model, torch.device("cuda"))
+    fast = {name for name, linear in layer_linears(model).items() if linear.has_fp8_product}
     assert fast == set(pass_linears(model)) and len(fast) == CONFIG.num_layers * 8
     outside = (m for n, m in model.named_modules() if isinstance(m, Linear) and not n.startswith("layers"))
-    assert not any(linear.multiply for linear in outside)
+    assert not any(linear.has_fp8_product for linear in outside)
 
 
-def test_without_a_kernel_weights_are_widened(model) -> None:
+def test_without_fp8_products_weights_are_dequantised(model) -> None:
     exact = model.layers[0].ffn[0].weight.clone()
-    quantize(model, FP8, linear8.fp8_by_rows)
-    multiply_with(model, None)
+    quantize(model, FP8)
+    note = use_fp8_products(model, torch.device("cpu"))
+    assert note == "this CPU has no fp8 products; the weights are stored in fp8 and dequantised at their use"
     linear, x = model.layers[0].ffn[0], torch.randn(3, 64)
-    widened = linear.weight.float() * linear.scale[:, None]
-    assert relative(widened, exact) < LOSS[FP8]
-    assert_close(linear(x), F.linear(x, widened, linear.bias))
+    dequantised = linear.weight.float() * linear.scale[:, None]
+    assert relative(dequantised, exact) < LOSS[FP8]
+    assert_close(linear(x), F.linear(x, dequantised, linear.bias))
 
 
-@pytest.mark.parametrize("kernel", ALL_KERNELS, ids=KERNEL_NAMES)
-def test_a_layer_with_a_kernel_is_one_graph(kernel: Kernel, model) -> None:
-    quantize(model, kernel.weights, kernel.multiply)
+@pytest.mark.parametrize(("capability", "runs"), [((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_a_gpu_too_old_for_fp8_is_named(capability, runs, monkeypatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX 3090")
+    reason = products.lacks_fp8_products(torch.device("cuda"))
+    expected = "NVIDIA RTX 3090 has compute capability 8.6, and fp8 products need 8.9 (RTX 40, H100)"
+    assert reason == (None if runs else expected)
+
+
+def test_an_fp8_product_is_one_graph(model, monkeypatch) -> None:
+    quantize(model, FP8)
+    monkeypatch.setattr("longlive_core.weights.quantize.lacks_fp8_products", lambda device: None)
+    use_fp8_products(model, torch.device("cpu"))
     linear, x = model.layers[0].ffn[0], torch.randn(1, 24, 64)
     traced = torch.compile(linear, backend="aot_eager", fullgraph=True)
     assert_close(traced(x), linear(x))
 
 
-@pytest.mark.parametrize("kernel", ALL_KERNELS, ids=KERNEL_NAMES)
-def test_a_kernel_may_be_compiled_with_what_stands_around_it(kernel: Kernel) -> None:
-    if not shutil.which("g++"):
-        pytest.skip("torch.compile needs a C++ compiler")
-    x, _, *matrix = operands((2, 24), torch.float32, kernel.weights)
-    plainly = arithmetic.products(kernel.multiply, x, [tuple(matrix)])
-    compiled = torch.compile(arithmetic.products, dynamic=False)
-    assert relative(compiled(kernel.multiply, x, [tuple(matrix)]), plainly) < AGREE[torch.bfloat16]
-
-
-def test_kernels_for_compiled_layers_are_timed_compiled(monkeypatch) -> None:
-    """And where nothing can be compiled, as they stand."""
-    compiled = []
-
-    def compiler(function, **_):
-        compiled.append(function)
-        return function
-
-    monkeypatch.setattr(torch, "compile", compiler)
-    swift = seconds_by({"fp8_unscaled": 0.5})
-    assert choose("fp8-fast", WORK, HOPPER, seconds=swift).multiply is linear8.fp8_unscaled and not compiled
-    assert choose("fp8-fast", WORK, HOPPER, seconds=swift, is_compiled=True).multiply is linear8.fp8_unscaled
-    assert compiled == [arithmetic.products]
-
-    def no_compiler(*_, **__):
-        def fails(*_):
-            raise RuntimeError("Compiler: cl is not found.")
-
-        return fails
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-
-    def seconds(call) -> float:
-        call()
-        return swift(call)
-
-    assert (
-        choose("fp8-fast", WORK, HOPPER, seconds=seconds, is_compiled=True).multiply is linear8.fp8_unscaled
-    )
-
-
-def golden(dtype: torch.dtype | None = None, multiply=None, has_small_cache=False) -> list[Tensor]:
+def golden(dtype: torch.dtype | None = None, product=None, has_small_cache=False) -> list[Tensor]:
     """Latents by block of the golden scenario with a late switch."""
     recorded = golden_runs.Recorded(Path(__file__).parent / "golden" / "dit_switch_late_global.safetensors")
     model = recorded.model()
     if dtype:
-        quantize(model, dtype, multiply)
+        quantize(model, dtype)
+        for linear in pass_linears(model).values():
+            linear.forward = partial(multiplied, product, linear)
     window = replace(recorded.window(), has_small_cache=has_small_cache)
     blocks = range(recorded.frames // recorded.block)
     made = rollout(model, recorded.script, recorded.noise, recorded.sigmas(), window, blocks)
     return [block.latents for block in made]
+
+
+def multiplied(product, linear: Linear, x: Tensor) -> Tensor:
+    """A linear layer by another product."""
+    return product(x, linear.weight, linear.scale, linear.bias)
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +189,9 @@ def exact_golden() -> list[Tensor]:
 @pytest.mark.parametrize(
     ("limit", "options"),
     [
-        (0.03, {"dtype": FP8, "multiply": plain}),
-        (0.03, {"dtype": FP8, "multiply": plain_unscaled}),
-        (0.007, {"dtype": torch.int8, "multiply": plain}),
+        (0.03, {"dtype": FP8, "product": plain}),
+        (0.03, {"dtype": FP8, "product": plain_unscaled}),
+        (0.007, {"dtype": torch.int8, "product": plain}),
         (0.006, {"has_small_cache": True}),
     ],
     ids=["fp8-fast", "fp8-fast unscaled", "int8", "fp8 cache"],
@@ -209,100 +201,6 @@ def test_latents_stay_near_and_errors_do_not_pile_up(limit, options, exact_golde
     errors = [relative(*pair) for pair in zip(golden(**options), exact_golden, strict=True)]
     assert 0 < max(errors) < limit
     assert errors[-1] < 1.5 * errors[0]
-
-
-def seconds_by(speed: dict[str, float]):
-    """A stopwatch that knows how long each kernel takes; the wide arithmetic takes 1 a matrix."""
-
-    def seconds(call) -> float:
-        return speed.get(call.__defaults__[0].__name__, 1.0)
-
-    return seconds
-
-
-@pytest.mark.parametrize(
-    ("speed", "chosen"),
-    [
-        ({"fp8_by_rows": 0.5, "fp8_unscaled": 0.8}, linear8.fp8_by_rows),
-        ({"fp8_by_rows": 0.9, "fp8_unscaled": 0.8}, linear8.fp8_unscaled),
-        ({"fp8_by_rows": 1.5, "fp8_unscaled": 1.2}, None),
-    ],
-)
-def test_the_fastest_is_chosen_and_slower_than_wide_is_said(speed, chosen) -> None:
-    found = choose("fp8-fast", WORK, HOPPER, seconds=seconds_by(speed))
-    assert found.multiply is chosen
-    if chosen:
-        assert f"{1 / speed[chosen.__name__]:.2g} times as fast as in fp32" in found.note
-    else:
-        assert "0.83 times the speed of fp32 on NVIDIA H100; so weights stay in 8 bits" in found.note
-
-
-def test_a_card_too_old_for_fp8_is_told_and_takes_int8() -> None:
-    found = choose("fp8-fast", WORK, AMPERE, seconds=seconds_by({}))
-    assert found.multiply is None
-    assert "needs a card of compute capability 8.9" in found.note and "8.6, try int8" in found.note
-    found = choose("int8", WORK, AMPERE, seconds=seconds_by({"int8": 0.5}))
-    assert found.multiply is linear8.int8
-
-
-def failing(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    raise RuntimeError(
-        "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul\nand a long stack"
-    )
-
-
-def wrong(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return -plain(x, weight, scale, bias)
-
-
-def not_finite(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return plain(x, weight, scale, bias) * math.nan
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [(failing, "CUBLAS_STATUS_NOT_SUPPORTED"), (wrong, "off by 200%"), (not_finite, "off by inf%")],
-)
-def test_a_kernel_that_fails_or_is_wrong_gives_way_to_the_next(bad, reason) -> None:
-    kernels = [Kernel(bad, FP8), Kernel(linear8.fp8_unscaled, FP8, linear8.plain_unscaled)]
-    swift = {"fp8_unscaled": 0.5, bad.__name__: 0.1}
-    found = choose("fp8-fast", WORK, HOPPER, kernels, seconds_by(swift))
-    assert found.multiply is linear8.fp8_unscaled
-    found = choose("fp8-fast", WORK, HOPPER, kernels[:1], seconds_by(swift))
-    assert found.multiply is None and "does not run on NVIDIA H100" in found.note
-    assert reason in found.note and "\n" not in found.note
-
-
-def test_no_memory_to_measure_is_no_crash() -> None:
-    def no_memory(call) -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    found = choose("int8", WORK, HOPPER, seconds=no_memory)
-    assert found.multiply is None and "out of memory" in found.note
-
-
-def test_this_machine_is_measured_once_and_the_model_told(model, monkeypatch) -> None:
-    asked = []
-
-    def seconds(call) -> float:
-        asked.append(call)
-        return seconds_by({"int8": 0.25})(call)
-
-    monkeypatch.setattr(arithmetic, "choose", partial(choose, seconds=seconds))
-    arithmetic.choose_here.cache_clear()
-    quantize(model, torch.int8)
-    notes = [settle_arithmetic(model, "int8", torch.device("cpu")) for _ in range(2)]
-    arithmetic.choose_here.cache_clear()
-    assert notes[0] == notes[1] == ("int8: the layers' matrices run 4 times as fast as in fp32",)
-    assert len(asked) == 2, "two kernels, once"
-    assert all(linear.multiply is linear8.int8 for linear in pass_linears(model).values())
-    assert settle_arithmetic(model, "bf16", torch.device("cpu")) == ()
-
-
-def test_the_work_of_a_layer_is_its_matrices() -> None:
-    with torch.device("meta"):
-        work = Work.of(CausalWan(replace(LONGLIVE_1_3B.model, num_layers=2)))
-    assert dict(work.shapes) == {(1536, 1536): 6, (8960, 1536): 1, (1536, 8960): 1}
 
 
 @pytest.mark.parametrize("precision", ["fp8-fast", "int8"])
@@ -315,8 +213,25 @@ def test_files_load_into_8_bits(precision, model, tmp_path) -> None:
     loaded = load_transformer(tmp_path / "m.safetensors", precision=precision, num_heads=2).transformer
     for name, linear in layer_linears(loaded).items():
         exact = model.get_submodule(name).weight
-        assert linear.weight.dtype == PRECISIONS[precision] and linear.multiply is None
+        assert linear.weight.dtype == PRECISIONS[precision].stored and not linear.has_fp8_product
         assert relative(linear.weight.float() * linear.scale[:, None], exact) < LOSS[linear.weight.dtype]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "dtype", "name"),
+    [
+        *((4, torch.float32, "fp32"), (2, torch.bfloat16, "bf16"), (2, torch.float16, "fp16")),
+        *(
+            (1, FP8, "fp8"),
+            (1, torch.float8_e5m2, "fp8"),
+            (1, torch.int8, "int8"),
+            (8, torch.float64, "fp32"),
+        ),
+        *((1.49, None, "fp8"), (1.5, None, "bf16"), (2.99, None, "bf16"), (3.0, None, "fp32")),
+    ],
+)
+def test_a_precision_is_known_by_its_dtype_or_size(num_bytes, dtype, name) -> None:
+    assert precision_of(num_bytes, dtype) == name
 
 
 def test_the_plan_knows_8_bits() -> None:
@@ -332,18 +247,19 @@ def test_the_plan_knows_8_bits() -> None:
     assert {setting.precision for setting in smaller(Setting(832, 480, "int8"))} == {"int8"}
 
 
-def test_a_small_buffer_gives_back_what_went_in() -> None:
+def test_a_quantised_buffer_gives_back_what_went_in() -> None:
     like, wide = torch.empty(0, dtype=torch.bfloat16), torch.randn(2, 6, 3, 32).bfloat16()
-    buffer = SmallBuffer(like, (2, 12, 3, 32))
-    buffer[:, 6:12] = wide
-    back = buffer[:, 6:12]
+    buffer, last, first = QuantisedBuffer(like, (2, 12, 3, 32)), torch.arange(6, 12), torch.arange(6)
+    buffer.write(last, wide)
+    back = buffer.first(12)[:, 6:]
     assert back.dtype == torch.bfloat16 and relative(back, wide) < LOSS[FP8]
-    buffer[:, 6:12] = back
-    assert relative(buffer[:, 6:12], back) < 3e-3, "in and out again changes no more than bf16's rounding"
+    buffer.write(last, back)
+    again = buffer.first(12)[:, 6:]
+    assert relative(again, back) < 3e-3, "in and out again changes no more than bf16's rounding"
     loud = wide.clone()
     loud[:, 0, 0] *= 1000
-    buffer[:, :6] = loud
-    assert torch.equal(buffer[:, 1:6], back[:, 1:]), "a loud token spoils only itself"
+    buffer.write(first, loud)
+    assert torch.equal(buffer.first(6)[:, 1:], back[:, 1:]), "a loud token spoils only itself"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.blend import spherical
+from longlive_core.config import Policy
 from longlive_core.rollout.rollout import Switch
-from longlive_core.schedule.schedule import Cue, Policy, PromptSchedule
-from longlive_core.steering.script import BlendStyle, PromptScript, blend_blocks, linear, script_of
+from longlive_core.schedule.cue import DEFAULT_BLEND_SECONDS, Cue
+from longlive_core.schedule.schedule import PromptSchedule
+from longlive_core.steering.script import PromptScript, blend_blocks, script_of
 
 BLOCK = 3
 VALUES = {"a": 0.0, "b": 1.0, "c": 4.0}
@@ -27,10 +29,10 @@ def played(text: str, blocks: int, first_block: int = 0) -> list[tuple[float, st
     """What each block's switch says: its embedding and its policy."""
     timeline = PromptSchedule.parse(text).resolve(BLOCK, first_block=first_block)
     script = script_of(timeline, encode, BLOCK, first_block)
-    return [told(script(block)) for block in range(first_block, first_block + blocks)]
+    return [shown(script(block)) for block in range(first_block, first_block + blocks)]
 
 
-def told(switch: Switch | None) -> tuple[float, str] | None:
+def shown(switch: Switch | None) -> tuple[float, str] | None:
     return switch and (round(float(switch.embeds.mean()), 4), switch.policy.value)
 
 
@@ -62,7 +64,7 @@ def test_the_first_prompt_has_nothing_to_blend_from() -> None:
 
 def test_only_the_last_block_of_a_blend_may_recache() -> None:
     cues = {0: Cue(0, "a"), 1: Cue(0, "c", Policy.BLEND, 2.25)}
-    script = PromptScript(cues.get, encode, BLOCK, BlendStyle(linear, Policy.KEEP))
+    script = PromptScript(cues.get, encode, BLOCK, on_the_way=Policy.KEEP)
     assert [script(block).policy for block in range(4)] == [
         *(Policy.RECACHE, Policy.KEEP, Policy.KEEP, Policy.RECACHE),
     ]
@@ -70,7 +72,7 @@ def test_only_the_last_block_of_a_blend_may_recache() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "block", "blocks"),
-    [(None, 3, 3), (0.01, 3, 1), (0.75, 3, 1), (1.2, 3, 2), (60, 3, 80), (2.25, 1, 9)],
+    [(DEFAULT_BLEND_SECONDS, 3, 3), (0.01, 3, 1), (0.75, 3, 1), (1.2, 3, 2), (60, 3, 80), (2.25, 1, 9)],
 )
 def test_a_blend_takes_whole_blocks(seconds, block, blocks) -> None:
     assert blend_blocks(seconds, block) == blocks

@@ -10,8 +10,8 @@ from longlive_core.cli import main
 from longlive_core.config import MINI, PRESETS, SigmaConfig
 from longlive_core.pipeline import Pipeline, Request, load_pipeline
 from longlive_core.resume import Ending
+from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.rollout.rollout import Hook
-from longlive_core.rollout.sigmas import shifted_sigmas
 from longlive_core.schedule.schedule import PromptSchedule
 
 RED = "a red circle drifts right over navy"
@@ -35,7 +35,7 @@ class Counting(Hook):
 @torch.inference_mode()
 def made(pipeline: Pipeline, hook: Hook | None = None, ending: Ending | None = None, **request):
     """Frames [F, H, W, 3] and latents [1, C, T, H, W] of two seconds."""
-    chunks = list(pipeline.run(Request(SCHEDULE, 2.0, seed=3, **request), hook, ending=ending))
+    chunks = list(pipeline.run(pipeline.plan(Request(SCHEDULE, 2.0, seed=3, **request)), hook, ending=ending))
     return torch.cat([c.frames for c in chunks]), torch.cat([c.block.latents for c in chunks], dim=2)
 
 

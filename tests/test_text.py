@@ -4,6 +4,7 @@ Weights are a pure function of the seed and of the reference's names, so only th
 """
 
 import gc
+import hashlib
 import importlib.util
 import io
 import itertools
@@ -13,6 +14,7 @@ import os
 import pickle
 import sys
 import weakref
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,18 +26,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longlive_core.fast.products import upcast
 from longlive_core.text import WordEncoder
 from longlive_core.text.cache import CachedEncoder, default_folder, encode_all
-from longlive_core.text.encoder import (
+from longlive_core.text.tokens import TEXT_TOKENS, clean_prompt, load_tokenizer
+from longlive_core.text.umt5 import (
     PromptEncoder,
     StoredLinear,
+    encoder_identity,
     fill_umt5,
-    umt5_sizes,
+    load_umt5,
     umt5_skeleton,
-    widened,
 )
-from longlive_core.text.tokens import TEXT_TOKENS, clean_prompt, load_tokenizer
-from longlive_core.text.umt5 import encoder_identity, load_umt5
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 20250922
@@ -58,19 +60,27 @@ PARTS = {
 }
 
 
-def settings(folder: Path) -> dict[str, int]:
+def about(folder: Path) -> dict[str, str]:
+    """The metadata of a folder's golden."""
     with safe_open(folder / "t5_golden.safetensors", "pt") as file:
-        return json.loads(file.metadata()["cfg"])
+        return file.metadata()
 
 
-def wan_weights(cfg: dict[str, int]) -> dict[str, Tensor]:
+def rounding(folder: Path) -> float:
+    """How the rounding of fp32 grows with a golden's sizes (measured against fp64 up to 128 by 6 layers)."""
+    cfg = json.loads(about(folder)["cfg"])
+    return cfg["num_layers"] * cfg["dim"] ** 0.5
+
+
+def wan_weights(meta: dict[str, str]) -> dict[str, Tensor]:
     """The seeded encoder under the reference's names."""
+    cfg, seed = json.loads(meta["cfg"]), int(meta.get("seed", SEED))
     dim, inner, ffn = cfg["dim"], cfg["dim_attn"], cfg["dim_ffn"]
     layer = {
         "norm1": (dim,),
         **{f"attn.{name}": (inner, dim) for name in "qkv"},
         "attn.o": (dim, inner),
-        "pos_embedding.embedding": (32, cfg["num_heads"]),
+        "pos_embedding.embedding": (cfg.get("num_buckets", 32), cfg["num_heads"]),
         "norm2": (dim,),
         "ffn.gate.0": (ffn, dim),
         "ffn.fc1": (ffn, dim),
@@ -79,7 +89,7 @@ def wan_weights(cfg: dict[str, int]) -> dict[str, Tensor]:
     shapes = {"token_embedding.weight": (cfg["vocab"], dim), "norm.weight": (dim,)}
     for index, (part, shape) in itertools.product(range(cfg["num_layers"]), layer.items()):
         shapes[f"blocks.{index}.{part}.weight"] = shape
-    return {name: seeded.t5_param(SEED, name, shape) for name, shape in shapes.items()}
+    return {name: seeded.t5_param(seed, name, shape) for name, shape in shapes.items()}
 
 
 def transformers_weights(wan: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,12 +151,19 @@ def json_tokenizer(pieces: bytes, file: Path) -> None:
     tokenizer.save(str(file))
 
 
+def smallest_tokenizer(folder: Path) -> Path:
+    """A tokenizer that no vocabulary is too small for."""
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=2)).save(str(folder / "smallest.json"))
+    return folder / "smallest.json"
+
+
 class Layouts:
     """The tiny encoder saved the way every publisher saves it."""
 
     def __init__(self, folder: Path, pieces: bytes):
         self.folder, self.pieces = folder, pieces
-        self.wan = wan_weights(settings(GOLDEN))
+        self.wan = wan_weights(about(GOLDEN))
         self.named = transformers_weights(self.wan)
 
     def wan_pth(self) -> Path:
@@ -211,19 +228,19 @@ def layouts(tmp_path: Path, pieces: bytes) -> Layouts:
 
 
 def test_golden(golden_dir: Path, layouts: Layouts) -> None:
-    """The reference's encoder in fp32, a short and a long prompt, to 2e-6; padding exactly zero."""
+    """The reference's encoder in fp32, prompts of any length, to 2e-6; padding exactly zero."""
     if not (golden_dir / "t5_golden.safetensors").exists():
         pytest.skip(f"no t5 golden in {golden_dir}")
-    layouts.wan = wan_weights(settings(golden_dir))
-    if (golden_dir / "t5_weights.safetensors").exists():
-        layouts.wan = load_file(golden_dir / "t5_weights.safetensors")
-    encoder = load_umt5(layouts.wan_pth(), dtype=torch.float32)
+    stored = golden_dir / "t5_weights.safetensors"
+    layouts.wan = load_file(stored) if stored.exists() else wan_weights(about(golden_dir))
+    encoder = load_umt5(layouts.wan_pth(), smallest_tokenizer(layouts.folder), dtype=torch.float32)
     golden = load_file(golden_dir / "t5_golden.safetensors")
+    growth = max(1.0, rounding(golden_dir) / rounding(GOLDEN))
     for ids, mask, expected in zip(golden["ids"], golden["mask"], golden["prompt_embeds"], strict=True):
         num_tokens = int(mask.sum())
         embeds = encoder.embed(ids[:num_tokens].tolist())
         assert embeds.shape == (1, TEXT_TOKENS, expected.shape[-1])
-        torch.testing.assert_close(embeds[0, : len(expected)], expected, atol=ATOL, rtol=0)
+        torch.testing.assert_close(embeds[0, : len(expected)], expected, atol=ATOL * growth, rtol=0)
         assert not embeds[0, num_tokens:].any()
 
 
@@ -248,9 +265,9 @@ def test_fp8_is_what_its_scales_make_of_it(layouts: Layouts, scale_name: str) ->
     linears = [module for module in encoder.model.modules() if isinstance(module, StoredLinear)]
     assert {linear.stored.dtype for linear in linears} == {torch.float8_e4m3fn}
     original = load_umt5(layouts.comfyui(), dtype=torch.float32)
-    repacked = fp8(layouts.named, "scale")
+    repacked = fp8(layouts.named, "weight.scale")
     layouts.named = {
-        name: weight.float() * repacked.get(name.replace(".weight", ".scale"), 1.0)
+        name: weight.float() * repacked.get(f"{name}.scale", 1.0)
         for name, weight in repacked.items()
         if not name.endswith(".scale")
     }
@@ -278,11 +295,11 @@ def test_scales_of_rows_and_of_the_table(layouts: Layouts) -> None:
     torch.testing.assert_close(scaled, expected, atol=1e-5, rtol=0)
 
 
-def test_every_8_bit_float_is_widened_exactly() -> None:
+def test_every_8_bit_float_is_upcast_exactly() -> None:
     codes = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(torch.float8_e4m3fn)
     numbers = codes.float()
-    assert torch.equal(widened(codes, torch.float32)[~numbers.isnan()], numbers[~numbers.isnan()])
-    assert torch.equal(widened(codes.float().bfloat16(), torch.float32)[:100], numbers[:100])
+    assert torch.equal(upcast(codes, torch.float32)[~numbers.isnan()], numbers[~numbers.isnan()])
+    assert torch.equal(upcast(codes.float().bfloat16(), torch.float32)[:100], numbers[:100])
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
@@ -301,14 +318,14 @@ def test_half_precision_stays_on_disk_as_it_is(layouts: Layouts, stored: torch.d
 @pytest.mark.parametrize("stored", ["half", "fp8"])
 def test_arithmetic_in_bfloat16(layouts: Layouts, stored: str) -> None:
     """What a GPU does: every step in bfloat16, whatever the file stores; near the result in fp32."""
-    weights = fp8(layouts.named, "scale") if stored == "fp8" else layouts.named
-    scales = {n.replace(".scale", ".weight"): t for n, t in weights.items() if n.endswith(".scale")}
-    weights = {n: t.half() if t.dtype == torch.float32 else t for n, t in weights.items()}
-    sizes = umt5_sizes({name: tuple(tensor.shape) for name, tensor in layouts.named.items()})
+    weights = fp8(layouts.named, "weight.scale") if stored == "fp8" else layouts.named
+    scales = {name: tensor for name, tensor in weights.items() if name.endswith(".scale")}
+    weights = {n: t.half() if t.dtype == torch.float32 else t for n, t in weights.items()} | scales
+    shapes = {name: tuple(tensor.shape) for name, tensor in layouts.named.items()}
     ids, embeds = [*range(20, 119), 1], {}
     for dtype in (torch.bfloat16, torch.float32):
-        model = umt5_skeleton(sizes)
-        fill_umt5(model, weights, scales, dtype)
+        model = umt5_skeleton(shapes)
+        fill_umt5(model, weights, dtype)
         embeds[dtype] = PromptEncoder(model, None, dtype).embed(ids)
     assert embeds[torch.bfloat16].dtype == torch.bfloat16
     error = (embeds[torch.bfloat16].float() - embeds[torch.float32])[0, : len(ids)]
@@ -398,18 +415,18 @@ def without(*parts: str) -> Callable[[dict], dict]:
 
 
 WRONG = {
-    "a layer without a norm": (without("block.1.layer.0.layer_norm"), "1 missing"),
-    "T5 v1.1, one position bias": (without("block.1.layer.0.SelfAttention.relative"), "1 missing"),
+    "a layer without a norm": (without("block.1.layer.0.layer_norm"), "1 tensor missing"),
+    "T5 v1.1, one position bias": (without("block.1.layer.0.SelfAttention.relative"), "1 tensor missing"),
     "no table": (without("shared"), "not named or shaped like one"),
     "nothing known": (lambda weights: {"x": torch.ones(3)}, "not named or shaped like one"),
-    "a tensor too many": (lambda weights: weights | {"head.weight": torch.ones(3)}, "1 unexpected"),
+    "a tensor too many": (lambda weights: weights | {"head.weight": torch.ones(3)}, "1 tensor unexpected"),
     "a far layer": (
         lambda weights: weights | {"encoder.block.999999999.layer.0.layer_norm.weight": torch.ones(32)},
-        "1 unexpected",
+        "1 tensor unexpected",
     ),
     "a bent tensor": (
         lambda weights: weights | {"encoder.final_layer_norm.weight": torch.ones(31)},
-        "1 misshapen",
+        "1 tensor of another shape",
     ),
     "a quantisation of 4 bits": (
         lambda weights: (
@@ -418,7 +435,7 @@ WRONG = {
                 "encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(32, 32, dtype=torch.uint8),
             }
         ),
-        "not read here",
+        "1 tensor of an unsupported dtype",
     ),
     "scales of blocks": (
         lambda weights: weights | {"encoder.block.0.layer.0.SelfAttention.q.weight_scale": torch.ones(32, 2)},
@@ -515,11 +532,12 @@ def test_identity_follows_the_files(layouts: Layouts) -> None:
 class FakeEncoder:
     """Stands for the large encoder: every prompt gets rows of its length, then zeros."""
 
-    def __init__(self):
-        self.prompts: list[str] = []
+    def __init__(self, loader: "Loader"):
+        self.loader = loader
 
     def __call__(self, prompt: str) -> Tensor:
-        self.prompts.append(prompt)
+        self.loader.prompts.append(prompt)
+        self.loader.on_prompt()
         rows = torch.zeros(1, 8, 4, dtype=torch.bfloat16)
         rows[0, : min(8, len(prompt))] = 1 + torch.arange(4)
         return rows
@@ -531,10 +549,10 @@ class Loader:
     def __init__(self):
         self.encoders: list[weakref.ref] = []
         self.prompts: list[str] = []
+        self.on_prompt: Callable[[], None] = lambda: None
 
     def __call__(self) -> FakeEncoder:
-        encoder = FakeEncoder()
-        encoder.prompts = self.prompts
+        encoder = FakeEncoder(self)
         self.encoders.append(weakref.ref(encoder))
         return encoder
 
@@ -561,7 +579,19 @@ def test_the_encoder_is_loaded_only_for_new_prompts(tmp_path: Path, loader: Load
     assert len(loader.encoders) == 3
 
 
-def test_damaged_entries_are_made_again(tmp_path: Path, loader: Loader) -> None:
+def test_files_of_earlier_versions_are_read(tmp_path: Path, loader: Loader) -> None:
+    """The format and the key of a cached prompt, written out: what a user's cache holds stays valid."""
+    rows = torch.arange(1, 13, dtype=torch.bfloat16).view(3, 4)
+    checksum = zlib.crc32(rows.view(torch.uint8).numpy(), zlib.crc32(b"8"))
+    key = hashlib.sha256(b"one\0a fox").hexdigest()
+    notes = {"tokens": "8", "checksum": f"{checksum:08x}"}
+    save_file({"rows": rows}, tmp_path / f"prompt-{key}.safetensors", notes)
+    embeds = CachedEncoder(loader, "one", tmp_path)("a fox")
+    assert embeds.shape == (1, 8, 4) and not loader.encoders
+    assert torch.equal(embeds[0, :3], rows) and not embeds[0, 3:].any()
+
+
+def test_damaged_entries_are_encoded_again(tmp_path: Path, loader: Loader) -> None:
     cached = CachedEncoder(loader, "one", tmp_path)
     expected = cached("a fox")
     (entry,) = tmp_path.iterdir()
@@ -575,9 +605,12 @@ def test_damaged_entries_are_made_again(tmp_path: Path, loader: Loader) -> None:
         assert len(entry.read_bytes()) == len(whole)
 
 
-def test_the_least_recently_used_entries_go_first(tmp_path: Path, loader: Loader) -> None:
+def test_the_least_recently_used_entries_go_first(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longlive_core.text.cache.CACHE_BYTES", 500)
     (tmp_path / "mine.safetensors").write_bytes(b"x" * 9000)
-    cached = CachedEncoder(loader, "one", tmp_path, limit_bytes=500)
+    cached = CachedEncoder(loader, "one", tmp_path)
     for index, prompt in enumerate(["one", "two", "three"]):
         cached(prompt)
         newest = max(tmp_path.glob("prompt-*"), key=lambda entry: entry.stat().st_mtime_ns)
@@ -599,7 +632,7 @@ def test_a_cache_that_cannot_be_written_only_warns(
     cached = CachedEncoder(loader, "one", tmp_path / "file" / "cache")
     with caplog.at_level(logging.WARNING, "longlive"):
         assert cached("a fox").any()
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,12 +642,12 @@ def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) 
     assert default_folder() == Path("/somewhere/longlive/text")
 
 
-def test_the_encoder_leaves_memory_before_the_rollout(tmp_path: Path, loader: Loader) -> None:
+def test_the_encoder_is_unloaded_before_the_rollout(tmp_path: Path, loader: Loader) -> None:
     seen = []
+    loader.on_prompt = lambda: seen.append((len(loader.prompts), loader.alive()))
     cached = CachedEncoder(loader, "one", tmp_path)
-    schedule = ["a fox", "a bear", "a fox"]
-    lookup = encode_all(cached, schedule, on_progress=lambda *at: seen.append((*at, loader.alive())))
-    assert seen == [(1, 2, 1), (2, 2, 1)] and loader.prompts == ["a fox", "a bear"]
+    lookup = encode_all(cached, ["a fox", "a bear", "a fox"])
+    assert seen == [(1, 1), (2, 1)] and loader.prompts == ["a fox", "a bear"]
     assert loader.alive() == 0
     assert lookup("a bear").shape == (1, 8, 4) and len(loader.encoders) == 1
     assert lookup("a new one").any() and len(loader.encoders) == 2 and loader.alive() == 0
@@ -629,7 +662,7 @@ def test_the_encoder_stays_when_asked_to(tmp_path: Path, loader: Loader) -> None
     assert lookup("a new one").any() and len(loader.encoders) == 1
 
 
-def test_the_real_encoder_leaves_memory_too(layouts: Layouts, tmp_path: Path) -> None:
+def test_the_real_encoder_is_unloaded_too(layouts: Layouts, tmp_path: Path) -> None:
     path, models = layouts.comfyui_fp8(), []
 
     def load():
@@ -644,13 +677,14 @@ def test_the_real_encoder_leaves_memory_too(layouts: Layouts, tmp_path: Path) ->
     assert torch.equal(lookup(PROMPT), load_umt5(path)(PROMPT))
 
 
-def test_the_encoder_leaves_memory_when_encoding_stops(tmp_path: Path, loader: Loader) -> None:
-    def stop(done: int, total: int) -> None:
+def test_the_encoder_is_unloaded_when_encoding_stops(tmp_path: Path, loader: Loader) -> None:
+    def stop() -> None:
         raise KeyboardInterrupt
 
+    loader.on_prompt = stop
     with pytest.raises(KeyboardInterrupt):
-        encode_all(CachedEncoder(loader, "one", tmp_path), ["a fox", "a bear"], on_progress=stop)
-    assert loader.alive() == 0
+        encode_all(CachedEncoder(loader, "one", tmp_path), ["a fox", "a bear"])
+    assert loader.prompts == ["a fox"] and loader.alive() == 0
 
 
 def test_minis_encoder_is_where_it_was() -> None:

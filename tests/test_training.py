@@ -3,10 +3,9 @@
 import torch
 from torch.testing import assert_close
 
-from longlive_core.config import MINI
+from longlive_core.config import MINI, Policy
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
-from longlive_core.schedule.schedule import Policy
 from longlive_training.episodes import BLOCK, Episodes
 from longlive_training.evaluate import with_figures
 from longlive_training.forcing import plan
@@ -55,17 +54,17 @@ def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int
     """The flow of a block by inference: committed block by block, recached at the switch."""
     transformer = model.transformer
     scene = Scene(transformer, latents[:, :, :BLOCK], MINI.window, 0)
-    text = transformer.read_text(model.words([PROMPTS[0]]))
+    text = transformer.encode_text(model.words([PROMPTS[0]]))
     for past in range(block):
         if past == switch:
-            text = transformer.read_text(model.words([PROMPTS[2]]))
+            text = transformer.encode_text(model.words([PROMPTS[2]]))
             recache(scene, text, Policy.RECACHE)
         clean = latents[:, :, past * BLOCK : (past + 1) * BLOCK]
         scene.open(past * BLOCK, BLOCK)
-        scene.remember(clean, text)
+        scene.fill_cache(clean, text)
         scene.append(clean)
     if block == switch:
-        text = transformer.read_text(model.words([PROMPTS[2]]))
+        text = transformer.encode_text(model.words([PROMPTS[2]]))
         recache(scene, text, Policy.RECACHE)
     scene.open(block * BLOCK, BLOCK)
     return scene.flow(latents[:, :, block * BLOCK : (block + 1) * BLOCK], 0.8, text)

@@ -6,6 +6,7 @@ Golden weights are a pure function of their names and shapes, so only these are 
 
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import pickle
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from longlive_core.vae.compiled import compile_decoder, release_decoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,11 +24,10 @@ from torch.testing import assert_close
 
 from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import TINY_WAN, WanAutoencoderConfig
-from longlive_core.geometry import num_frames
+from longlive_core.geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
 from longlive_core.mini.loader import load_mini
 from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
-from longlive_core.vae.compiled import compile_decoder, release_decoder
 from longlive_core.vae.layers import (
     CausalConv,
     ChannelNorm,
@@ -43,9 +44,9 @@ from longlive_core.weights.vae_files import (
     from_reference,
     load_vae,
 )
-from tests.live_bytes import LiveBytes
 
 ATOL = 1e-4
+RESTART = re.compile(r"decode\.restart_from_latent(\d+)")
 PUBLISHED_PARAMETERS = 126_892_531  # of Wan2.1_VAE.pth
 CARRIED = Path(__file__).parent / "golden"
 _spec = importlib.util.spec_from_file_location("seeded", CARRIED / "seeded.py")
@@ -68,13 +69,19 @@ def metadata(file: Path) -> dict[str, str]:
 
 CARRIED_META = metadata(CARRIED / "vae_golden.safetensors")
 SEED = int(CARRIED_META["seed"])
-SHAPES = {name: tuple(shape) for name, shape in json.loads(CARRIED_META["weights"]).items()}
+
+
+def shapes_in(meta: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in json.loads(meta["weights"]).items()}
+
+
+SHAPES = shapes_in(CARRIED_META)
 DIFFUSERS = dict(zip(SHAPES, CARRIED_META["diffusers"].split(), strict=True))
 
 
-def wan_state(seed: int = SEED) -> dict[str, Tensor]:
+def wan_state(seed: int = SEED, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Tensor]:
     """A small Wan VAE under the reference's names."""
-    return {name: seeded.vae_param(seed, name, shape) for name, shape in SHAPES.items()}
+    return {name: seeded.vae_param(seed, name, shape) for name, shape in shapes.items()}
 
 
 def taehv_shapes(latent_channels: int = 16) -> dict[str, tuple[int, ...]]:
@@ -96,8 +103,8 @@ def taehv_shapes(latent_channels: int = 16) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def taehv_state(latent_channels: int = 16) -> dict[str, Tensor]:
-    return {n: seeded.vae_param(SEED, n, shape) for n, shape in taehv_shapes(latent_channels).items()}
+def taehv_state(latent_channels: int = 16, seed: int = SEED) -> dict[str, Tensor]:
+    return {n: seeded.vae_param(seed, n, shape) for n, shape in taehv_shapes(latent_channels).items()}
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +140,16 @@ class Golden:
     def __init__(self, folder: Path):
         file = folder / "vae_golden.safetensors"
         if not file.exists():
-            pytest.skip("no goldens of the VAE in this folder")
-        self.tensors, self.step = load_file(file), int(metadata(file).get("pixel_stride", 1))
+            pytest.skip(f"no goldens of the VAE in {folder}")
+        self.tensors, meta = load_file(file), metadata(file)
+        self.step, self.seed = int(meta.get("pixel_stride", 1)), int(meta.get("seed", SEED))
         weights = folder / "vae_weights.safetensors"
-        state = load_file(weights) if weights.exists() else wan_state(int(metadata(file)["seed"]))
+        if not weights.exists() and "weights" not in meta:
+            pytest.skip(f"neither weights of the VAE nor their shapes in {folder}")
+        state = load_file(weights) if weights.exists() else wan_state(self.seed, shapes_in(meta))
         self.vae = build_wan_autoencoder(state)
         self.latents = self.tensors["latent"].transpose(1, 2)
+        self.whole = self.vae.decode(self.latents)[0]
 
     def compare(self, frames: Tensor, name: str) -> None:
         """The reference's video is in [-1, 1]."""
@@ -147,8 +158,31 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden(request) -> Golden:
-    return Golden(request.config.getoption("--golden-dir"))
+def golden(golden_dir) -> Golden:
+    return Golden(golden_dir)
+
+
+def latents_of(frames: int) -> int:
+    """How many latent frames a video of that many frames begins with."""
+    return 1 + (frames - 1) // TIME_STRIDE
+
+
+def parts(pattern: tuple[int, ...], total: int) -> list[int]:
+    """Sizes as in the pattern, over and over, that sum up to the total."""
+    sizes = []
+    for size in itertools.cycle(pattern):
+        sizes.append(min(size, total - sum(sizes)))
+        if sum(sizes) == total:
+            return sizes
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The golden's latents, however many, come in parts."""
+    if "golden_sizes" in metafunc.fixturenames:
+        file = metafunc.config.getoption("--golden-dir") / "vae_golden.safetensors"
+        total = load_file(file)["latent"].shape[1] if file.exists() else 1
+        patterns = ((1,), (2,), (3,), (1, 3, 2, 2), (4, 5))
+        metafunc.parametrize("golden_sizes", [parts(pattern, total) for pattern in patterns], ids=str)
 
 
 def test_golden_encode(golden) -> None:
@@ -158,15 +192,16 @@ def test_golden_encode(golden) -> None:
 
 
 def test_golden_decode(golden) -> None:
-    golden.compare(golden.vae.decode(golden.latents)[0], "decode.whole")
-    golden.compare(golden.vae.decode(golden.latents[:, :, 3:6])[0], "decode.restart_from_latent3")
+    golden.compare(golden.whole, "decode.whole")
+    for restart in filter(None, map(RESTART.fullmatch, golden.tensors)):
+        first, count = int(restart[1]), latents_of(golden.tensors[restart[0]].shape[1])
+        golden.compare(golden.vae.decode(golden.latents[:, :, first : first + count])[0], restart[0])
 
 
-@pytest.mark.parametrize("sizes", [[1] * 9, [2, 2, 2, 2, 1], [3, 3, 3], [1, 3, 2, 2, 1], [4, 5]], ids=str)
-def test_golden_streamed_decode_is_the_whole_decode_bit_for_bit(golden, sizes) -> None:
-    frames = decode_in(golden.vae, golden.latents, sizes)
+def test_golden_streamed_decode_is_the_whole_decode_bit_for_bit(golden, golden_sizes) -> None:
+    frames = decode_in(golden.vae, golden.latents, golden_sizes)
     golden.compare(frames, "decode.whole")
-    assert torch.equal(frames, golden.vae.decode(golden.latents)[0])
+    assert torch.equal(frames, golden.whole)
 
 
 def test_golden_mean_and_std(golden) -> None:
@@ -174,13 +209,41 @@ def test_golden_mean_and_std(golden) -> None:
     assert torch.equal(golden.tensors["std"], torch.tensor(WanAutoencoderConfig().latent_std))
 
 
-def test_golden_tiny_decoder(golden, tiny) -> None:
+def test_golden_tiny_decoder(golden) -> None:
     """madebyollin/taehv itself, with the same seeded weights and normalised latents."""
     if "taehv.frames" not in golden.tensors:
         pytest.skip("no golden of the tiny decoder in this folder")
-    latents = seeded.normal(SEED, "taehv.latent", (1, 3, 16, 2, 3)).transpose(1, 2)
+    batch, frames, _, *seen = golden.tensors["taehv.frames"].shape
+    size = [golden.step * pixels // SPACE_STRIDE for pixels in seen]  # the one that has so many pixels left
+    shape = (batch, latents_of(frames), golden.latents.shape[1], *size)
+    latents = seeded.normal(golden.seed, "taehv.latent", shape).transpose(1, 2)
+    tiny = build_tiny_decoder(taehv_state(shape[2], golden.seed))
     ours = tiny.decode(latents)[0][..., :: golden.step, :: golden.step]
     torch.testing.assert_close(ours, golden.tensors["taehv.frames"], atol=1e-5, rtol=0)
+
+
+def test_goldens_of_other_sizes_are_read(wan, tiny, tmp_path) -> None:
+    """Ten latents, another batch, frame size and stride: made here, and read as any golden."""
+    latents, restarted = seeded.normal(SEED, "other", (2, 16, 10, 2, 3)), slice(4, 6)
+    video = seeded.uniform(SEED, "other", (2, 3, 5, 24, 16))
+    small = seeded.normal(SEED, "taehv.latent", (1, 2, 16, 4, 1)).transpose(1, 2)
+    made = {
+        "latent": latents.transpose(1, 2),
+        "decode.whole": wan.decode(latents)[0][..., ::3, ::3] * 2 - 1,
+        "decode.restart_from_latent4": wan.decode(latents[:, :, restarted])[0][..., ::3, ::3] * 2 - 1,
+        "video": video,
+        "encode.latent": wan.encode(video.transpose(1, 2) / 2 + 0.5).transpose(1, 2),
+        "taehv.frames": tiny.decode(small)[0][..., ::3, ::3],
+    }
+    made = {name: tensor.contiguous() for name, tensor in made.items()}
+    meta = {"pixel_stride": "3", "seed": str(SEED), "weights": CARRIED_META["weights"]}
+    save_file(made, tmp_path / "vae_golden.safetensors", meta)
+    other = Golden(tmp_path)
+    for check in (test_golden_encode, test_golden_decode, test_golden_tiny_decoder):
+        check(other)
+    for pattern, sizes in (((4, 5), [4, 5, 1]), ((3,), [3, 3, 3, 1])):
+        assert parts(pattern, 10) == sizes
+        test_golden_streamed_decode_is_the_whole_decode_bit_for_bit(other, sizes)
 
 
 # Streaming
@@ -379,17 +442,6 @@ def test_a_past_that_was_stored_goes_on_bit_for_bit(wide) -> None:
     assert torch.equal(frames, again)
 
 
-def test_the_memory_plan_counts_what_fewer_multiplications_take(wide) -> None:
-    """On the meta device as on the CPU."""
-    peaks, latents = [], seeded.normal(SEED, "wide", (1, 16, 2, 5, 8))
-    for device in ("cpu", "meta"):
-        vae = copy.deepcopy(wide).to(device)
-        with LiveBytes(has_copies=True) as live:
-            vae.decode(latents.to(device))
-        peaks.append(live.peak)
-    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
-
-
 def test_multiplications_are_saved_only_where_that_pays() -> None:
     video, weight = torch.zeros(1, 64, 4, 24, 24), torch.zeros(64, 64, 3, 3, 3)
     assert winograd.pays(video, weight) and winograd.pays(video.to("meta"), weight.to("meta"))
@@ -576,19 +628,25 @@ LAST = "decoder.head.2.weight"
 NAMED = torch.zeros(4, 4)
 PICTURE = torch.zeros(4, 4, 3, 3)
 STRANGERS = {
-    "missing": (lambda: without(wan_state(), LAST), r"1 missing \(decoder.head.weight\)"),
+    "missing": (
+        lambda: without(wan_state(), LAST),
+        r"incomplete or wrong VAE: 1 tensor missing \(decoder.head.weight\)",
+    ),
     "misshapen": (
         lambda: wan_state() | {LAST: torch.zeros(4, 8, 3, 3, 3)},
-        r"1 misshapen .* \[3, 8, 3, 3, 3\]",
+        r"1 tensor of another shape .* \[3, 8, 3, 3, 3\]",
     ),
-    "unexpected": (lambda: wan_state() | {"decoder.x": NAMED}, r"1 unexpected \(decoder.x\)"),
+    "unexpected": (lambda: wan_state() | {"decoder.x": NAMED}, r"1 tensor unexpected \(decoder.x\)"),
     "integers": (
         lambda: wan_state() | {LAST: torch.zeros(3, 8, 3, 3, 3, dtype=torch.int8)},
-        r"1 stored in a format that is not read here \(decoder.head.weight\)",
+        r"1 tensor of an unsupported dtype \(decoder.head.weight\)",
     ),
     "not finite": (lambda: wan_state() | {LAST: torch.full((3, 8, 3, 3, 3), math.nan)}, "not finite"),
-    "scalar": (lambda: wan_state() | {"encoder.conv1.weight": torch.zeros(())}, "misshapen"),
-    "tiny missing": (lambda: without(taehv_state(), "decoder.22.bias"), r"1 missing \(decoder.head.bias\)"),
+    "scalar": (lambda: wan_state() | {"encoder.conv1.weight": torch.zeros(())}, "of another shape"),
+    "tiny missing": (
+        lambda: without(taehv_state(), "decoder.22.bias"),
+        r"1 tensor missing \(decoder.head.bias\)",
+    ),
     "tiny of Wan 2.2": (lambda: taehv_state(48), "tiny decoder of 48 latent channels"),
     "tiny super": (
         lambda: {"decoder.0.weight": PICTURE, "decoder.1.conv.0.weight": PICTURE.clone()},
@@ -599,7 +657,7 @@ STRANGERS = {
         "Wan 2.2 VAE, of 48 latent channels",
     ),
     "48 channels": (lambda: {"decoder.conv1.weight": torch.zeros(8, 48, 3, 3, 3)}, "of 48 latent channels"),
-    "pictures": (lambda: {"decoder.conv_in.weight": PICTURE}, "a VAE of pictures"),
+    "pictures": (lambda: {"decoder.conv_in.weight": PICTURE}, "an image VAE"),
     "Hunyuan": (lambda: {"decoder.conv_in.conv.weight": NAMED}, "another video model"),
     "LoRA": (lambda: {"blocks.0.self_attn.q.lora_A.weight": NAMED}, "it is a LoRA"),
     "text": (lambda: {"shared.weight": NAMED}, "a text encoder"),
@@ -607,7 +665,7 @@ STRANGERS = {
         lambda: {"patch_embedding.weight": torch.zeros(1536, 16, 1, 2, 2)},
         "a Wan .*transformer",
     ),
-    "nothing": (lambda: {"some.weight": NAMED}, "no model that is known here.*some.weight"),
+    "nothing": (lambda: {"some.weight": NAMED}, "an unknown kind of model.*some.weight"),
 }
 
 

@@ -1,5 +1,6 @@
 """The file that grows: what another process decodes from it meanwhile, after a kill, at the end."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -36,10 +37,12 @@ def box_types(path: Path) -> list[bytes]:
 
 def write_blocks(path: Path, blocks: tuple[int, ...], said, wait) -> None:
     """Write a video, block after block; after each say how many frames are out, and wait for leave."""
+    gc.disable()  # the parent's encoders cannot be freed here: their threads were not forked
     rng = np.random.default_rng(0)
     with VideoWriter(path, SIZE, SIZE, {"seed": 1}) as writer:
         for count in blocks:
             writer.append(rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8))
+            writer.flush()
             said.send(writer.num_frames)
             wait()
 
@@ -96,8 +99,10 @@ def test_what_is_half_written_does_not_count(tmp_path) -> None:
     path = tmp_path / "v.mp4"
     writer = VideoWriter(path, SIZE, SIZE)
     writer.append(noise(12))
+    writer.flush()
     before = path.stat().st_size
     writer.append(noise(12, seed=1))
+    writer.flush()
     data = path.read_bytes()
     pending = data[: before + 4] + PENDING + data[before + 8 :]
     for end in (before + 8, before + 100, (before + len(data)) // 2, len(data)):
@@ -114,6 +119,7 @@ def test_a_finished_file_is_an_ordinary_mp4_whose_index_and_metadata_come_first(
     workflow = json.dumps({"nodes": ["ünïcode ✨", "x" * 100_000]})
     with VideoWriter(path, SIZE, SIZE, {"seed": 1}, {"workflow": workflow, "prompt": "{}"}) as writer:
         writer.append(noise(30))
+        writer.flush()
         assert box_types(path) == [b"ftyp", b"moov", b"moof", b"mdat"]
         with av.open(str(path)) as growing:
             assert growing.metadata["workflow"] == workflow
@@ -133,6 +139,7 @@ def test_single_frames_and_nothing_at_all(tmp_path) -> None:
         writer.append(noise(0))
         for index in range(3):
             writer.append(noise(1, seed=index))
+            writer.flush()
             assert len(frames_of(writer.path)) == index + 1
     assert len(frames_of(tmp_path / "v.mp4")) == 3
     VideoWriter(tmp_path / "none.mp4", SIZE, SIZE).close()
@@ -147,6 +154,7 @@ def test_the_file_is_not_much_larger_than_its_frames_need(tmp_path) -> None:
     with VideoWriter(tmp_path / "v.mp4", 256, 256) as writer:
         for block in np.split(still, range(9, 160, 12)):
             writer.append(block)
+        writer.flush()
         growing = writer.path.stat().st_size
     assert writer.path.stat().st_size < 100_000 and growing < 1.2 * writer.path.stat().st_size
 
@@ -173,6 +181,7 @@ def test_files_of_others_and_links_stay(tmp_path) -> None:
     link.symlink_to(path.name)
     with VideoWriter(link, SIZE, SIZE) as writer:
         writer.append(noise(3))
+        writer.flush()
         assert len(frames_of(path)) == 3
     assert link.is_symlink() and b"moof" not in box_types(path)
     assert part.read_bytes() == b"of someone else"
@@ -210,6 +219,7 @@ def test_a_file_that_is_read_on_windows_is_finished_if_the_reader_lets_it(tmp_pa
     path = tmp_path / "v.mp4"
     writer = VideoWriter(path, SIZE, SIZE)
     writer.append(noise(12))
+    writer.flush()
     refuse(monkeypatch, "replace", lambda _, target: Path(target).exists())
     writer.close()
     assert b"moof" not in box_types(path) and len(frames_of(path)) == 12
@@ -220,6 +230,7 @@ def test_a_file_that_a_reader_on_windows_holds_stays_as_it_grew(tmp_path, monkey
     path, empty = tmp_path / "v.mp4", tmp_path / "empty.mp4"
     writer = VideoWriter(path, SIZE, SIZE)
     writer.append(noise(12))
+    writer.flush()
     nothing = VideoWriter(empty, SIZE, SIZE)
     nothing._file.begin()
     refuse(monkeypatch, "replace")
@@ -264,6 +275,7 @@ def test_where_the_finished_copy_has_no_room_the_fragments_stay(tmp_path, caplog
     path = tmp_path / "v.mp4"
     writer = VideoWriter(path, SIZE, SIZE)
     writer.append(noise(24))
+    writer.flush()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, limits[1]))
     try:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from longlive_core import geometry
-from longlive_core.schedule.schedule import PromptSchedule, ScheduleError
+from longlive_core.schedule.cue import ScheduleError
+from longlive_core.schedule.schedule import PromptSchedule
 
 WEB = Path(__file__).parent / "web"
 BLOCK = 3  # latent frames
@@ -167,7 +168,7 @@ def test_python_and_the_timeline_read_the_same_200_schedules():
         assert theirs.get("cues") == fields_of(mine), (text, theirs)
         assert theirs["extra"] == mine.extra
         assert theirs["blocks"] == [geometry.block_at(cue.seconds, BLOCK) for cue in mine.cues]
-        for again in (theirs["written"], theirs["anew"]):
+        for again in (theirs["written"], theirs["rewritten"]):
             assert fields_of(PromptSchedule.parse(again)) == fields_of(mine), again
             assert PromptSchedule.parse(again).extra == mine.extra
         if not again.startswith("{"):

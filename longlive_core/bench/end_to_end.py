@@ -6,28 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from ..geometry import FRAME_RATE, TIME_STRIDE
-from ..output.background import BackgroundWriter
 from ..output.video import VideoWriter
-from ..pipeline import Pipeline, Plan, Request
+from ..pipeline import Pipeline, Plan
 from .phases import intervals, late_to_early, peak_gib, reset_peak
 
 SPAN_SECONDS = 10.0  # of video, at the beginning of the steady part and at the end
 
 
-def end_to_end_figures(pipeline: Pipeline, request: Request) -> dict[str, Any]:
+def end_to_end_figures(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
     """A whole video with decoding and H.264: speed, time to the first frames, speed late against early.
 
-    The first seconds, in which the window grows and passes are recorded, are no part of the steady figures.
+    The first seconds, in which the window grows, are no part of the steady figures.
     A video of a single block has none: they are None.
     """
-    device, plan = pipeline.model.device, pipeline.plan(request)
+    device = pipeline.model.device
     reset_peak(device)
     start, arrivals = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
-        file = VideoWriter(Path(folder) / "bench.mp4", plan.width, plan.height)
-        with BackgroundWriter(file) as writer:
-            for chunk in pipeline.run(request):
-                writer.append(chunk.pictures())
+        with VideoWriter(Path(folder) / "bench.mp4", plan.width, plan.height) as writer:
+            for chunk in pipeline.run(plan):
+                writer.append(chunk.uint8())
                 arrivals.append(time.perf_counter())
         end = time.perf_counter()
     steps = intervals(arrivals)
@@ -35,7 +33,7 @@ def end_to_end_figures(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     steady = steps[skipped:]
     steady_speed = round(frames_a_block(plan) * len(steady) / sum(steady), 2) if steady else None
     return {
-        "seconds": request.seconds,
+        "seconds": plan.request.seconds,
         "first_frames_seconds": round(arrivals[0] - start, 3),
         "frames_per_second": round(plan.frames / (end - start), 2),
         "steady_frames_per_second": steady_speed,

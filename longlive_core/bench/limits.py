@@ -1,4 +1,4 @@
-"""How fast a card could be at best: the arithmetic of one block, and what the hardware gives."""
+"""How fast a GPU could be at best: the arithmetic of one block, and what the hardware gives."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from ..config import Preset
 from ..geometry import TIME_STRIDE, latent_size, tokens_per_frame
 
 # Dense TFLOP/s of matrix products and of attention, as torch's own kernels (cuBLAS, cuDNN) reach them on an
-# H200; an H100 SXM has the same tensor cores. A card that is not listed has no limit to be held against.
+# H200; an H100 SXM has the same tensor cores. Other GPUs have no limit to be held against.
 BF16_TFLOPS = {"H200": (788.0, 650.0), "H100": (788.0, 650.0)}
 
 
@@ -41,13 +41,13 @@ def block_flops(preset: Preset, width: int, height: int) -> BlockFlops:
     )
 
 
-def least_seconds(flops: BlockFlops, card: str, bits: int = 16) -> float | None:
-    """Seconds a block takes at best on a card of that name; None where no limit is known.
+def least_seconds(flops: BlockFlops, gpu: str, bits: int = 16) -> float | None:
+    """Seconds a block takes at best on a GPU of that name; None where no limit is known.
 
     In 8 bits the linears run twice as fast, attention does not.
     """
     for name, (matmul, attention) in BF16_TFLOPS.items():
-        if name in card:
+        if name in gpu:
             linears = flops.linears / (matmul * 16 / bits)
             return (linears + (flops.self_attention + flops.cross_attention) / attention) / 1e12
     return None

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..memory import GIB
 from ..model.cache import KVCache
-from ..pipeline import Pipeline, Request
+from ..pipeline import Pipeline, Plan
 from ..rollout.rollout import Hook
 from ..rollout.scene import Scene
 from .limits import block_flops, frames_per_second, least_seconds
 
 
 class Clock:
-    """Marks in time that cost nothing: on a card they are events in its queue."""
+    """Marks in time that cost nothing: on a GPU they are events in its queue."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -83,13 +83,13 @@ class Phases(Hook):
         return {"recache": recache, "denoise": denoise, "commit": commit, "block": denoise + commit}
 
 
-def rollout_figures(pipeline: Pipeline, request: Request, card: str = "", bits: int = 16) -> dict[str, Any]:
-    """The transformer alone over a whole video: frames a second, phases, percent of the card's limit.
+def rollout_figures(pipeline: Pipeline, plan: Plan, gpu: str = "", bits: int = 16) -> dict[str, Any]:
+    """The transformer alone over a whole video: frames a second, phases, percent of the GPU's limit.
 
-    Medians are of the blocks whose window is full and that no recache precedes. `card` is the name by which
+    Medians are of the blocks whose window is full and that no recache precedes. `gpu` is the name by which
     limits.py knows the hardware.
     """
-    phases, plan = Phases(pipeline.model.device), pipeline.plan(request)
+    phases = Phases(pipeline.model.device)
     reset_peak(pipeline.model.device)
     for _ in pipeline.blocks(plan, phases):
         pass
@@ -97,7 +97,7 @@ def rollout_figures(pipeline: Pipeline, request: Request, card: str = "", bits: 
     full = plan.window.window_latent_frames // plan.window.block_latent_frames
     steady = [block for block in blocks[full:] if not block["recache"]] or blocks
     seconds = median(block["block"] for block in steady)
-    limit = least_seconds(block_flops(pipeline.preset, plan.width, plan.height), card, bits)
+    limit = least_seconds(block_flops(pipeline.preset, plan.width, plan.height), gpu, bits)
     recaches = [block["recache"] for block in blocks[full:] if block["recache"]]
     return {
         "blocks": len(blocks),
@@ -130,5 +130,5 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """The most that was allocated on a card since the last reset; None elsewhere."""
+    """The most that was allocated on a GPU since the last reset; None elsewhere."""
     return round(torch.cuda.max_memory_allocated(device) / GIB, 2) if device.type == "cuda" else None

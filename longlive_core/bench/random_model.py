@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import LONGLIVE_1_3B, Preset, TinyAutoencoderConfig
-from ..model.attention import attention_backend
+from ..fast.compiled import EAGER
+from ..model.attention import AUTO, attention_backend
 from ..model.causal_wan import CausalWan
 from ..pipeline import Pipeline
-from ..speed import Speed
 from ..vae.autoencoder import WanAutoencoder
 from ..vae.memory import decoder_config
 from ..vae.tiny import TinyAutoencoder
@@ -22,8 +22,9 @@ PROMPT_ROWS = 64  # of the rows of text, those that a prompt of a few sentences 
 def random_pipeline(
     device: torch.device,
     dtype: torch.dtype,
-    speed: Speed,
     decoder: str = "tiny",
+    attention: str = AUTO,
+    speed: str = EAGER,
     num_layers: int | None = None,
     preset: Preset = LONGLIVE_1_3B,
 ) -> Pipeline:
@@ -31,7 +32,7 @@ def random_pipeline(
     config = replace(preset.model, num_layers=num_layers or preset.model.num_layers)
     preset = replace(preset, model=config)
     with torch.device(device):
-        model = CausalWan(config, attention_backend(speed.attention))
+        model = CausalWan(config, attention_backend(attention, device))
         made = build_decoder(preset, decoder)
     model = randomised(model).to(dtype)
     return Pipeline(

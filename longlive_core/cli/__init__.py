@@ -7,8 +7,9 @@ from types import ModuleType
 
 import torch
 
-from ..reasons import reason_of
+from ..config import VERSION
 from ..rollout.rollout import RolloutError
+from ..weights.files import first_line
 from . import bench, download, generate, info, live, plan
 from .stderr import STDERR
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.command(options)
     except torch.OutOfMemoryError as error:
         print(
-            f"longlive: not enough memory to load this ({reason_of(error)}); {SMALLER}",
+            f"longlive: not enough memory to load this ({first_line(error)}); {SMALLER}",
             file=STDERR,
         )
         return EXIT_BAD_INPUT
@@ -56,7 +57,9 @@ def speak_utf8() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(prog="longlive", description="Timed prompts become one long video.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"longlive {VERSION}")
+    parser.set_defaults(command=lambda _: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.HELP)
         module.add_options(command)

@@ -1,7 +1,8 @@
-"""`longlive bench`: how fast this machine makes video, and which attention it does it with."""
+"""`longlive bench`: how fast this machine makes video."""
 
 import argparse
 import json
+from typing import Any
 
 import torch
 
@@ -9,18 +10,16 @@ from ..bench.end_to_end import end_to_end_figures
 from ..bench.phases import rollout_figures
 from ..bench.random_model import random_pipeline
 from ..config import LONGLIVE_1_3B, MINI
-from ..geometry import latent_size, tokens_per_frame
-from ..model.attention import AUTO, BACKENDS
-from ..model.fastest import AttentionShape, default_memory, fastest_attention, measured
-from ..pipeline import Pipeline, Request, load_pipeline
+from ..model.attention import AUTO
+from ..pipeline import Pipeline, Request, load_pipeline, usable_device
 from ..schedule.schedule import PromptSchedule
-from ..speed import PLAIN, SPEEDS, Speed
-from .options import size, usable_device
+from .options import add_attention, add_speed, size
 
-HELP = "measure this machine: a rollout, or the attention backends"
+HELP = "measure how fast this machine makes video"
 RANDOM = "random-1.3b"
 SWITCH_SECONDS = 8.0
 MAX_BENCH_SECONDS = 3600.0
+PARTS = {"rollout": "transformer alone", "all": "prompt to H.264 file"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,64 +31,62 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=None, help="of random-1.3b, to try it out: 1 to 30")
     parser.add_argument("--size", type=size, default=None, metavar="WxH")
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default=AUTO)
     parser.add_argument("--decoder", choices=("tiny", "wan"), default="tiny", help="of random-1.3b")
-    parser.add_argument("--attention", choices=(AUTO, *BACKENDS), default=AUTO)
-    parser.add_argument("--speed", choices=SPEEDS, default=PLAIN)
+    add_attention(parser)
+    add_speed(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and print."""
-    device = torch.device(usable_device(options.device))
     check(options)
     with torch.inference_mode():
-        if options.what == "attention":
-            print_attention(options, device)
-        else:
-            print(json.dumps(figures(options, device), indent=2))
+        found = figures(options, usable_device(options.device))
+    print(json.dumps(found, indent=2) if options.json else table(found))
 
 
 def check(options: argparse.Namespace) -> None:
     """ValueError for what cannot be measured."""
+    if options.what == "attention":
+        raise ValueError("bench attention was removed: --attention auto chooses by the GPU; leave it out")
     if options.layers is not None and not 1 <= options.layers <= LONGLIVE_1_3B.model.num_layers:
         raise ValueError(f"--layers {options.layers} is not possible; choose 1 to 30")
     if not 0 < options.seconds <= MAX_BENCH_SECONDS:
         raise ValueError(f"--seconds {options.seconds:g} is not possible; choose more than 0, at most 3600")
 
 
-def figures(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """The transformer alone, then everything to the file; what is long is left out."""
+def figures(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The transformer alone, then everything to the file; long lists are left out."""
     pipeline = pipeline_of(options, device)
     width, height = options.size or (None, None)
     prompts = {0.0: "a red circle drifts right over navy", SWITCH_SECONDS: "it turns into a blue star"}
     text = "\n".join(f"{at} => {prompt}" for at, prompt in prompts.items() if at < options.seconds)
-    request = Request(PromptSchedule.parse(text), options.seconds, 0, width, height)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    made = {"rollout": rollout_figures(pipeline, request, card), "all": end_to_end_figures(pipeline, request)}
+    plan = pipeline.plan(Request(PromptSchedule.parse(text), options.seconds, 0, width, height))
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    made = {"rollout": rollout_figures(pipeline, plan, gpu), "all": end_to_end_figures(pipeline, plan)}
     for part, long in (("rollout", "seconds_by_block"), ("all", "arrivals")):
         made[part].pop(long)
-    return {"device": card or device.type, "model": pipeline.preset.name, **made}
+    return {"device": gpu or device.type, "model": pipeline.preset.name, **made}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The same figures for people, a line each."""
+    lines = [f"{found['model']} on {found['device']}"]
+    for part, title in PARTS.items():
+        lines.append(f"\n{title}")
+        shown = {name.replace("_", " "): value for name, value in found[part].items() if value is not None}
+        lines += [f"  {name:<26}{value}" for name, value in shown.items() if not isinstance(value, list)]
+        lines += [f"  {note}" for note in found[part].get("notes", ())]
+    return "\n".join(lines)
 
 
 def pipeline_of(options: argparse.Namespace, device: torch.device) -> Pipeline:
     """Mini, or the true architecture with random weights."""
-    speed = Speed(options.speed, options.attention)
-    if options.model == MINI.name:
-        if device.type != "cpu":
-            raise ValueError("mini is measured on the CPU; choose --device cpu or --model random-1.3b")
-        return load_pipeline(MINI.name, options.attention, options.speed)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return random_pipeline(device, dtype, speed, options.decoder, options.layers)
-
-
-def print_attention(options: argparse.Namespace, device: torch.device) -> None:
-    """Every backend's time for a block on a full window, and which one is taken from now on."""
-    preset = MINI if options.model == MINI.name else LONGLIVE_1_3B
-    width, height = options.size or (preset.width, preset.height)
-    tokens = tokens_per_frame(*latent_size(width, height))
-    shape = AttentionShape.of(preset.model, preset.window, tokens)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for timing in measured(shape, device, dtype, BACKENDS):
-        time = f"{timing.seconds * 1000:9.3f} ms" if timing.seconds else f"   -         {timing.reason}"
-        print(f"{timing.name:<12}{time}")
-    print(f"auto takes {fastest_attention(shape, device, dtype)}, remembered in {default_memory()}")
+    if options.model != MINI.name:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        speed = {"attention": options.attention, "speed": options.speed}
+        return random_pipeline(device, dtype, options.decoder, num_layers=options.layers, **speed)
+    if device.type != "cpu":
+        raise ValueError("mini is measured on the CPU; choose --device cpu or --model random-1.3b")
+    return load_pipeline(MINI.name, attention=options.attention, speed=options.speed)

@@ -3,29 +3,22 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..config import MINI, Preset
-from ..output.background import BackgroundWriter
+from ..config import MINI, SWITCH_POLICIES, Policy, Preset
 from ..output.contact_sheet import ContactSheet
 from ..output.video import VideoWriter
-from ..parts import ModelFiles, load_files
-from ..pipeline import Pipeline, Plan, Request, checked_frames, load_pipeline
-from ..reasons import reason_of
+from ..pipeline import ModelFiles, Pipeline, Plan, Request, checked_frames, load_pipeline
 from ..resume import Ending, VideoState
 from ..rollout.rollout import Hook
-from ..schedule.schedule import SWITCH_POLICIES, Policy, PromptSchedule
-from .options import (
-    add_model,
-    add_size_and_window,
-    add_steps,
-    refuse_what_mini_ignores,
-    usable_device,
-    window_from,
-)
+from ..schedule.schedule import PromptSchedule
+from ..weights.files import first_line
+from .options import add_model, add_size_and_window, add_steps, window_from
 from .outputs import DEFAULT_OUT, check_outputs, default_out
 from .stderr import STDERR
 
@@ -40,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--switch-frames", type=frame_list, default=(), metavar="N,N", help="with a JSONL schedule"
     )
-    parser.add_argument("--seconds", type=float, required=True, help="length of the video")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the video (default: 10)")
     parser.add_argument("--seed", type=int, help="default: 0, or that of the state to --resume")
     add_model(parser)
     add_size_and_window(parser)
@@ -86,29 +79,29 @@ def run(options: argparse.Namespace) -> None:
 
 
 def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
-    """The video, then its state; its contact sheet as far as the frames came."""
-    file = VideoWriter(options.out, plan.width, plan.height, plan.settings() | files_named(options))
+    """Write the video, then its state, and the contact sheet of the frames that were made."""
+    writer = VideoWriter(options.out, plan.width, plan.height, pipeline.settings(plan))
     sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
     with sheet_kept(sheet, options.contact_sheet):
         try:
-            film(pipeline, plan, file, sheet, ending)
+            film(pipeline, plan, writer, sheet, ending)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(what_is_kept(options, file.num_frames)) from stop
+            raise KeyboardInterrupt(what_is_kept(options, writer.num_frames)) from stop
         if ending:
             ending.state.save(options.state)
-    print(f"{options.out}: {file.num_frames} frames")
+    print(f"{options.out}: {writer.num_frames} frames")
 
 
 def film(
-    pipeline: Pipeline, plan: Plan, file: VideoWriter, sheet: ContactSheet, ending: Ending | None
+    pipeline: Pipeline, plan: Plan, writer: VideoWriter, sheet: ContactSheet, ending: Ending | None
 ) -> None:
     """Frames into the file, the contact sheet and the progress bar."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        writer = stack.enter_context(BackgroundWriter(file))
+        stack.enter_context(writer)
         bar = stack.enter_context(tqdm(total=plan.frames, unit="frame", desc="block 0", file=STDERR))
-        for chunk in pipeline.run(plan.request, Notes(), ending=ending):
-            frames = chunk.pictures()
+        for chunk in pipeline.run(plan, Notes(), ending=ending):
+            frames = chunk.uint8()
             writer.append(frames)
             sheet.append(frames)
             bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
@@ -117,7 +110,7 @@ def film(
 
 @contextmanager
 def sheet_kept(sheet: ContactSheet, path: Path | None) -> Iterator[None]:
-    """Saves the sheet in the end, however that came; OSError if it cannot, or a note beside another error."""
+    """Save the sheet in the end, also after an error, which a failing sheet does not hide. Raises OSError."""
     try:
         yield
     except BaseException:
@@ -130,44 +123,30 @@ def sheet_kept(sheet: ContactSheet, path: Path | None) -> Iterator[None]:
 
 
 def save_sheet(sheet: ContactSheet, path: Path | None) -> None:
-    """OSError whatever the format of the picture complains of."""
+    """Save it, if asked for. Raises OSError whatever the image format complains of."""
     try:
         if path:
             sheet.save(path)
     except Exception as error:
-        raise OSError(f"the contact sheet {path} cannot be written ({reason_of(error)})") from error
+        raise OSError(f"the contact sheet {path} cannot be written ({first_line(error)})") from error
 
 
 def what_is_kept(options: argparse.Namespace, num_frames: int) -> str:
-    """After Ctrl-C: what there is of the video, and what there is not."""
+    """After Ctrl-C: which part of the video was kept, and that its state was not."""
     made = f"{options.out} keeps the first {num_frames} frames" if num_frames else "nothing was made yet"
     return f"{made}; {options.state} was not written" if options.state else made
 
 
 class Notes(Hook):
-    """Tells the user what the pipeline has to say, above the progress bar."""
+    """Prints the pipeline's notes above the progress bar."""
 
     def on_note(self, text: str) -> None:
         tqdm.write(text, file=STDERR)
 
 
-def files_named(options: argparse.Namespace) -> dict[str, object]:
-    """What the video was made from, for its metadata: names, not places."""
-    named: dict[str, object] = {"attention": options.attention, "speed": options.speed}
-    if options.model != MINI.name:
-        named |= {
-            "checkpoint": Path(options.model).name,
-            "loras": {choice.path.name: choice.strength for choice in options.lora},
-            "vae": options.vae.name,
-            "text_encoder": options.text_encoder.name,
-            "precision": options.precision,
-        }
-    return named
-
-
 @contextmanager
 def enough_memory(plan: Plan) -> Iterator[None]:
-    """torch's many words for too little memory, in one sentence; what was made is kept."""
+    """Out-of-memory errors of any kind in one sentence; what was made is kept."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -178,35 +157,17 @@ def enough_memory(plan: Plan) -> Iterator[None]:
         window = plan.window.window_latent_frames or f"all {plan.blocks.stop} blocks"
         raise ValueError(
             f"a video of {plan.width}x{plan.height} with a window of {window} does not fit the memory "
-            f"({reason_of(error)}); choose a smaller --size or --window, --precision fp8, or --tile"
+            f"({first_line(error)}); choose a smaller --size or --window, --precision fp8, or --tile"
         ) from error
 
 
 def pipeline_from(options: argparse.Namespace) -> Pipeline:
-    """Mini by its name, or the files of a real model."""
-    if options.model == MINI.name:
-        refuse_what_mini_ignores(options)
-        return load_pipeline(MINI.name, options.attention, options.speed)
-    if not Path(options.model).exists():
-        raise ValueError(f"{options.model!r} is neither {MINI.name}, the packaged model, nor a file")
-    files = ModelFiles(
-        checkpoint=Path(options.model),
-        text_encoder=options.text_encoder,
-        vae=options.vae,
-        loras=tuple(options.lora),
-        tokenizer=options.tokenizer,
-        keep_text_encoder=options.keep_text_encoder,
-        family=options.family,
-        precision=options.precision,
-        attention=options.attention,
-        speed=options.speed,
-        device=usable_device(options.device),
-        tile_pixels=options.tile,
-    )
-    with tqdm(unit="B", unit_scale=True, desc="loading", mininterval=0.5, file=STDERR) as bar:
-        pipeline, notes = load_files(files, lambda done, total: progress(bar, done, total))
-    announce(notes)
-    return pipeline
+    """The model that the options name."""
+    given = {part.name: getattr(options, part.name, part.default) for part in fields(ModelFiles)}
+    shown = {"unit": " weights", "desc": "loading", "mininterval": 0.5, "file": STDERR}
+    with tqdm(**shown, disable=options.model == MINI.name) as bar:
+        note = partial(tqdm.write, file=STDERR)
+        return load_pipeline(**given, on_progress=partial(progress, bar), on_note=note)
 
 
 def progress(bar: tqdm, done: int, total: int) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..output.video import read_settings
-from ..weights.families import family
 from ..weights.files import INDEX_SUFFIX, PICKLES, open_tensors
+from ..weights.names import family
 
 HELP = "print what a video was made with, or what a checkpoint, LoRA or VAE file holds"
 WEIGHTS = (".safetensors", INDEX_SUFFIX, *PICKLES)
@@ -34,11 +34,12 @@ def weights_facts(path: Path) -> dict[str, Any]:
     """What a file of tensors is, told from names and shapes."""
     file = open_tensors(path, SECTIONS)
     values = sum(math.prod(shape) for shape in file.shapes.values())
+    dtypes = {tensor.dtype for tensor in file.tensors.values()}
     return {
         "file": path.name,
         "is": family(file.shapes),
         "tensors": len(file.shapes),
         "parameters": values,
-        "dtypes": sorted({str(dtype).removeprefix("torch.") for dtype in file.dtypes.values()}),
+        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
         "metadata": file.metadata,
     }

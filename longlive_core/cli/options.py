@@ -8,13 +8,10 @@ from pathlib import Path
 import torch
 
 from ..config import PRESETS, Preset, SigmaConfig, WindowConfig
-from ..model.attention import AUTO, BACKENDS
-from ..speed import PLAIN, SPEEDS
-from ..weights.checkpoints import PRECISIONS
+from ..fast import compiled
+from ..model import attention
 from ..weights.lora import LoraChoice
-
-OF_REAL_MODELS = ("lora", "vae", "text_encoder", "tokenizer", "keep_text_encoder", "family", "tile")
-PLAIN_PRECISION = "bf16"
+from ..weights.quantize import PRECISIONS
 
 
 def size(text: str) -> tuple[int, int]:
@@ -60,7 +57,10 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="mini", metavar="FILE", help="mini (packaged), or a checkpoint")
+    parser.add_argument(
+        "--model", default="mini", metavar="NAME", help="mini (built in), a download by name, or a checkpoint"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("models"), help="of downloads; default: models")
     parser.add_argument(
         "--lora", type=lora, action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated"
     )
@@ -72,32 +72,36 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        default=PLAIN_PRECISION,
-        help="of the weights; fp8-fast and int8 multiply in 8 bits too, where this machine is faster so",
+        default="bf16",
+        help="of the stored weights; fp8-fast also multiplies in fp8, on GPUs that can",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument(
         "--tile", type=int, default=0, metavar="PIXELS", help="decode in tiles to save memory"
     )
+    add_attention(parser)
+    add_speed(parser)
+
+
+def add_attention(parser: argparse.ArgumentParser) -> None:
+    names = (attention.AUTO, *attention.BACKENDS)
     parser.add_argument(
-        "--attention", choices=(AUTO, *BACKENDS), default=AUTO, help="auto: the fastest exact one here"
+        "--attention",
+        choices=(*names, *attention.REMOVED),
+        metavar=f"{{{','.join(names)}}}",
+        default=attention.AUTO,
+        help="auto: the fastest exact one here",
     )
+
+
+def add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed",
-        choices=SPEEDS,
-        default=PLAIN,
-        help="graphs: passes recorded as CUDA graphs; compiled: layers compiled too, a minute at first",
+        choices=(*compiled.SPEEDS, *compiled.REMOVED),
+        metavar=f"{{{','.join(compiled.SPEEDS)}}}",
+        default=compiled.EAGER,
+        help="compiled: the layers are compiled, up to two minutes the first time",
     )
-
-
-def refuse_what_mini_ignores(options: argparse.Namespace) -> None:
-    """ValueError for options of add_model that were given and mean nothing to the packaged model."""
-    given = [name for name in OF_REAL_MODELS if getattr(options, name)]
-    given += ["precision"] if options.precision != PLAIN_PRECISION else []
-    given += ["device"] if options.device not in ("auto", "cpu") else []
-    if given:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"mini, the packaged model, has no use for {named}; leave out, or choose a --model")
 
 
 def window_from(options: argparse.Namespace, preset: Preset) -> WindowConfig | None:
@@ -122,17 +126,6 @@ def device_named(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"{name!r} is not a device; choose cpu or cuda") from error
-
-
-def usable_device(name: str) -> str:
-    """`auto` is the card if there is one; ValueError for a device that is not here."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device_named(name))
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ValueError(f"device {name!r} cannot be used here; choose cpu, or leave --device out") from error
-    return name
 
 
 def preset_named(name: str) -> Preset:

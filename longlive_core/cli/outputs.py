@@ -1,11 +1,12 @@
 """The files that `longlive generate` writes: refused before anything is made if they cannot be written."""
 
 import argparse
-import io
 import os
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+
+from ..output.contact_sheet import encoded_image
 
 DEFAULT_OUT = Path("longlive.mp4")
 VIDEO_ENDINGS = (".mp4", ".m4v")
@@ -34,8 +35,10 @@ def check_outputs(options: argparse.Namespace) -> None:
         raise ValueError("two of --out, --contact-sheet and --state are the same file; choose others")
     if options.out.suffix.lower() not in VIDEO_ENDINGS:
         raise ValueError(f"{options.out} would be an mp4; choose a name that ends in {MP4_NAMES}")
-    if options.contact_sheet and not is_picture_name(options.contact_sheet):
-        raise ValueError(f"{options.contact_sheet} is no picture; choose a name that ends in .png or .jpg")
+    if options.contact_sheet and not is_image_name(options.contact_sheet):
+        raise ValueError(
+            f"{options.contact_sheet} cannot be written as an image; choose a name that ends in .png or .jpg"
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -48,12 +51,11 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path} cannot be written: choose a file in a folder that exists and is writable")
 
 
-def is_picture_name(path: Path) -> bool:
-    """Whether Pillow writes pictures of that ending; some endings it only reads, or not in colour."""
+def is_image_name(path: Path) -> bool:
+    """Whether a contact sheet can be written with that ending; Pillow only reads some formats."""
     try:
-        picture_format = Image.registered_extensions()[path.suffix.lower()]
-        Image.new("RGB", (16, 16)).save(io.BytesIO(), picture_format)
-    except (KeyError, OSError, ValueError):
+        encoded_image(np.zeros((16, 16, 3), np.uint8), path.suffix)
+    except (LookupError, OSError, ValueError):
         return False
     return True
 

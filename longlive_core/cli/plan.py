@@ -5,11 +5,11 @@ from itertools import islice
 
 from .. import geometry
 from ..config import LONGLIVE_1_3B
+from ..fast.compiled import EAGER, known_speed
 from ..memory import DECODERS, GIB, Setting, estimate, fitting
 from ..pipeline import checked_frames
-from ..speed import PLAIN, SPEEDS
-from ..weights.checkpoints import PRECISIONS
-from .options import add_size_and_window, device_named, preset_named, window_from
+from ..weights.quantize import PRECISIONS
+from .options import add_size_and_window, add_speed, device_named, preset_named, window_from
 
 HELP = "estimate the memory that a run needs, and list settings that fit a smaller GPU"
 NUM_SHOWN = 4
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_size_and_window(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--decoder", choices=DECODERS, default="wan")
-    parser.add_argument("--speed", choices=SPEEDS, default=PLAIN, help="compiled layers need no more memory")
+    add_speed(parser)  # compiled layers need no more
     parser.add_argument("--device", default="cuda", help="cuda or cpu: where the video is made")
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of the video; longer ones need more only with --window 0"
@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> None:
     num_blocks = geometry.num_blocks(checked_frames(options.seconds), preset.window.block_latent_frames)
     window = window_from(options, preset) or preset.window
     wanted = Setting(width, height, options.precision, options.decoder, window, num_blocks)
-    print(wanted if options.speed == PLAIN else f"{wanted}, speed {options.speed}")
+    speed, _ = known_speed(options.speed)
+    print(wanted if speed == EAGER else f"{wanted}, speed {speed}")
     print("\n".join(estimate(preset, wanted, device).lines()))
     if options.vram is not None:
         print(f"\nwithin {options.vram:g} GiB:")

@@ -7,11 +7,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..config import MINI
-from ..model.attention import attention_backend
+from ..model.attention import Attend, sdpa
 from ..model.causal_wan import CausalWan
-from ..reasons import reason_of
 from ..text import WordEncoder
 from ..vae.tiny import TinyAutoencoder
+from ..weights.files import first_line
 
 WEIGHTS = Path(__file__).parent / "mini.safetensors"
 WORDS_KEY = "words"
@@ -29,7 +29,7 @@ class Mini(NamedTuple):
         return self.words([prompt])
 
 
-def load_mini(weights: Path = WEIGHTS, attention: str = "sdpa") -> Mini:
+def load_mini(weights: Path = WEIGHTS, attend: Attend = sdpa) -> Mini:
     """Build Mini from one safetensors file (prefixes transformer., autoencoder., words.), in fp32 on the CPU.
 
     Raises ValueError, which names the file, when it is missing, damaged or not Mini's.
@@ -38,24 +38,24 @@ def load_mini(weights: Path = WEIGHTS, attention: str = "sdpa") -> Mini:
         with safe_open(weights, "pt") as file:
             vocabulary = tuple((file.metadata() or {})[WORDS_KEY].split())
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        mini = build_mini(vocabulary, attention)
+        mini = build_mini(vocabulary, attend)
         for name, part in mini._asdict().items():
             prefix = f"{name}."
             part.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        reason = reason_of(error)
+        reason = first_line(error)
         raise ValueError(
             f"LongLive Mini cannot be loaded from {weights}: {reason}; reinstall the pack to restore the file"
         ) from error
     return Mini(*(part.eval().requires_grad_(False) for part in mini))
 
 
-def build_mini(vocabulary: tuple[str, ...], attention: str = "sdpa") -> Mini:
+def build_mini(vocabulary: tuple[str, ...], attend: Attend = sdpa) -> Mini:
     """Mini with fresh weights."""
     config = MINI.model
     with torch.device("cpu"):
-        transformer = CausalWan(config, attention_backend(attention))
+        transformer = CausalWan(config, attend)
         autoencoder = TinyAutoencoder(MINI.autoencoder).to(memory_format=torch.channels_last)
         return Mini(transformer, autoencoder, WordEncoder(vocabulary, config.text_tokens, config.text_dim))

@@ -8,30 +8,31 @@ from math import log
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..doubles import widest_float
+from ..fast.compiled import Compiled
 from ..geometry import PATCH
 from .attention import Attend, sdpa
 from .cache import KVCache, LayerText, TextCache
-from .layers import Head, Layer, LayerTime, Linear
-from .rope import rotation
+from .layers import Head, Layer, Linear, Modulation
+from .rope import rotation, widest_float
 
 TIMESTEP_BASE = 10000.0
 
 
-class TimeCache(NamedTuple):
-    """What one noise level asks of every layer and of the head; computed once, it serves all blocks."""
+class Modulations(NamedTuple):
+    """Modulation of every layer and of the head at one noise level; computed once, it serves all blocks."""
 
-    layers: list[LayerTime]
+    layers: list[Modulation]
     head: tuple[Tensor, Tensor]
 
 
 class CausalWan(nn.Module):
     """Wan 2.1 text-to-video transformer, run causally over latent frames (LongLive, section 3).
 
-    `attend` looks at the window, `attend_text` at the prompt's 512 rows, where special kernels gain nothing.
+    `attend` is for the window, `attend_text` for the prompt's 512 rows, where special kernels gain nothing.
     """
 
     def __init__(self, config: ModelConfig, attend: Attend = sdpa, attend_text: Attend = sdpa):
@@ -46,6 +47,21 @@ class CausalWan(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.layers = nn.ModuleList(Layer(config, attend, attend_text) for _ in range(config.num_layers))
         self.head = Head(config, patch_values)
+        self.run_layer = Layer.__call__
+
+    def compile_layers(self, is_compiled: bool) -> bool:
+        """Run the layers compiled from now on, or eagerly; True if compiling is still to come."""
+        is_new = is_compiled and not isinstance(self.run_layer, Compiled)
+        if is_new:
+            self.run_layer = Compiled(Layer.forward, self.device)
+        elif not is_compiled:
+            self.run_layer = Layer.__call__
+        return is_new
+
+    @property
+    def compile_failure(self) -> Exception | None:
+        """Why compiled layers run eagerly after all; None where they do not."""
+        return getattr(self.run_layer, "failure", None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,67 +72,67 @@ class CausalWan(nn.Module):
     def device(self) -> torch.device:
         return self.patch_embedding.weight.device
 
-    def read_text(self, embeds: Tensor) -> TextCache:
+    def encode_text(self, embeds: Tensor) -> TextCache:
         """Prompt embeddings [B, text tokens, text dim] (padding rows zero) -> K and V of every layer.
 
-        On a CPU the padding is one row; a card's kernels want no mask, and graphs want prompts of one size.
+        On a CPU the padding is folded into one row; kernels of GPUs want no mask, compiled layers one size.
         """
         embeds, mask = embeds.to(self.device, self.dtype), None
-        if self.device.type == "cpu" and not torch.is_grad_enabled():
+        is_eager = not (torch.is_grad_enabled() or isinstance(self.run_layer, Compiled))
+        if self.device.type == "cpu" and is_eager:
             embeds, mask = fold_padding(embeds)
         rows = self.text_embedding(embeds)
-        return TextCache([LayerText(*layer.cross_attn.keys_values(rows), mask) for layer in self.layers])
+        return TextCache([LayerText(*layer.cross_attn.kv(rows), mask) for layer in self.layers])
 
     def rotations(self, positions: Tensor, latent_height: int, latent_width: int) -> Tensor:
         """Rotations of the tokens of latent frames at integer positions [T] -> [L, 1, D / 2, 2]."""
         rows, columns = latent_height // PATCH, latent_width // PATCH
         return rotation(positions.to(self.device), rows, columns, self.config.head_dim)
 
-    def read_time(self, timesteps: Tensor, tokens: int = 1) -> TimeCache:
-        """What timesteps 0..1000 ask of all layers: [1], or one a latent frame [B, T] of `tokens` tokens."""
+    def modulations(self, timesteps: Tensor, tokens: int = 1) -> Modulations:
+        """Timesteps 0..1000, [1] or one a latent frame [B, T] of `tokens` tokens -> all modulations."""
         time = self.time_embedding(sinusoid(timesteps.to(self.device), self.config.freq_dim).to(self.dtype))
         time = time.view(-1, timesteps.shape[-1], self.config.dim)
         if time.shape[1] > 1:
             time = time.repeat_interleave(tokens, dim=1)
-        modulation = self.time_projection(time).unflatten(-1, (6, -1))
-        return TimeCache([layer.read_time(modulation) for layer in self.layers], self.head.read_time(time))
+        by_layer = self.time_projection(time).unflatten(-1, (6, -1))
+        return Modulations(
+            [layer.modulation_at(by_layer) for layer in self.layers], self.head.modulation_at(time)
+        )
 
     def forward(
-        self, latents: Tensor, time: TimeCache, rotations: Tensor, cache: KVCache, text: TextCache
+        self, latents: Tensor, time: Modulations, rotations: Tensor, cache: KVCache, text: TextCache
     ) -> Tensor:
         """Noisy latents [B, C, T, H, W] at the noise level of `time` -> flow.
 
         Writes the K and V of these latents into the frames that `cache` has open.
         """
-        x = self._embed(latents)
-        seen = zip(self.layers, time.layers, cache.layers, text.layers, strict=True)
-        for layer, layer_time, layer_cache, layer_text in seen:
-            x = layer(x, layer_time, rotations, layer_cache, layer_text)
+        x = self._patchify(latents)
+        for layer, *parts in zip(self.layers, time.layers, cache.layers, text.layers, strict=True):
+            x = self.run_layer(layer, x, rotations, *parts)
         return self._unpatchify(self.head(x, time.head), latents.shape)
 
-    def remember(
-        self, latents: Tensor, time: TimeCache, rotations: Tensor, cache: KVCache, text: TextCache
+    def fill_cache(
+        self, latents: Tensor, time: Modulations, rotations: Tensor, cache: KVCache, text: TextCache
     ) -> None:
-        """As forward, but only for what it leaves in the cache: stops at the last layer's K and V."""
-        x = self._embed(latents)
+        """As forward, but only for the K and V it leaves in the cache: stops at the last layer's."""
+        x = self._patchify(latents)
         *body, last = zip(self.layers, time.layers, cache.layers, text.layers, strict=True)
-        for layer, layer_time, layer_cache, layer_text in body:
-            x = layer(x, layer_time, rotations, layer_cache, layer_text)
+        for layer, *parts in body:
+            x = self.run_layer(layer, x, rotations, *parts)
         layer, layer_time, layer_cache, _ = last
-        layer.remember(x, layer_time, rotations, layer_cache)
+        layer.fill_cache(x, rotations, layer_time, layer_cache)
 
-    def _embed(self, latents: Tensor) -> Tensor:
-        """Latents -> tokens [B, L, E]."""
-        x = latents.to(self.dtype).unflatten(3, (-1, PATCH)).unflatten(5, (-1, PATCH))
-        x = x.permute(0, 2, 3, 5, 1, 4, 6).reshape(len(latents), -1, self.patch_embedding.in_features)
+    def _patchify(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] -> tokens [B, L, E]."""
+        x = rearrange(latents.to(self.dtype), "b c t (h p) (w q) -> b (t h w) (c p q)", p=PATCH, q=PATCH)
         return self.patch_embedding(x)
 
     @staticmethod
     def _unpatchify(x: Tensor, shape: torch.Size) -> Tensor:
-        """[B, L, (2, 2, C)] -> [B, C, T, H, W]."""
-        batch, channels, frames, height, width = shape
-        x = x.view(batch, frames, height // PATCH, width // PATCH, PATCH, PATCH, channels)
-        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(shape)
+        """Tokens [B, L, (2, 2, C)] -> latents [B, C, T, H, W]."""
+        sizes = {"t": shape[2], "h": shape[3] // PATCH, "p": PATCH, "q": PATCH}
+        return rearrange(x, "b (t h w) (p q c) -> b c t (h p) (w q)", **sizes)
 
 
 def fold_padding(embeds: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,12 @@ The head dim D is split into time, row and column parts; pairs are interleaved (
 import torch
 from torch import Tensor
 
-from ..doubles import widest_float
-
 THETA = 10000.0
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices without it (MPS, some XPUs)."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:

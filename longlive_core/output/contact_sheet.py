@@ -1,8 +1,10 @@
-"""Frames of a video, as they come -> one picture of evenly spaced thumbnails."""
+"""Frames of a video -> one image of evenly spaced thumbnails."""
 
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 COLUMNS = 10
@@ -13,28 +15,34 @@ THUMBNAIL_WIDTH = 128
 class ContactSheet:
     """Keeps a few of `num_frames` frames: time runs along the rows, top to bottom."""
 
-    def __init__(self, num_frames: int, columns: int = COLUMNS, rows: int = ROWS):
-        count = min(num_frames, columns * rows)
-        self._columns = min(columns, count)
+    def __init__(self, num_frames: int):
+        count = min(num_frames, COLUMNS * ROWS)
+        self._columns = min(COLUMNS, count)
         self._wanted = set(np.linspace(0, num_frames - 1, count).round().astype(int).tolist())
         self._seen = 0
-        self._kept: list[Image.Image] = []
+        self._thumbnails: list[np.ndarray] = []
 
     def append(self, frames: np.ndarray) -> None:
         """Frames uint8 [F, H, W, 3]."""
-        for picture in frames:
+        for frame in frames:
             if self._seen in self._wanted:
-                height = round(THUMBNAIL_WIDTH * picture.shape[0] / picture.shape[1])
-                self._kept.append(Image.fromarray(picture).resize((THUMBNAIL_WIDTH, height)))
+                size = (THUMBNAIL_WIDTH, round(THUMBNAIL_WIDTH * frame.shape[0] / frame.shape[1]))
+                self._thumbnails.append(np.asarray(Image.fromarray(frame).resize(size)))
             self._seen += 1
 
     def save(self, path: str | Path) -> None:
-        """Write the sheet as far as the frames came; without any, nothing."""
-        if not self._kept:
+        """Write the thumbnails so far; without any, nothing."""
+        if not self._thumbnails:
             return
-        width, height = self._kept[0].size
-        rows = -(-len(self._kept) // self._columns)
-        sheet = Image.new("RGB", (self._columns * width, rows * height))
-        for index, thumbnail in enumerate(self._kept):
-            sheet.paste(thumbnail, (index % self._columns * width, index // self._columns * height))
-        sheet.save(path)
+        empty = -len(self._thumbnails) % self._columns
+        cells = [*self._thumbnails, *empty * [np.zeros_like(self._thumbnails[0])]]
+        sheet = rearrange(cells, "(row column) h w rgb -> (row h) (column w) rgb", column=self._columns)
+        Path(path).write_bytes(encoded_image(sheet, Path(path).suffix))
+
+
+def encoded_image(image: np.ndarray, ending: str) -> bytes:
+    """An image uint8 [H, W, 3] in the format of that ending, such as `.png`.
+
+    Raises OSError, ValueError or LookupError where Pillow cannot write that format, or not in colour.
+    """
+    return iio.imwrite("<bytes>", image, plugin="pillow", extension=ending.lower())

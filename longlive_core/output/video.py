@@ -1,13 +1,14 @@
-"""Frames -> an H.264 mp4 that grows while it is made, with the settings it was made with; no models here."""
+"""Frames -> an H.264 mp4 that is playable while it grows and carries the settings it was made with."""
 
 import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,51 +16,48 @@ import av
 import numpy as np
 
 from ..geometry import FRAME_RATE
+from .background import BackgroundQueue
 
 METADATA_KEY = "longlive"
-PENDING = b"skip"  # the type of a box whose end is not on disk yet; players pass over it
-BOX_HEADER_BYTES = 8  # of a box of an mp4: its length, then its type
+PENDING = b"skip"  # type of a box that is not completely on disk yet; players skip it
+BOX_HEADER_BYTES = 8  # an mp4 box begins with its length, then its type
 TYPE_BYTES = slice(4, BOX_HEADER_BYTES)
 _GROWING = {
     "movflags": "frag_custom+frag_discont+empty_moov+default_base_moof+skip_trailer+use_metadata_tags",
-    "avoid_negative_ts": "make_non_negative",  # else every fragment would begin at 0
+    "avoid_negative_ts": "make_non_negative",  # otherwise every fragment begins at 0
 }
 _FINISHED = {"movflags": "faststart+use_metadata_tags"}
 _ENCODER = {"crf": "18", "preset": "veryfast", "g": "48", "tune": "zerolatency"}
+_FILE_URL = "file:{}"  # for av.open: then a path may contain any characters
 
 logger = logging.getLogger("longlive")
 
 
 class _GrowingFile:
-    """A file that gets one piece after the other, each of them wholly or not at all.
+    """A file to which pieces are added, each completely or not at all.
 
-    Until the first piece there is no such file, or still the one that was there before. Raises OSError at
-    once where none can be written.
+    The first piece creates it or replaces an earlier file. Raises OSError at once if no file can be written.
     """
 
     def __init__(self, path: Path):
         self._path = path
         self._file: BinaryIO | None = None
         self._end = 0
-        was_there = path.exists()
-        path.open("ab").close()  # neither empties nor keeps one
-        if not was_there:
+        existed = path.exists()
+        path.open("ab").close()  # leaves an earlier file as it is
+        if not existed:
             path.unlink()
 
-    @property
-    def has_begun(self) -> bool:
-        return self._file is not None
-
     def begin(self) -> None:
-        """Take the place of a file that was there before."""
+        """Create the file, empty."""
         self._file = self._path.open("wb", buffering=0)
 
     def add(self, piece: bytes) -> None:
-        """Put boxes behind the others. Their first type is written last: then all of them count at once.
+        """Append mp4 boxes. The type of the first is written last, which makes all of them valid at once.
 
-        Raises OSError when they cannot be written; the file is then as it was.
+        Raises OSError if they cannot be written; the file is then as before.
         """
-        if not self.has_begun:
+        if not self._file:
             self.begin()
         try:
             self._put(self._end, piece[: TYPE_BYTES.start] + PENDING + piece[TYPE_BYTES.stop :])
@@ -74,21 +72,26 @@ class _GrowingFile:
     def _put(self, offset: int, data: bytes) -> None:
         self._file.seek(offset)
         left = memoryview(data)
-        while left:  # a disk that is nearly full takes a part
+        while left:  # a nearly full disk writes only a part
             left = left[self._file.write(left) :]
 
     def close(self) -> None:
-        if self.has_begun:
-            self._file.close()
+        """Remove the file if nothing was added to it."""
+        if not self._file:
+            return
+        self._file.close()
+        if not self._end and self._path.is_file():
+            with suppress(PermissionError):  # Windows keeps a file that is being read
+                self._path.unlink()
 
 
-class VideoWriter:
-    """Appends frames to `path`: whenever `append` returns, the file decodes to all frames so far.
+class VideoWriter(AbstractContextManager):
+    """Encodes frames and writes them to `path` in a background thread, in order.
 
-    While growing, the file is fragmented, a fragment an append, so that a full disk or a kill leaves what was
-    appended playable; once closed it is an ordinary mp4 whose index and metadata come first. `extra_metadata`
-    are texts by name beside our own settings. A file that was there before stays until the first append; a
-    link stays one, and what it names is written.
+    The growing file decodes to the `num_frames` frames written so far: every append adds a fragment, and a
+    full disk or a kill leaves the earlier ones playable. `close` turns it into an ordinary mp4 with index and
+    metadata first. `extra_metadata` are texts by name, next to `settings`. An earlier file stays until the
+    first fragment; a link stays, and its target is written. Raises OSError if no file can be written there.
     """
 
     def __init__(
@@ -105,57 +108,74 @@ class VideoWriter:
         self.describe(settings or {})
         self._place = Path(os.path.realpath(self.path))
         self._file = _GrowingFile(self._place)
-        self._header = io.BytesIO()
-        self._muxer = av.open(self._header, "w", format="mp4", options=_GROWING)
-        self._stream = self._muxer.add_stream("libx264", rate=FRAME_RATE, options=_ENCODER)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.time_base = Fraction(1, FRAME_RATE)
-        self._num_pieces = 0
+        self._encoder = av.open(io.BytesIO(), "w", format="mp4", options=_GROWING)
+        shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": Fraction(1, FRAME_RATE)}
+        self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER, **shape)
+        self._encoder.start_encoding()
+        self._queue = BackgroundQueue()
         self._is_open = True
 
     def describe(self, settings: dict[str, Any]) -> None:
-        """Other settings for the finished file; before the first append for the growing one too."""
+        """Replace the settings in the finished file; before the first append in the growing one too."""
         self._metadata[METADATA_KEY] = json.dumps(settings, ensure_ascii=False)
 
     def append(self, frames: np.ndarray) -> None:
-        """Frames uint8 [F, H, W, 3]. Raises OSError when they cannot be written."""
-        packets = [self._encoded(self.num_frames + index, picture) for index, picture in enumerate(frames)]
-        if not packets:
-            return
-        if not self._num_pieces:
-            self._file.add(self._header.getvalue())
-        self._num_pieces += 1
-        self._file.add(fragment(packets, self._stream, self._num_pieces))
-        self.num_frames += len(packets)
+        """Queue frames uint8 [F, H, W, 3], not to be changed afterwards; waits while two appends are queued.
 
-    def _encoded(self, index: int, picture: np.ndarray) -> av.Packet:
-        if not index:
-            self._muxer.metadata.update(self._metadata)
-            self._muxer.start_encoding()  # writes the header
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts = index
-        (packet,) = self._stream.encode(frame)
-        return packet
+        Raises OSError, once, if earlier frames could not be written; nothing is written from then on.
+        """
+        self._queue.put(partial(self._write, frames))
+
+    def flush(self) -> None:
+        """Wait until everything queued is written. Raises as append does."""
+        self._queue.flush()
 
     def close(self) -> None:
-        """Turn the file into an ordinary mp4. Without a single frame none is left but one from before."""
+        """Write what is queued and finish the file; idempotent. Raises as append does.
+
+        If no frame was written, no file is left except an earlier one.
+        """
         if not self._is_open:
             return
         self._is_open = False
-        self._muxer.close()
-        self._file.close()
-        if self.num_frames:
-            self._finish()
-        elif self._file.has_begun and self._place.is_file():
-            with suppress(PermissionError):  # Windows keeps what someone reads
-                self._place.unlink()
+        try:
+            self._queue.close()
+        finally:
+            self._encoder.close()
+            self._file.close()
+            if self.num_frames:
+                self._finish()
+
+    def _write(self, frames: np.ndarray) -> None:
+        packets = []
+        for pts, image in enumerate(frames, start=self.num_frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = pts
+            packets += self._stream.encode(frame)  # one a frame: the encoder looks at no later ones
+        if packets:
+            self._file.add(self._fragment(packets))
+            self.num_frames += len(packets)
+
+    def _fragment(self, packets: Sequence[av.Packet]) -> bytes:
+        """The boxes moof and mdat of encoded frames; before the first of them the header."""
+        buffer = io.BytesIO()
+        options = _GROWING | {"fragment_index": str(self.num_frames + 1)}  # may skip numbers, must grow
+        with av.open(buffer, "w", format="mp4", options=options) as muxer:
+            stream = muxer.add_stream_from_template(self._stream)
+            muxer.metadata.update({} if self.num_frames else self._metadata)
+            muxer.start_encoding()
+            begin = buffer.tell() if self.num_frames else 0
+            for packet in packets:
+                packet.stream = stream
+                muxer.mux(packet)
+        return buffer.getvalue()[begin:]
 
     def _finish(self) -> None:
-        """Remux without fragments; where that fails, the fragmented file is complete and stays."""
-        part = unused_name(self._place, ".part")
+        """Remux without fragments; if that fails, the fragmented file is complete and stays."""
+        part = self._place.with_name(f"{self._place.name}.{secrets.token_hex(4)}.part")
         try:
             self._remux(part)
-            put_in_place(part, self._place)
+            replace_open(self._place, part)
         except (OSError, av.error.FFmpegError) as error:
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
         finally:
@@ -164,8 +184,8 @@ class VideoWriter:
 
     def _remux(self, target: Path) -> None:
         with (
-            av.open(file_url(self._place)) as grown,
-            av.open(file_url(target), "w", format="mp4", options=_FINISHED) as finished,
+            av.open(_FILE_URL.format(self._place)) as grown,
+            av.open(_FILE_URL.format(target), "w", format="mp4", options=_FINISHED) as finished,
         ):
             finished.metadata.update(self._metadata)
             stream = finished.add_stream_from_template(grown.streams.video[0])
@@ -174,85 +194,46 @@ class VideoWriter:
                     packet.stream = stream
                     finished.mux(packet)
 
-    def __enter__(self) -> "VideoWriter":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def put_in_place(finished: Path, path: Path) -> None:
-    """Let a file take the place of another, which someone may be reading; OSError leaves that as it was.
-
-    Windows refuses to replace a file that is read. It lets its name be changed, if the reader allows that.
-    """
-    with suppress(PermissionError):
-        os.replace(finished, path)
-        return
-    aside = unused_name(path, ".old")
-    os.replace(path, aside)
+def replace_open(path: Path, new: Path) -> None:
+    """Replace a file that another process may be reading. On OSError it stays as it was."""
     try:
-        os.replace(finished, path)
-    except OSError:
-        os.replace(aside, path)
-        raise
-    with suppress(PermissionError):
-        aside.unlink()
-
-
-def unused_name(path: Path, ending: str) -> Path:
-    """Beside a file, a name that no file has: `v.mp4.part`, or `v.mp4.1.part` where that is taken."""
-    name = path.with_name(path.name + ending)
-    numbers = count(1)
-    while os.path.lexists(name):
-        name = path.with_name(f"{path.name}.{next(numbers)}{ending}")
-    return name
-
-
-def file_url(path: str | Path) -> str:
-    """A path as the muxers take it, whatever characters are in it."""
-    return f"file:{path}"
-
-
-def fragment(packets: Sequence[av.Packet], template: av.VideoStream, number: int) -> bytes:
-    """The boxes moof and mdat of encoded frames that follow each other; `number` counts from 1."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options=_GROWING | {"fragment_index": str(number)}) as muxer:
-        stream = muxer.add_stream_from_template(template)
-        muxer.start_encoding()
-        begin = buffer.tell()
-        for packet in packets:
-            packet.stream = stream
-            muxer.mux(packet)
-    return buffer.getvalue()[begin:]
+        os.replace(new, path)
+    except PermissionError:  # Windows replaces no open file, but renames it if its reader allows that
+        aside = new.with_suffix(".old")
+        os.replace(path, aside)
+        try:
+            os.replace(new, path)
+        except OSError:
+            os.replace(aside, path)
+            raise
+        with suppress(PermissionError):
+            aside.unlink()
 
 
 def whole_bytes(file: BinaryIO, start: int) -> int:
-    """Where the last box ends that is wholly in a growing file, from the box at `start` on."""
+    """Where the last complete box of a growing file ends, reading on from the box at `start`."""
     size = file.seek(0, os.SEEK_END)
-    for end in _box_ends(file, start, size):
-        start = end
-    return start
-
-
-def _box_ends(file: BinaryIO, start: int, size: int) -> Iterator[int]:
     while start + BOX_HEADER_BYTES <= size:
         file.seek(start)
         header = file.read(BOX_HEADER_BYTES)
         length = int.from_bytes(header[: TYPE_BYTES.start], "big")
+        if header[TYPE_BYTES] == PENDING or length < BOX_HEADER_BYTES or start + length > size:
+            break
         start += length
-        if header[TYPE_BYTES] == PENDING or length < BOX_HEADER_BYTES or start > size:
-            return
-        yield start
+    return start
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings that a VideoWriter put into the file; ValueError if there are none."""
+    """The settings in a video of LongLive. Raises ValueError if there are none."""
     try:
-        with av.open(file_url(path)) as container:
+        with av.open(_FILE_URL.format(path)) as container:
             text = container.metadata.get(METADATA_KEY)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a video ({error})") from error
     if text is None:
-        raise ValueError(f"{path} carries no LongLive settings; only videos written by LongLive do")
+        raise ValueError(f"{path} has no LongLive settings; choose a video that LongLive wrote")
     return json.loads(text)

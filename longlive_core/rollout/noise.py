@@ -1,4 +1,4 @@
-"""Noise that is a pure function of (seed, block, step): any block can be made again, on any device."""
+"""Noise levels and noise: the shifted sigmas, flow -> clean latents, and noise anyone can draw again."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,10 +6,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import SigmaConfig
+from ..model.rope import widest_float
+
+TIMESTEP_SCALE = 1000.0
+
+
+def shifted_sigmas(config: SigmaConfig) -> tuple[float, ...]:
+    """The sigmas a block passes through; LongLive's are 1, 0.9375, 0.8333, 0.625."""
+    levels = (step / TIMESTEP_SCALE for step in config.steps)
+    return tuple(config.shift * s / (1 + (config.shift - 1) * s) for s in levels)
+
+
+def clean_of(latents: Tensor, flow: Tensor, sigma: float) -> Tensor:
+    """The model's estimate of noise-free latents: x - sigma * flow, in the widest float (reference)."""
+    wide = widest_float(latents.device)
+    return (latents.to(wide) - sigma * flow.to(wide)).to(latents.dtype)
+
+
+def renoise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Clean latents brought to noise level `sigma` with fresh noise."""
+    return ((1 - sigma) * clean.float() + sigma * noise.float()).to(clean.dtype)
+
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """Standard normal noise of `shape` [B, C, T, H, W], drawn in fp32 on torch's CPU generator."""
+    """Standard normal noise of `shape` [B, C, T, H, W]: a pure function of (seed, block, step).
+
+    It is drawn in fp32 on torch's CPU generator, so that any block can be made again, on any device.
+    """
 
     seed: int
     shape: tuple[int, ...]
@@ -18,3 +43,10 @@ class SeededNoise:
         digest = hashlib.blake2b(f"{self.seed}/{block}/{step}".encode(), digest_size=4).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         return torch.randn(self.shape, generator=generator)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on that device; to a GPU through pinned memory, so that neither waits for the other."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import WindowConfig
+from ..config import Policy, WindowConfig
 from ..model.cache import KVCache, TextCache
 from ..model.causal_wan import CausalWan
-from ..schedule.schedule import Policy
-from .scene import Scene
-from .sigmas import clean_of, renoise
-from .state import RolloutState
-from .transfers import FiniteCheck, sent
+from .noise import clean_of, renoise, to_device
+from .scene import RolloutState, Scene
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Hook:
     """What a caller may watch. Raise from any of these to stop; what was yielded stays good."""
 
     def on_note(self, text: str) -> None:
-        """What the user should know of how the video is made."""
+        """A sentence for the user on how the video is made."""
 
     def on_open(self, scene: Scene) -> None:
         """Before the first block: the scene that all of them are made in."""
@@ -50,8 +47,7 @@ class Hook:
         """After each denoising step: the model's flow and the estimate of the block's clean latents."""
 
     def on_commit(self, block: int, cache: KVCache) -> None:
-        """After the block's clean K and V are in the cache, or on a busy card were asked for: there before
-        the block is yielded, else (a new scene, a CPU) when the next one is wanted."""
+        """After the block's clean K and V are in the cache."""
 
     def on_recache(self, block: int, cache: KVCache) -> None:
         """After the window was recomputed under the prompt that begins at `block`."""
@@ -79,13 +75,12 @@ def rollout(
     past: Tensor | RolloutState | None = None,
     hook: Hook | None = None,
 ) -> Iterator[Block]:
-    """Yield the blocks of one video as they are made. A block's latents are finished when it is yielded, its
-    K and V are in the cache when the next one is asked for.
+    """Yield the blocks of one video as they are made; a block is committed when the next one is asked for.
 
     `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
     sink and its last window, so the seam is smooth but not bit-identical; a first prompt that cuts drops it.
-    From a RolloutState it goes on as if there had been no end, under the prompt in effect there unless the
-    script has one for the first block.
+    From a RolloutState it continues bit for bit, under the prompt in effect there unless the script has one
+    for the first block.
     Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite.
     """
     hook = hook or Hook()
@@ -95,64 +90,50 @@ def rollout(
         raise ValueError(f"the script has no prompt for the first block ({blocks.start})")
     if switch.policy is Policy.CUT:
         past = None
-    text = read_prompt(model, switch)
+    text = encode_prompt(model, switch)
     scene = open_scene(model, text, noise(blocks.start, 0), window, len(blocks), past)
     hook.on_open(scene)
     for index in blocks:
         if (is_resumed or index > blocks.start) and (switch := script(index)):
-            text = read_prompt(model, switch)
+            text = encode_prompt(model, switch)
             if recache(scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
         latents = denoise(scene, text, noise, sigmas, index, hook)
-        yield from committed(scene, text, Block(index, latents, opens_scene=scene.end == 0), hook)
+        yield Block(index, latents, opens_scene=scene.end == 0)
+        commit(scene, text, latents)
+        hook.on_commit(index, scene.cache)
 
 
 @torch.no_grad()
-def read_prompt(model: CausalWan, switch: Switch) -> TextCache:
+def encode_prompt(model: CausalWan, switch: Switch) -> TextCache:
     """Cross-attention K and V of the prompt, once for all its blocks."""
-    return model.read_text(switch.embeds)
+    return model.encode_text(switch.embeds)
 
 
 @torch.no_grad()
 def denoise(
     scene: Scene, text: TextCache, noise: Noise, sigmas: tuple[float, ...], block: int, hook: Hook
 ) -> Tensor:
-    """Noise -> clean latents of the next block, one model call a sigma."""
-    x = sent(noise(block, 0), scene.model.device)
+    """Noise -> clean latents of the next block, one model call a sigma; RolloutError unless finite."""
+    x = to_device(noise(block, 0), scene.model.device)
     scene.open(scene.end, x.shape[2])
     clean = x
     for step, sigma in enumerate(sigmas):
         if step:
-            x = renoise(clean, sent(noise(block, step), x.device), sigma)
+            x = renoise(clean, to_device(noise(block, step), x.device), sigma)
         flow = scene.flow(x, sigma, text)
         clean = clean_of(x, flow, sigma)
         hook.on_step(block, step, flow, clean)
+    if not torch.isfinite(clean).all():
+        raise RolloutError(block, "the model's output is not finite; check the weights and the precision")
     return clean
 
 
-def committed(scene: Scene, text: TextCache, block: Block, hook: Hook) -> Iterator[Block]:
-    """Yield the block and commit it, in the order in which nobody waits.
-
-    A busy card is given its commit before its answer is waited for. The frames of a new scene, whose passes
-    wait for their launches, and those made on a CPU go out first.
-    """
-    check = FiniteCheck(block.latents)
-    if is_queued := check.is_pending and not block.opens_scene:
-        commit(scene, text, block, hook)
-    if not check.passed():
-        reason = "the model's output is not finite; check the weights and the precision"
-        raise RolloutError(block.index, reason)
-    yield block
-    if not is_queued:
-        commit(scene, text, block, hook)
-
-
 @torch.no_grad()
-def commit(scene: Scene, text: TextCache, block: Block, hook: Hook) -> None:
+def commit(scene: Scene, text: TextCache, latents: Tensor) -> None:
     """Replace the block's noisy K and V, in the same slots, by those of its clean latents."""
-    scene.remember(block.latents, text)
-    scene.append(block.latents)
-    hook.on_commit(block.index, scene.cache)
+    scene.fill_cache(latents, text)
+    scene.append(latents)
 
 
 @torch.no_grad()
@@ -160,7 +141,7 @@ def recache(scene: Scene, text: TextCache, policy: Policy) -> bool:
     """Bring the past under a new prompt (paper section 3.2); True if the window was recomputed.
 
     As long as the past fits the window all of it is recomputed, the sink included, whatever the policy.
-    Later, with the sink kept, only the ring is: LongLive v1.0 also runs the oldest frames, in vain.
+    Later, with the sink kept, only the ring is; LongLive v1.0 also runs the oldest frames, without effect.
     """
     if policy is Policy.CUT:
         scene.clear()
@@ -171,7 +152,7 @@ def recache(scene: Scene, text: TextCache, policy: Policy) -> bool:
     refresh = is_long and policy is Policy.REFRESH
     count = window - sink if is_long and not refresh else min(scene.end, window)
     scene.open(scene.end - count, count, refresh_sink=refresh)
-    scene.remember(scene.newest(count), text)
+    scene.fill_cache(scene.newest(count), text)
     return True
 
 
@@ -193,7 +174,7 @@ def open_scene(
     elif past is not None:
         past = past.to(model.device)
         scene.open(0, min(like.shape[2], past_frames))
-        scene.remember(past[:, :, : like.shape[2]], text)
+        scene.fill_cache(past[:, :, : like.shape[2]], text)
         scene.append(past)
         recache(scene, text, Policy.RECACHE)
     return scene

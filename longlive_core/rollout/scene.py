@@ -1,6 +1,8 @@
-"""The past of a rollout since its last cut: KV cache, newest clean latents, and the model that reads both."""
+"""The past of a rollout since its last cut: KV cache, newest clean latents, and the model that uses both."""
 
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,13 +10,26 @@ from torch import Tensor
 from ..config import WindowConfig
 from ..geometry import tokens_per_frame
 from ..model.cache import Grid, KVCache, TextCache
-from ..model.causal_wan import CausalWan, TimeCache
-from .sigmas import TIMESTEP_SCALE
-from .state import RolloutState
+from ..model.causal_wan import CausalWan, Modulations
+from .noise import TIMESTEP_SCALE
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """The exact state after a block: `end` latent frames since the scene began; the sink's position.
+
+    `tensors`, on the CPU: `embeds` [1 or B, text tokens, text dim] of the prompt in effect, the newest clean
+    latents `recent` [B, C, T, H, W], and `layers.N.keys` and the like, written by a KVCache.
+    """
+
+    window: WindowConfig
+    end: int
+    sink_position: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
 
 
 class Scene:
-    """Opens latent frames, asks the model for their flow, and leaves their K and V behind."""
+    """Opens latent frames, asks the model for their flow, and leaves their K and V in the cache."""
 
     def __init__(self, model: CausalWan, like: Tensor, window: WindowConfig, capacity: int):
         """`like`: latents of one block [B, C, T, H, W]; `capacity`: latent frames for full attention."""
@@ -23,12 +38,12 @@ class Scene:
         buffer = torch.empty(0, device=model.device, dtype=model.dtype)
         grid = Grid(batch, tokens_per_frame(self.height, self.width), buffer)
         self.cache = KVCache(model.config, window, grid, capacity)
-        self._times: dict[float, TimeCache] = {}
+        self._modulations: dict[float, Modulations] = {}
         self.recent: deque[Tensor] = deque(maxlen=self.cache.frames)  # clean latent frames [B, C, H, W]
         self.end = 0
 
     def clear(self) -> None:
-        """A new scene: nothing to look back at, positions begin at 0."""
+        """A new scene: nothing to attend to, positions begin at 0."""
         self.cache.clear()
         self.recent.clear()
         self.end = 0
@@ -41,11 +56,11 @@ class Scene:
 
     def flow(self, latents: Tensor, sigma: float, text: TextCache) -> Tensor:
         """The model's flow for the open frames at noise level `sigma`."""
-        return self.model(latents, self._time(sigma), self.rotations, self.cache, text)
+        return self.model(latents, self._modulations_at(sigma), self.rotations, self.cache, text)
 
-    def remember(self, latents: Tensor, text: TextCache) -> None:
+    def fill_cache(self, latents: Tensor, text: TextCache) -> None:
         """Leave the K and V of clean latents in the open frames' slots."""
-        self.model.remember(latents, self._time(0.0), self.rotations, self.cache, text)
+        self.model.fill_cache(latents, self._modulations_at(0.0), self.rotations, self.cache, text)
 
     def append(self, latents: Tensor) -> None:
         """The open frames are finished: these are their clean latents [B, C, T, H, W]."""
@@ -63,13 +78,12 @@ class Scene:
         return RolloutState(self.cache.window, self.end, self.cache.sink_position, copies)
 
     def restore(self, state: RolloutState) -> None:
-        """Be as the scene was that left this state."""
+        """Become the scene that left this state."""
         self.end = state.end
         self.recent.extend(state.tensors["recent"].to(self.model.device).unbind(2))
         self.cache.restore(state.end, state.sink_position, state.tensors)
 
-    def _time(self, sigma: float) -> TimeCache:
-        """What a noise level asks of the model, computed when it first comes."""
-        if sigma not in self._times:
-            self._times[sigma] = self.model.read_time(torch.tensor([TIMESTEP_SCALE * sigma]))
-        return self._times[sigma]
+    def _modulations_at(self, sigma: float) -> Modulations:
+        if sigma not in self._modulations:
+            self._modulations[sigma] = self.model.modulations(torch.tensor([TIMESTEP_SCALE * sigma]))
+        return self._modulations[sigma]

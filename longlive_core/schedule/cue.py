@@ -1,13 +1,15 @@
-"""One timed prompt: what it may hold, how it is written, and the error that says what is wrong with it."""
+"""A cue: one prompt and its time; what it may hold, and the error of a schedule that cannot be used."""
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from enum import Enum
+from itertools import pairwise
 from numbers import Real
 from typing import Any
+
+from ..config import Policy
 
 MAX_SECONDS = 24 * 60 * 60
 MAX_CUES = 100_000
@@ -20,22 +22,8 @@ _QUOTED_CHARACTERS = 40
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Policy(str, Enum):
-    """How the video goes from the prompt before to that of a cue."""
-
-    RECACHE = "recache"  # the window is recomputed under the new prompt, the sink kept
-    REFRESH = "refresh"  # the same, and the sink recomputed too
-    KEEP = "keep"  # nothing is recomputed
-    CUT = "cut"  # the history is dropped: a new scene
-    BLEND = "blend"  # the embedding moves over some seconds, and the window is recomputed on the way
-
-
-SWITCH_POLICIES = tuple(policy for policy in Policy if policy is not Policy.BLEND)  # done at one block
-POLICY_NAMES = (*(policy.value for policy in Policy), AUTO)
-
-
 class ScheduleError(ValueError):
-    """A schedule that cannot be used. `line`, `column`, `cue` count from 1; None where they mean nothing."""
+    """A schedule that cannot be used. `line`, `column`, `cue` count from 1; None where they do not apply."""
 
     def __init__(
         self, message: str, line: int | None = None, column: int | None = None, cue: int | None = None
@@ -44,18 +32,17 @@ class ScheduleError(ValueError):
         self.message, self.line, self.column, self.cue = message, line, column, cue
 
     def at(self, line: int, column: int) -> "ScheduleError":
-        """The same error, with its place in the text."""
+        """The same error with its place in the text."""
         return ScheduleError(self.message, line, column, self.cue)
 
 
 @dataclass(frozen=True)
 class Cue:
-    """One prompt and when it begins. Whitespace inside the prompt is collapsed to single spaces.
+    """One prompt and its time in seconds. Whitespace inside the prompt becomes single spaces.
 
-    `policy` is a Policy or its name; None (or "auto") names none, and the window's own policy is used.
-    `blend_seconds`, above 0 and up to 60, goes with Policy.BLEND alone: 2.25 where it is not given.
-    `extra` holds the fields of a timeline JSON that are not ours: they survive it and do not count in `==`.
-    Raises ScheduleError.
+    `policy` is a Policy or its name; None or "auto" leaves it to the run. `blend_seconds` (above 0, at most
+    60, default 2.25) goes with Policy.BLEND alone. `extra` holds unknown fields of a timeline JSON: they are
+    written back and do not count in `==`. Raises ScheduleError.
     """
 
     seconds: float
@@ -71,8 +58,12 @@ class Cue:
         object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def checked_seconds(seconds: Any) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, Real):
+    if not _is_number(seconds):
         raise ScheduleError(f"the time {quoted(seconds)} is not a number of seconds; {TIME_SPELLINGS}")
     if not 0 <= seconds <= MAX_SECONDS:
         raise ScheduleError(
@@ -88,7 +79,7 @@ def _checked_prompt(prompt: Any) -> str:
     if not prompt:
         raise ScheduleError("the prompt is empty; write what the video should show, or remove the cue")
     if _LONE_SURROGATE.search(prompt):
-        raise ScheduleError("the prompt holds half a character (a lone UTF-16 surrogate); type it anew")
+        raise ScheduleError("the prompt holds a lone UTF-16 surrogate (half a character); type it again")
     return prompt
 
 
@@ -98,20 +89,20 @@ def _checked_policy(policy: Any) -> Policy | None:
     try:
         return Policy(policy)
     except ValueError:
-        raise ScheduleError(f"{quoted(policy)} is not a policy; use {', '.join(POLICY_NAMES)}") from None
+        raise ScheduleError(f"{quoted(policy)} is not a policy; use {', '.join((*Policy, AUTO))}") from None
 
 
 def _checked_blend(seconds: Any, policy: Policy | None) -> float | None:
     if policy is not Policy.BLEND:
         if seconds is None:
             return None
-        named = AUTO if policy is None else policy.value
+        name = AUTO if policy is None else policy.value
         raise ScheduleError(
-            f"a blend of {quoted(seconds)} seconds came with {named}; only blend takes seconds"
+            f"a blend of {quoted(seconds)} seconds came with {name}; only blend takes seconds"
         )
     if seconds is None:
         return DEFAULT_BLEND_SECONDS
-    if isinstance(seconds, bool) or not isinstance(seconds, Real):
+    if not _is_number(seconds):
         raise ScheduleError(f"the blend {quoted(seconds)} is not a number of seconds; give it as 3.0")
     if not 0 < seconds <= MAX_BLEND_SECONDS:
         raise ScheduleError(
@@ -134,18 +125,29 @@ def spelled(seconds: float) -> str:
     return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + "s"
 
 
-def rounded(seconds: float) -> str:
-    return spelled(round(seconds, 2))
-
-
 def named(index: int, cue: Cue) -> str:
     return f"cue {index + 1} at {spelled(cue.seconds)}"
 
 
-def check_number_of_cues(num_cues: int) -> None:
-    if not num_cues:
+def check_number_of_cues(count: int) -> None:
+    if not count:
         raise ScheduleError("the schedule has no cues; give it at least one, at 0")
-    if num_cues > MAX_CUES:
+    if count > MAX_CUES:
+        raise ScheduleError(f"the schedule has {count} cues; at most {MAX_CUES} are allowed, split the video")
+
+
+def check_order(cues: Sequence[Cue]) -> None:
+    """ScheduleError unless the first cue is at 0 and no later one goes back in time."""
+    if cues[0].seconds != 0:
         raise ScheduleError(
-            f"the schedule has {num_cues} cues; at most {MAX_CUES} are allowed, split the video"
+            f"the first cue is at {spelled(cues[0].seconds)}, and the video needs a prompt from 0 on; begin "
+            "with a cue at 0 (where the time is meant as words of a prompt, write 0 => before it)",
+            cue=1,
         )
+    for index, (before, cue) in enumerate(pairwise(cues)):
+        if cue.seconds < before.seconds:
+            raise ScheduleError(
+                f"{named(index + 1, cue)} comes after {named(index, before)}, and cues must be in order of "
+                "time; move it up or correct its time",
+                cue=index + 2,
+            )

@@ -1,4 +1,4 @@
-"""Timeline JSON, and the reference's JSONL with its switch frames -> the parts of a schedule."""
+"""Timeline JSON <-> cues; the reference's JSONL with its switch frames -> cues."""
 
 import json
 import re
@@ -7,14 +7,15 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
-from .. import geometry
+from ..geometry import block_at, block_seconds, frames_of_seconds, num_latent_frames
 from .cue import MAX_SECONDS, Cue, ScheduleError, check_number_of_cues, quoted
 from .text_format import numbered_lines, read_time
 
+LAST_FRAME = num_latent_frames(frames_of_seconds(MAX_SECONDS)) - 1
 JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[{\]])')
 
 
-def decoded(text: str, first_line: int = 1) -> Any:
+def _decoded(text: str, first_line: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -26,11 +27,13 @@ def decoded(text: str, first_line: int = 1) -> Any:
         raise ScheduleError(f"this JSON cannot be read: {error}") from None
 
 
-def without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
-def timeline_entries(document: Any) -> list[Any]:
+def read_timeline(text: str) -> tuple[list[Cue], dict[str, Any]]:
+    """Timeline JSON -> its cues in order of time, and its unknown fields."""
+    document = _decoded(text)
     if not isinstance(document, dict) or not isinstance(document.get("cues"), list):
         raise ScheduleError(
             f"a timeline is an object with a list of cues, and {quoted(document)} came; "
@@ -39,35 +42,36 @@ def timeline_entries(document: Any) -> list[Any]:
     version = document.get("version", 1)
     if version != 1:
         raise ScheduleError(f"timeline version {quoted(version)} is unknown; only 1 is read")
-    return document["cues"]
+    check_number_of_cues(len(document["cues"]))
+    cues = [_read_entry(entry, number) for number, entry in enumerate(document["cues"], 1)]
+    return sorted(cues, key=lambda cue: cue.seconds), _without(document, "version", "cues")
 
 
-def cue_from_json(entry: Any, number: int) -> Cue:
+def _read_entry(entry: Any, number: int) -> Cue:
     if not isinstance(entry, dict) or not {"time", "prompt"} <= entry.keys():
         raise ScheduleError(
             f'cue {number} is {quoted(entry)}; write {{"time": 5.0, "prompt": "..."}}', cue=number
         )
-    extra = without(entry, "time", "prompt", "policy", "blend")
-    fields = (entry["prompt"], entry.get("policy"), entry.get("blend"), extra)
-    return numbered_cue(number, entry["time"], *fields)
+    fields = (entry["prompt"], entry.get("policy"), entry.get("blend"))
+    return _numbered_cue(number, entry["time"], *fields, _without(entry, "time", "prompt", "policy", "blend"))
 
 
-def cue_to_json(cue: Cue) -> dict[str, Any]:
-    """The entry that reads back as this cue; no policy where it names none."""
-    entry: dict[str, Any] = {"time": cue.seconds, "prompt": cue.prompt}
-    if cue.policy is not None:
-        entry["policy"] = cue.policy.value
-    if cue.blend_seconds is not None:
-        entry["blend"] = cue.blend_seconds
-    return entry | dict(cue.extra)
-
-
-def numbered_cue(number: int, time: Any, *fields: Any) -> Cue:
-    """A cue of those fields; errors name its number, for text where a line tells nothing."""
+def _numbered_cue(number: int, time: Any, *fields: Any) -> Cue:
+    """A cue whose errors name its number, for text where a line says nothing."""
     try:
         return Cue(read_time(time.strip()) if isinstance(time, str) else time, *fields)
     except ScheduleError as error:
         raise ScheduleError(f"cue {number}: {error.message}", cue=number) from None
+
+
+def written_timeline(cues: Sequence[Cue], extra: Mapping[str, Any]) -> str:
+    """Timeline JSON that reads back as these cues and unknown fields."""
+    entries = []
+    for cue in cues:
+        policy = {} if cue.policy is None else {"policy": cue.policy.value}
+        blend = {} if cue.blend_seconds is None else {"blend": cue.blend_seconds}
+        entries.append({"time": cue.seconds, "prompt": cue.prompt, **policy, **blend, **cue.extra})
+    return json.dumps({"version": 1, "cues": entries, **extra}, ensure_ascii=False, indent=2)
 
 
 def is_jsonl(text: str) -> bool:
@@ -75,51 +79,53 @@ def is_jsonl(text: str) -> bool:
     if not JSON_START.match(text):
         return False
     try:
-        first = decoded(numbered_lines(text)[0][1])
+        first = _decoded(numbered_lines(text)[0][1])
     except ScheduleError:
         return False
     return isinstance(first, dict) and "prompts" in first and "cues" not in first
 
 
-def jsonl_line(text: str, line: int) -> tuple[int, str]:
+def read_jsonl(text: str, switch_frames: Sequence[int], line: int, block_latent_frames: int) -> list[Cue]:
+    """Line `line` of the reference's prompts, with the latent frame of each switch -> cues."""
     lines = numbered_lines(text)
     if not lines:
         raise ScheduleError('the prompts are empty; write {"prompts": ["...", "..."]} on a line')
     if not 1 <= line <= len(lines):
         raise ScheduleError(f"line {line} of prompts was asked for; choose 1 to {len(lines)}")
-    return lines[line - 1]
-
-
-def jsonl_prompts(fields: Any) -> list[Any]:
+    number, source = lines[line - 1]
+    fields = _decoded(source, number)
     if not isinstance(fields, dict) or not isinstance(fields.get("prompts"), list):
         raise ScheduleError(f'{quoted(fields)} came; write {{"prompts": ["...", "..."]}}')
-    check_number_of_cues(len(fields["prompts"]))
-    return fields["prompts"]
+    prompts = fields["prompts"]
+    check_number_of_cues(len(prompts))
+    _check_switch_frames(switch_frames, len(prompts))
+    times = [0.0, *_switch_seconds(switch_frames, block_latent_frames)]
+    return [_numbered_cue(index, *cue) for index, cue in enumerate(zip(times, prompts, strict=True), 1)]
 
 
-def check_switch_frames(switch_frames: Sequence[int], num_prompts: int) -> None:
+def _check_switch_frames(switch_frames: Sequence[int], num_prompts: int) -> None:
     if len(switch_frames) != num_prompts - 1:
         raise ScheduleError(
             f"{num_prompts} prompts came with {len(switch_frames)} switch frames; "
             f"give exactly {num_prompts - 1}, one for each prompt after the first"
         )
-    last = geometry.num_latent_frames(geometry.frames_of_seconds(MAX_SECONDS)) - 1
-    for frame in switch_frames:
-        if isinstance(frame, bool) or not isinstance(frame, Integral) or not 0 <= frame <= last:
-            raise ScheduleError(f"{quoted(frame)} is not a switch frame; use latent frames from 0 to {last}")
-    for before, frame in pairwise(switch_frames):
+    for before, frame in pairwise((0, *switch_frames)):
+        if isinstance(frame, bool) or not isinstance(frame, Integral) or not 0 <= frame <= LAST_FRAME:
+            raise ScheduleError(
+                f"{quoted(frame)} is not a switch frame; use latent frames from 0 to {LAST_FRAME}"
+            )
         if frame < before:
             raise ScheduleError(f"switch frame {frame} comes after {before}; put them in order")
 
 
-def switch_seconds(switch_frames: Sequence[int], block_latent_frames: int) -> Iterator[float]:
+def _switch_seconds(switch_frames: Sequence[int], block_latent_frames: int) -> Iterator[float]:
     """Latent frames -> the times of cues that take effect at the blocks where the reference switches."""
     taken = -1
     for frame in switch_frames:
-        seconds = geometry.block_seconds(frame, 1)
-        block = geometry.block_at(seconds, block_latent_frames)
+        seconds = block_seconds(frame, 1)
+        block = block_at(seconds, block_latent_frames)
         if block <= taken:  # one switch a block: this one waits for the next
             block = taken + 1
-            seconds = geometry.block_seconds(block, block_latent_frames)
+            seconds = block_seconds(block, block_latent_frames)
         taken = block
         yield seconds

@@ -1,17 +1,18 @@
-"""Schedule text, one cue a line -> cues. README documents the grammar."""
+"""Schedule text, one cue a line <-> cues. README documents the grammar."""
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from ..config import Policy
 from .cue import (
     AUTO,
-    SWITCH_POLICIES,
     TIME_SPELLINGS,
     Cue,
-    Policy,
     ScheduleError,
+    check_number_of_cues,
+    check_order,
     checked_seconds,
     quoted,
     spelled,
@@ -23,15 +24,11 @@ _CUE_LINE = re.compile(r"(?P<time>\S*?)(?P<arrow>\s*=>|\s+|\Z)(?P<words>.*)", re
 _SECONDS = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
 # A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
 _POLICY_PREFIX = re.compile(
-    rf"(?:(?P<policy>{'|'.join((*SWITCH_POLICIES, Policy.BLEND, AUTO))})"
-    r"|blend\s+(?P<blend>[-+]?\.?[0-9][^\s:]*)):",
+    rf"(?:(?P<policy>{'|'.join((*Policy, AUTO))})|blend\s+(?P<blend>[-+]?\.?[0-9][^\s:]*)):",
     re.IGNORECASE | re.ASCII,
 )
-_TIME = re.compile(
-    r"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?"  # 1:02:03 or 1:02.5
-    rf"|{_SECONDS}"
-)
-# How a first line says that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
+_TIME = re.compile(rf"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?|{_SECONDS}")  # 1:02:03 or 1:02.5
+# How a first line shows that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
 _TIME_LIKE = re.compile(r"0+(\.0+)?|[-+]?\.?[0-9][0-9.,]*(s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?")
 
 
@@ -49,7 +46,7 @@ class _Line(NamedTuple):
 
 @contextmanager
 def _located(line: int, column: int) -> Iterator[None]:
-    """Give errors raised inside their place in the text."""
+    """Add a place in the text to the errors raised inside."""
     try:
         yield
     except ScheduleError as error:
@@ -70,7 +67,28 @@ def numbered_lines(text: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines, 1) if line and not line.isspace()]
 
 
-def content_lines(text: str) -> list[_Line]:
+def read_text(text: str) -> list[Cue]:
+    """Cues in order; a first line without a time makes the whole text one prompt."""
+    lines = _content_lines(text)
+    if not _begins_with_time(lines[0]):
+        return [Cue(0.0, _plain_prompt(lines))]
+    groups: list[list[_Line]] = []  # each cue's line with those that continue it
+    for line in lines:
+        if line.is_continuation:
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    check_number_of_cues(len(groups))
+    cues = [_read_cue(*group) for group in groups]
+    try:
+        check_order(cues)
+    except ScheduleError as error:
+        first = groups[error.cue - 1][0]
+        raise error.at(first.number, first.column) from None
+    return cues
+
+
+def _content_lines(text: str) -> list[_Line]:
     """Lines less blanks and comments, and less the indent of the first: a whole schedule may be indented."""
     lines = [(number, line) for number, line in numbered_lines(text) if not line.lstrip().startswith("#")]
     if not lines:
@@ -83,15 +101,15 @@ def content_lines(text: str) -> list[_Line]:
     ]
 
 
-def begins_with_time(line: str) -> bool:
-    time, arrow = _CUE_LINE.match(line).group("time", "arrow")
+def _begins_with_time(line: _Line) -> bool:
+    time, arrow = _CUE_LINE.match(line.text).group("time", "arrow")
     return arrow.endswith("=>") or _TIME_LIKE.fullmatch(time) is not None
 
 
-def plain_prompt(lines: Sequence[_Line]) -> str:
-    """The one prompt of a text without times; refuses a text that has some, only not at its beginning."""
+def _plain_prompt(lines: Sequence[_Line]) -> str:
+    """The one prompt of a text without times; ScheduleError where a later line has one."""
     for line in lines:
-        if not line.is_continuation and begins_with_time(line.text):
+        if not line.is_continuation and _begins_with_time(line):
             raise ScheduleError(
                 "this line begins with a time and the first one does not; begin the first line with 0 => "
                 "(or, where no time is meant, indent this line)",
@@ -101,36 +119,46 @@ def plain_prompt(lines: Sequence[_Line]) -> str:
     return " ".join(line.text for line in lines)
 
 
-def grouped(lines: Sequence[_Line]) -> list[list[_Line]]:
-    """Each cue's line with those that continue it."""
-    groups: list[list[_Line]] = []
-    for line in lines:
-        if line.is_continuation:
-            groups[-1].append(line)
-        else:
-            groups.append([line])
-    return groups
-
-
-def read_cue(lines: Sequence[_Line]) -> Cue:
-    first, *rest = lines
+def _read_cue(first: _Line, *more: _Line) -> Cue:
     parts = _CUE_LINE.match(first.text)
     with _located(first.number, first.column):
         seconds = read_time(parts["time"])
     with _located(first.number, first.column + parts.start("words")):
-        words = " ".join([parts["words"], *(line.text for line in rest)]).lstrip()
-        return Cue(seconds, *read_words(words))
+        words = " ".join([parts["words"], *(line.text for line in more)]).lstrip()
+        return Cue(seconds, *_read_words(words))
 
 
-def read_words(words: str) -> tuple[str, str, float | None]:
+def _read_words(words: str) -> tuple[str, str, float | None]:
     """What follows a time -> prompt, name of the policy ("auto" where there is none), seconds of a blend."""
     prefix = _POLICY_PREFIX.match(words)
     if prefix is None:
         return words, AUTO, None
-    prompt = words[prefix.end() :]
-    if prefix["blend"] is None:
+    prompt, seconds = words[prefix.end() :], prefix["blend"]
+    if seconds is None:
         return prompt, prefix["policy"].lower(), None
-    return prompt, Policy.BLEND.value, read_blend(prefix["blend"])
+    if not re.fullmatch(_SECONDS, seconds):
+        raise ScheduleError(
+            f"{quoted(seconds)} is not how long a blend takes; write it as blend 3s: or blend 2.5s: (where "
+            "it is meant as words of the prompt, write auto: before it)"
+        )
+    return prompt, Policy.BLEND, float(seconds.removesuffix("s"))
+
+
+def read_time(text: str) -> float:
+    """`5`, `5s`, `0:05` or `1:02:03` -> seconds."""
+    if not text:
+        raise ScheduleError(f"a time is missing; {TIME_SPELLINGS}")
+    if text.startswith("-") and _TIME.fullmatch(text[1:]):
+        raise ScheduleError(f"the time {quoted(text)} is negative; the video begins at 0")
+    if not _TIME.fullmatch(text):
+        raise ScheduleError(
+            f"{quoted(text)} is not a time; {TIME_SPELLINGS}; indent a line that continues a prompt, and "
+            "write 0 => before a first prompt that begins like a time"
+        )
+    seconds = 0.0
+    for part in text.removesuffix("s").split(":"):
+        seconds = seconds * 60 + float(part)
+    return checked_seconds(seconds)
 
 
 def written_cue(cue: Cue) -> str:
@@ -141,34 +169,3 @@ def written_cue(cue: Cue) -> str:
     if not policy and _POLICY_PREFIX.match(cue.prompt):
         policy = AUTO
     return f"{spelled(cue.seconds)} => {policy}{': ' * bool(policy)}{cue.prompt}\n"
-
-
-def read_blend(text: str) -> float:
-    """`3`, `3s` or `2.5s` -> seconds."""
-    if not re.fullmatch(_SECONDS, text):
-        raise ScheduleError(
-            f"{quoted(text)} is not how long a blend takes; write it as blend 3s: or blend 2.5s: (where it "
-            "is meant as words of the prompt, write auto: before it)"
-        )
-    return float(text.removesuffix("s"))
-
-
-def read_time(text: str) -> float:
-    """`5`, `5s`, `0:05` or `1:02:03` -> seconds."""
-    if not _TIME.fullmatch(text):
-        raise ScheduleError(_why_not_a_time(text))
-    seconds = 0.0
-    for part in text.removesuffix("s").split(":"):
-        seconds = seconds * 60 + float(part)
-    return checked_seconds(seconds)
-
-
-def _why_not_a_time(text: str) -> str:
-    if not text:
-        return f"a time is missing; {TIME_SPELLINGS}"
-    if text.startswith("-") and _TIME.fullmatch(text[1:]):
-        return f"the time {quoted(text)} is negative; the video begins at 0"
-    return (
-        f"{quoted(text)} is not a time; {TIME_SPELLINGS}; indent a line that continues a prompt, and "
-        "write 0 => before a first prompt that begins like a time"
-    )

@@ -1,139 +1,103 @@
-"""Cues and a text encoder -> the rollout's Script: which embedding begins at which block, with which policy.
-
-Here "no policy" becomes recache, and a blend becomes one switch a block on the way to the new prompt.
-"""
+"""Cues and a text encoder -> the rollout's Script: which embedding and which policy begin at a block."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..config import Policy
 from ..geometry import FRAME_RATE, TIME_STRIDE
-from ..rollout.rollout import Script, Switch
-from ..schedule.cue import DEFAULT_BLEND_SECONDS, Cue, Policy
+from ..rollout.rollout import Switch
+from ..schedule.cue import Cue
 from ..schedule.schedule import Timeline
 
 EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
-KEPT_PROMPTS = 64  # embeddings of a schedule that are kept, in case a prompt comes again
-
-
-def linear(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """The embedding on the straight way from `start` (weight 0) to `end` (1), [1, L, C]."""
-    return torch.lerp(start, end, weight)
-
-
-@dataclass(frozen=True)
-class BlendStyle:
-    """How a blend goes: the way between embeddings, and the policy of its blocks before the last.
-
-    The defaults were the smoothest of those measured (docs/blend.md).
-    """
-
-    mix: Callable[[Tensor, Tensor, float], Tensor] = linear
-    on_the_way: Policy = Policy.RECACHE
+CACHED_PROMPTS = 16  # embeddings, on the CPU and of a few MB each
 
 
 @dataclass(frozen=True)
 class ScriptState:
-    """Which prompt is in effect, or blended to: its embedding `embeds` [1, L, C] at the newest block.
+    """The prompt in effect at the newest block, or blended to, and its embedding `embeds` [1, L, C].
 
-    Of a blend that is on its way `done` of `of` blocks are made, from the embedding `start` to `target`.
+    During a blend `done` of `of` blocks are made, from the embedding `start` to `target`.
     """
 
     prompt: str
     tensors: Mapping[str, Tensor] = field(repr=False)
-    done: int
-    of: int
+    done: int = 0
+    of: int = 0
 
 
 class PromptScript:
-    """Calling it with block after block, once each, gives the Switch of each, as the rollout's Script does.
+    """The rollout's Script: called with block after block, once each, it gives the Switch of each.
 
-    `opens(block)` is the cue that begins there, if one does. A cue that comes while a blend is on its way
-    starts from the embedding in effect.
+    `cue_at(block)` is the cue that takes effect there, if one does. One without a policy recaches; a blend is
+    one switch a block, from the embedding in effect, even in mid-blend. Its `mix` and `on_the_way`, the
+    policy of its blocks before the last, were the smoothest of those measured (docs/blend.md).
     """
 
     def __init__(
         self,
-        opens: Callable[[int], Cue | None],
+        cue_at: Callable[[int], Cue | None],
         encode: EncodeText,
         block_latent_frames: int,
-        style: BlendStyle = BlendStyle(),
+        mix: Callable[[Tensor, Tensor, float], Tensor] = torch.lerp,  # the last is the new one's weight
+        on_the_way: Policy = Policy.RECACHE,
     ):
-        self._opens, self._encode, self._style = opens, encode, style
-        self._block_latent_frames = block_latent_frames
-        self.embeds: Tensor | None = None  # what is in effect at the newest block asked for
-        self._way: tuple[Tensor, Tensor] | None = None  # where a blend comes from and goes to
-        self._done, self._of = 0, 0  # blocks of the blend
-        self._prompt: str | None = None  # in effect, or blended to
-        self._inherited: str | None = None  # in effect before the first block
+        self.encode = lru_cache(CACHED_PROMPTS)(encode)
+        self._cue_at, self._block_latent_frames = cue_at, block_latent_frames
+        self._mix, self._on_the_way = mix, on_the_way
+        self._now = ScriptState("", {})
+        self._inherited: str | None = None  # the prompt in effect before the first block
 
     def state(self) -> ScriptState:
-        """What is in effect at the newest block asked for, copied to the CPU."""
-        named = {"embeds": self.embeds} | dict(zip(("start", "target"), self._way or (), strict=False))
-        copies = {name: tensor.to("cpu", copy=True) for name, tensor in named.items()}
-        return ScriptState(self._prompt, copies, self._done, self._of)
+        """What is in effect at the newest block, copied to the CPU."""
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in self._now.tensors.items()}
+        return replace(self._now, tensors=copies)
 
     def resume(self, state: ScriptState) -> None:
-        """Go on from there. A first cue of the same prompt that names no policy then changes nothing."""
-        self._prompt = self._inherited = state.prompt
-        self.embeds = state.tensors["embeds"]
-        self._done, self._of = state.done, state.of
-        if "target" in state.tensors:
-            self._way = state.tensors["start"], state.tensors["target"]
+        """Continue from a state. A first cue that repeats its prompt and names no policy changes nothing."""
+        self._now, self._inherited = state, state.prompt
 
     def __call__(self, block: int) -> Switch | None:
-        cue = self._opens(block)
-        if cue and not self._is_inherited(cue):
-            return self._begin(cue)
-        return self._go_on() if self._way else None
-
-    def _is_inherited(self, cue: Cue) -> bool:
-        """Whether the first cue of all only says again what an earlier video left in effect."""
-        inherited, self._inherited = self._inherited, None
-        return cue.policy is None and cue.prompt == inherited
+        cue = self._cue_at(block)
+        if cue:
+            inherited, self._inherited = self._inherited, None
+            if cue.policy is not None or cue.prompt != inherited:
+                return self._begin(cue)
+        return self._blend() if "target" in self._now.tensors else None
 
     def _begin(self, cue: Cue) -> Switch:
-        """The first block under a cue; the first of all prompts has nothing to blend from."""
-        target, start = self._encode(cue.prompt), self.embeds
-        self._way, self._prompt = None, cue.prompt
+        """The first block under a cue; the first prompt of all has nothing to blend from."""
+        target, start = self.encode(cue.prompt), self._now.tensors.get("embeds")
         if cue.policy is Policy.BLEND and start is not None:
-            self._way = start.to(target), target
-            self._done, self._of = 0, blend_blocks(cue.blend_seconds, self._block_latent_frames)
-            return self._go_on()
-        self.embeds = target
+            num_blocks = blend_blocks(cue.blend_seconds, self._block_latent_frames)
+            self._now = ScriptState(cue.prompt, {"start": start.to(target), "target": target}, of=num_blocks)
+            return self._blend()
+        self._now = ScriptState(cue.prompt, {"embeds": target})
         is_switch = cue.policy not in (None, Policy.BLEND)
         return Switch(target, cue.policy if is_switch else Policy.RECACHE)
 
-    def _go_on(self) -> Switch:
+    def _blend(self) -> Switch:
         """The next block of a blend; the last one is the new prompt itself."""
-        start, target = self._way
-        self._done += 1
-        if self._done == self._of:
-            self._way, self.embeds = None, target
-            return Switch(target, Policy.RECACHE)
-        self.embeds = self._style.mix(start, target, self._done / self._of)
-        return Switch(self.embeds, self._style.on_the_way)
+        way, done, of = self._now.tensors, self._now.done + 1, self._now.of
+        if done == of:
+            self._now = replace(self._now, tensors={"embeds": way["target"]}, done=done)
+            return Switch(way["target"])
+        embeds = self._mix(way["start"], way["target"], done / of)
+        self._now = replace(self._now, tensors={**way, "embeds": embeds}, done=done)
+        return Switch(embeds, self._on_the_way)
 
 
-def blend_blocks(seconds: float | None, block_latent_frames: int) -> int:
-    """How many blocks a blend of that many seconds takes: the nearest number, at least 1."""
-    block = block_latent_frames * TIME_STRIDE / FRAME_RATE
-    return max(1, round((DEFAULT_BLEND_SECONDS if seconds is None else seconds) / block))
+def blend_blocks(seconds: float, block_latent_frames: int) -> int:
+    """Blocks that a blend of that many seconds takes: the nearest number, at least 1."""
+    return max(1, round(seconds / (block_latent_frames * TIME_STRIDE / FRAME_RATE)))
 
 
 def script_of(
     timeline: Timeline, encode: EncodeText, block_latent_frames: int, first_block: int = 0
-) -> Script:
-    """A resolved schedule as the rollout's script, its blocks counted from `first_block`.
-
-    Prompts are encoded when their block comes. The rollout asks for blocks in order, once a rollout.
-    """
-
-    def opens(block: int) -> Cue | None:
-        segment = timeline.opens(block - first_block)
-        return segment.cue if segment else None
-
-    return PromptScript(opens, lru_cache(KEPT_PROMPTS)(encode), block_latent_frames)
+) -> PromptScript:
+    """The script of a schedule whose block 0 is `first_block`; each prompt is encoded at its block."""
+    return PromptScript(lambda block: timeline.cue_at(block - first_block), encode, block_latent_frames)

@@ -1,7 +1,4 @@
-"""Prompts -> text embeddings [B, text tokens, text dim], padding rows zero. Knows words, not files.
-
-Mini reads prompts with `words`, the Wan family with UMT5: `tokens`, `encoder`, and `cache`, which spares it.
-"""
+"""Prompt -> text embeddings [B, text tokens, text dim], padding rows zero: `words` for Mini, UMT5 for Wan."""
 
 from .words import WordEncoder
 

@@ -1,6 +1,6 @@
-"""Text embeddings kept on disk, so that the large encoder is loaded only for prompts it has not seen.
+"""Prompt embeddings cached on disk, so that the large encoder loads only for new prompts.
 
-One safetensors file a prompt, at most 1 GB in all; what was used longest ago goes first.
+One safetensors file per prompt, 1 GB in all; the least recently used are deleted first.
 """
 
 import hashlib
@@ -30,28 +30,22 @@ def default_folder() -> Path:
 
 
 class CachedEncoder:
-    """Calling it gives a prompt's embeddings [1, text tokens, text dim] on the CPU, from disk if it can.
+    """Callable: prompt -> text embeddings [1, text tokens, text dim] on the CPU, from disk if possible.
 
-    `load` makes the encoder and is called when the first unknown prompt comes; `identity` tells encoders
-    apart. `folder` None is the user's cache folder; beyond `limit_bytes` the least recently used goes.
-    A cache that cannot be read or written costs time, never a result.
+    `load` makes the encoder at the first prompt that is not cached; `identity` keeps encoders apart.
+    `folder` None is `default_folder()`. A cache that cannot be read or written costs time, never a result.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], EncodeText],
-        identity: str,
-        folder: Path | None = None,
-        limit_bytes: int = CACHE_BYTES,
-    ):
-        self._load, self._identity, self._limit = load, identity, limit_bytes
+    def __init__(self, load: Callable[[], EncodeText], identity: str, folder: Path | None = None):
+        self._load, self._identity = load, identity
         self._folder = default_folder() if folder is None else Path(folder)
         self._encoder: EncodeText | None = None
 
     def __call__(self, prompt: str) -> Tensor:
-        path = self._path(prompt)
-        if (known := _read(path)) is not None:
-            return known
+        key = hashlib.sha256(f"{self._identity}\0{clean_prompt(prompt)}".encode()).hexdigest()
+        path = self._folder / f"{_PREFIX}{key}.safetensors"
+        if (cached := _read(path)) is not None:
+            return cached
         if self._encoder is None:
             self._encoder = self._load()
         embeds = self._encoder(prompt).cpu()
@@ -59,36 +53,28 @@ class CachedEncoder:
         return embeds
 
     def release(self) -> None:
-        """Let the encoder go; the next unknown prompt loads it again."""
+        """Unload the encoder; the next prompt that is not cached loads it again."""
         self._encoder = None
 
-    def _path(self, prompt: str) -> Path:
-        key = hashlib.sha256(f"{self._identity}\0{clean_prompt(prompt)}".encode()).hexdigest()
-        return self._folder / f"{_PREFIX}{key}.safetensors"
-
     def _write(self, path: Path, embeds: Tensor) -> None:
-        """Write one entry whole or not at all, then keep within the limit."""
+        """Write one file atomically, then delete old ones beyond the limit."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_PREFIX, delete=False) as file:
                 file.write(_packed(embeds))
             os.replace(file.name, path)
-            self._prune()
+            entries = [(entry.stat(), entry) for entry in self._folder.glob(f"{_PREFIX}*")]
+            total = 0
+            for stat, entry in sorted(entries, key=lambda entry: -entry[0].st_mtime_ns):
+                total += stat.st_size
+                if total > CACHE_BYTES:
+                    entry.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("text embeddings cannot be kept in %s: %s", self._folder, error)
-
-    def _prune(self) -> None:
-        entries = [(entry.stat(), entry) for entry in self._folder.glob(f"{_PREFIX}*")]
-        entries.sort(key=lambda entry: entry[0].st_mtime_ns, reverse=True)
-        total = 0
-        for stat, entry in entries:
-            total += stat.st_size
-            if total > self._limit:
-                entry.unlink(missing_ok=True)
+            logger.warning("text embeddings cannot be cached in %s: %s", self._folder, error)
 
 
 def _packed(embeds: Tensor) -> bytes:
-    """[1, T, D] as a safetensors file without the zero rows at its end, which nearly all of it is."""
+    """[1, T, D] as a safetensors file without the zero rows at the end, which are most of it."""
     filled = embeds[0].any(-1).nonzero()
     rows = embeds[0, : int(filled[-1]) + 1 if len(filled) else 0].contiguous()
     tokens = str(embeds.shape[1])
@@ -96,7 +82,7 @@ def _packed(embeds: Tensor) -> bytes:
 
 
 def _read(path: Path) -> Tensor | None:
-    """The embeddings of an entry, which then counts as just used; None if there is none, or it is damaged."""
+    """The embeddings in a file, which then counts as just used; None if it is missing or damaged."""
     if not path.is_file():
         return None
     try:
@@ -107,7 +93,7 @@ def _read(path: Path) -> Tensor | None:
         os.utime(path)
         return nn.functional.pad(rows, (0, 0, 0, int(notes["tokens"]) - len(rows)))[None]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        logger.warning("the kept text embeddings %s are made again: %s", path, error)
+        logger.warning("cached text embeddings %s cannot be used, encoding again: %s", path, error)
         return None
 
 
@@ -115,32 +101,18 @@ def _checksum(rows: Tensor, tokens: str) -> str:
     return f"{zlib.crc32(rows.view(torch.uint8).numpy(), zlib.crc32(tokens.encode())):08x}"
 
 
-def encode_all(
-    encoder: CachedEncoder,
-    prompts: Iterable[str],
-    keep: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> EncodeText:
-    """Encode every distinct prompt now and return a lookup; the encoder leaves memory unless `keep` is set.
+def encode_all(encoder: CachedEncoder, prompts: Iterable[str], keep: bool = False) -> EncodeText:
+    """Encode every distinct prompt now and return a lookup; the encoder is unloaded unless `keep` is set.
 
-    `on_progress(done, total)` is called after each prompt. The lookup encodes a prompt that was not among
-    them whenever it comes, keeps nothing of it in memory, and lets the encoder go again.
+    The lookup encodes other prompts when they come, keeps none of them in memory, and unloads again.
     """
 
-    def lookup(prompt: str) -> Tensor:
-        return found[prompt] if prompt in found else encode([prompt])[prompt]
-
-    def encode(new: list[str]) -> dict[str, Tensor]:
-        made = {}
+    def encode(new: Iterable[str]) -> dict[str, Tensor]:
         try:
-            for done, prompt in enumerate(new, start=1):
-                made[prompt] = encoder(prompt)
-                if on_progress:
-                    on_progress(done, len(new))
+            return {prompt: encoder(prompt) for prompt in new}
         finally:
             if not keep:
                 encoder.release()
-        return made
 
-    found = encode(list(dict.fromkeys(prompts)))
-    return lookup
+    found = encode(dict.fromkeys(prompts))
+    return lambda prompt: found[prompt] if prompt in found else encode([prompt])[prompt]

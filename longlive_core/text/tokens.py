@@ -1,30 +1,43 @@
-"""Prompts -> token ids of UMT5, cleaned the way the reference cleans them."""
+"""Prompt -> UMT5 token ids, cleaned the way the reference cleans it."""
 
 import html
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 from ..config import ModelConfig
-from .libraries import library
 
 TEXT_TOKENS = ModelConfig().text_tokens
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 END, END_ID = "</s>", 1
 _SPACE = re.compile(r"\s+")
 
 
+def library(name: str) -> ModuleType:
+    """Import a package that only UMT5 needs, on first use; ValueError if it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"encoding prompts with UMT5 needs {name}, which is missing ({error}); "
+            f"install it with: pip install {name}"
+        ) from error
+
+
 def clean_prompt(prompt: str) -> str:
-    """Mend broken Unicode, undo HTML escapes (twice: `&amp;lt;` is `<`), make every space a single one."""
-    mended = html.unescape(html.unescape(library("ftfy").fix_text(prompt)))
-    return _SPACE.sub(" ", mended).strip()
+    """Repair broken Unicode, undo HTML escapes (twice: `&amp;lt;` is `<`), collapse whitespace."""
+    repaired = html.unescape(html.unescape(library("ftfy").fix_text(prompt)))
+    return _SPACE.sub(" ", repaired).strip()
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Calling it turns a prompt into 1 to 512 ids, `</s>` last; what is too long loses its end.
+    """Callable: prompt -> 1 to 512 ids, `</s>` last; longer prompts are cut off.
 
-    `split` gives the ids of a clean text without `</s>`; `size` is one more than the largest id.
+    `split` gives the ids of a cleaned text without `</s>`; `size` is the largest id plus one.
     """
 
     size: int
@@ -34,15 +47,20 @@ class Tokenizer:
         return [*self.split(clean_prompt(prompt))[: TEXT_TOKENS - 1], END_ID]
 
 
+def find_tokenizer(path: Path) -> Path | None:
+    """The folder with the tokenizer of an encoder's file or folder, in any published layout."""
+    inside = [path, path / "tokenizer"] if path.is_dir() else []
+    folders = [*inside, path.parent / "tokenizer", path.parent / "google" / "umt5-xxl"]
+    return next((f for f in folders if any((f / name).is_file() for name in TOKENIZER_FILES)), None)
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a folder (`tokenizer.json` first, else `spiece.model`) or in one such file.
+    """Load a folder (`tokenizer.json` first, else `spiece.model`) or one such file.
 
     Raises ValueError when there is none, or it is not one of the T5 family.
     """
-    path = Path(path)
     if path.is_dir():
-        names = ("tokenizer.json", "spiece.model")
-        path = next((path / name for name in names if (path / name).is_file()), path)
+        path = next((path / name for name in TOKENIZER_FILES if (path / name).is_file()), path)
     if not path.is_file() or path.suffix not in (".json", ".model"):
         raise ValueError(
             f"{path} is no tokenizer: choose a folder with tokenizer.json or spiece.model, or such a file"
@@ -53,7 +71,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_from_pieces(model: bytes, origin: str) -> Tokenizer:
-    """A sentencepiece model as a tokenizer; `origin` is named when it turns out not to be one."""
+    """Load the bytes of a sentencepiece model; `origin` names them in errors (ValueError)."""
     processor = library("sentencepiece").SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)

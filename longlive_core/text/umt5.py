@@ -1,49 +1,67 @@
-"""Files of the UMT5-XXL text encoder -> PromptEncoder; every layout it is published in.
+"""UMT5-XXL text encoder: files of every published layout -> PromptEncoder, prompt -> text embeddings.
 
-- Wan's `models_t5_umt5-xxl-enc-bf16.pth`, its tokenizer in `google/umt5-xxl` beside it;
-- a Hugging Face folder: safetensors (sharded or not), tokenizer in it or in `tokenizer` in or beside it;
-- ComfyUI's `umt5_xxl_*.safetensors`, fp8 with scales too, which carry their tokenizer.
+- Wan's `models_t5_umt5-xxl-enc-bf16.pth`, with its tokenizer in `google/umt5-xxl` in the same folder;
+- a Hugging Face folder: safetensors (sharded or not), tokenizer in it or in `tokenizer` in or next to it;
+- ComfyUI's `umt5_xxl_*.safetensors`, also fp8 with scales, which contain their tokenizer.
+
+The network is transformers' own. Its matrices keep the dtype of the file and are upcast one at a time when
+they are used: 8-bit files stay 8-bit in memory, and on a CPU a memory-mapped file is never copied.
 """
 
 import re
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..weights.families import family
+from ..fast.products import stored_linear
 from ..weights.files import INDEX_SUFFIX, TensorFile, open_tensors
-from ..weights.fit import misfits
-from ..weights.quantize import MARKERS, SCALES
-from .encoder import PromptEncoder, fill_umt5, umt5_sizes, umt5_skeleton
-from .tokens import Tokenizer, load_tokenizer, tokenizer_from_pieces
+from ..weights.names import SCALE, family, misfits, renamed, shapes_in
+from .tokens import TEXT_TOKENS, Tokenizer, find_tokenizer, library, load_tokenizer, tokenizer_from_pieces
 
 TOKENIZER_PAGE = "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/tree/main/google/umt5-xxl"
 PRECISIONS = (torch.bfloat16, torch.float32)  # fp16 overflows in this model
 STORED = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 PIECES = "spiece_model"
-_DECODER = re.compile(r"^(decoder\.|lm_head\.)")  # a whole UMT5 is welcome, but only its encoder is used
-_WAN_LAYER = re.compile(
-    r"^blocks\.(\d+)\.(norm1|norm2|attn|pos_embedding\.embedding|ffn\.\w+(?:\.0)?)\.(.+)$"
+_DECODER = re.compile(r"^(decoder\.|lm_head\.)")  # files of a whole UMT5 load too; the decoder is ignored
+_RENAMES = (  # Wan's names -> transformers'
+    (r"^(token_embedding|encoder\.embed_tokens)\.", "shared."),
+    (r"^norm\.", "encoder.final_layer_norm."),
+    (r"^blocks\.(\d+)\.", r"encoder.block.\1.layer."),
+    (r"\.norm1\.", ".0.layer_norm."),
+    (r"\.attn\.", ".0.SelfAttention."),
+    (r"\.pos_embedding\.embedding\.", ".0.SelfAttention.relative_attention_bias."),
+    (r"\.norm2\.", ".1.layer_norm."),
+    (r"\.ffn\.gate\.0\.", ".1.DenseReluDense.wi_0."),
+    (r"\.ffn\.fc1\.", ".1.DenseReluDense.wi_1."),
+    (r"\.ffn\.fc2\.", ".1.DenseReluDense.wo."),
 )
-_WAN_PARTS = {
-    "norm1": "0.layer_norm",
-    "attn": "0.SelfAttention",
-    "pos_embedding.embedding": "0.SelfAttention.relative_attention_bias",
-    "norm2": "1.layer_norm",
-    "ffn.gate.0": "1.DenseReluDense.wi_0",
-    "ffn.fc1": "1.DenseReluDense.wi_1",
-    "ffn.fc2": "1.DenseReluDense.wo",
-}
-_WAN_TOPS = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
 
 
-class _Names(NamedTuple):
-    """transformers' names -> the file's, for the weights and for their scales."""
+class PromptEncoder:
+    """Callable: prompt -> text embeddings [1, 512, text dim] in `dtype`; rows after `</s>` are zero."""
 
-    weights: dict[str, str]
-    scales: dict[str, str]
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, dtype: torch.dtype):
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
+
+    def __call__(self, prompt: str) -> Tensor:
+        return self.embed(self.tokenizer(prompt))
+
+    @torch.no_grad()
+    def embed(self, tokens: list[int]) -> Tensor:
+        """Token ids, `</s>` included -> [1, 512, text dim] on the encoder's device.
+
+        Padding is not computed: the attention mask hides it, and its rows are zero in the result. Raises
+        ValueError when an embedding is not finite.
+        """
+        device = self.model.get_input_embeddings().stored.device
+        ids = torch.tensor([tokens], dtype=torch.long, device=device)
+        rows = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        if not rows.isfinite().all():
+            raise ValueError("the text embeddings are not finite: the text encoder's file is damaged")
+        return F.pad(rows, (0, 0, 0, TEXT_TOKENS - len(tokens))).to(self.dtype)
 
 
 def load_umt5(
@@ -52,96 +70,116 @@ def load_umt5(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
 ) -> PromptEncoder:
-    """Load the encoder of a file or folder; `tokenizer` None finds the one in it or beside it.
+    """Load the encoder of a file or folder; `tokenizer` None finds the one in it or next to it.
 
-    `dtype`, bfloat16 or float32, is that of the result, and of the arithmetic on a GPU. On a CPU the
-    arithmetic is always float32: few processors compute bfloat16 fast, most many times slower. In memory the
-    weights keep the dtype of the file. Raises ValueError in one sentence for everything that is wrong with
-    the files.
+    `dtype`, bfloat16 or float32, is that of the embeddings, and of the arithmetic on a GPU. A CPU always
+    computes in float32, because most are many times slower in bfloat16. Raises ValueError, one sentence,
+    for anything that is wrong with the files.
     """
     if dtype not in PRECISIONS:
         raise ValueError(f"UMT5 cannot compute in {dtype}; choose torch.bfloat16 or torch.float32")
-    file = open_tensors(_weights_path(Path(path)))
+    path = Path(path)
+    file = open_tensors(_weights_path(path))
     names = _names(file)
-    model = _skeleton(file, names)
-    reader = _tokenizer(file, Path(path), tokenizer)
-    vocabulary = file.shapes[names.weights["shared.weight"]][0]
-    if reader.size > vocabulary:
+    model = _checked_skeleton(file, names)
+    words = _tokenizer(file, path, tokenizer)
+    if words.size > model.config.vocab_size:
         raise ValueError(
-            f"the tokenizer knows {reader.size} tokens, but {path} only {vocabulary}: "
+            f"the tokenizer has {words.size} tokens, but {path} only {model.config.vocab_size}: "
             "they belong to different models; use umt5-xxl's for both"
         )
-    weights, scales = _tensors(file, names)
-    arithmetic = torch.float32 if torch.device(device).type == "cpu" else dtype
-    fill_umt5(model, weights, scales, arithmetic)
-    return PromptEncoder(model.to(device), reader, dtype)
+    tensors = {ours: file.tensors[theirs] for ours, theirs in names.items()}
+    fill_umt5(model, tensors, torch.float32 if torch.device(device).type == "cpu" else dtype)
+    return PromptEncoder(model.to(device), words, dtype)
 
 
 def encoder_identity(
     path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> str:
-    """What a cache must know an encoder by: names, sizes and times of its files, and the dtype.
+    """Key of an encoder in the cache: names, sizes and times of its files, and the dtype.
 
     Raises ValueError when a file does not exist.
     """
     weights = _weights_path(Path(path))
-    is_folder = weights.is_dir() or weights.name.endswith(INDEX_SUFFIX)
-    folder = weights if weights.is_dir() else weights.parent
-    files = sorted(folder.glob("*.safetensors")) if is_folder else [weights]
-    words = Path(tokenizer) if tokenizer else _tokenizer_beside(Path(path))
-    files += sorted(words.iterdir()) if words and words.is_dir() else [words] if words else []
+    folder = weights.parent if weights.name.endswith(INDEX_SUFFIX) else weights
+    words = Path(tokenizer) if tokenizer else find_tokenizer(Path(path))
+    files = [*_files(folder, "*.safetensors"), *(_files(words, "*") if words else [])]
     if absent := [file for file in files if not file.exists()]:
         raise ValueError(f"{absent[0]} does not exist")
     stamps = [(file.name, file.stat()) for file in files]
     return "; ".join([f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stamps] + [str(dtype)])
 
 
+def _files(path: Path, pattern: str) -> list[Path]:
+    return sorted(path.glob(pattern)) if path.is_dir() else [path]
+
+
 def _weights_path(path: Path) -> Path:
-    """Where the weights of a folder are: diffusers keeps them in `text_encoder`."""
+    """Folder or file of the weights: diffusers keeps them in `text_encoder`."""
     return path / "text_encoder" if (path / "text_encoder").is_dir() else path
 
 
-def _names(file: TensorFile) -> _Names:
-    """Sort the names of a file; those of a decoder, of a tokenizer and of quantisation are left out."""
-    names = _Names({}, {})
-    for name in file.shapes:
-        if name == PIECES or name.endswith(MARKERS) or _DECODER.match(name):
-            continue
-        if suffix := next((s for s in SCALES if name.endswith(s)), None):
-            names.scales[_transformers_name(name.removesuffix(suffix) + ".weight")] = name
-        else:
-            names.weights[_transformers_name(name)] = name
-    return names
+def _names(file: TensorFile) -> dict[str, str]:
+    """transformers' name -> the file's, of the encoder alone."""
+    encoder = [name for name in file.tensors if name != PIECES and not _DECODER.match(name)]
+    return renamed(encoder, _transformers_name)
 
 
 def _transformers_name(name: str) -> str:
-    """A name of Wan's file or of transformers -> transformers'."""
-    if match := _WAN_LAYER.match(name):
-        layer, part, rest = match.groups()
-        return f"encoder.block.{layer}.layer.{_WAN_PARTS.get(part, part)}.{rest}"
-    top, _, rest = name.partition(".")
-    if top in _WAN_TOPS:
-        return f"{_WAN_TOPS[top]}.{rest}"
-    return "shared.weight" if name == "encoder.embed_tokens.weight" else name
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
-def _skeleton(file: TensorFile, names: _Names) -> nn.Module:
-    """The module on meta, once every tensor of the file is known to fit it."""
-    shapes = {ours: file.shapes[theirs] for ours, theirs in names.weights.items()}
-    sizes = umt5_sizes(shapes)
-    if sizes is None:
+def _checked_skeleton(file: TensorFile, names: dict[str, str]) -> nn.Module:
+    """The encoder on `meta`; ValueError unless every tensor of the file belongs to it."""
+    scales = {name: name.removesuffix(SCALE) for name in names if name.endswith(SCALE)}
+    shapes = {ours: file.shapes[theirs] for ours, theirs in names.items() if ours not in scales}
+    model = umt5_skeleton(shapes)
+    if model is None:
         raise _misfit(file, "its tensors are not named or shaped like one")
-    model = umt5_skeleton(sizes)
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    expected.pop("encoder.embed_tokens.weight", None)  # the same table as shared.weight
-    strange = [ours for ours, theirs in names.weights.items() if file.dtypes[theirs] not in STORED]
+    expected = shapes_in(dict(model.named_parameters()))
+    expected.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight
+    strange = [name for name in shapes if file.tensors[names[name]].dtype not in STORED]
     if wrong := misfits(expected, shapes, strange):
         raise _misfit(file, wrong)
+    for scale, weight in scales.items():
+        if weight not in shapes or prod(file.shapes[names[scale]]) not in (1, shapes[weight][0]):
+            raise _misfit(file, f"{names[scale]} is no scale of a weight or of its rows")
     return model
 
 
+def umt5_skeleton(shapes: dict[str, tuple[int, ...]]) -> nn.Module | None:
+    """The encoder on `meta`, its sizes inferred from shapes by transformers' names; None if it is no UMT5."""
+    first = "encoder.block.0.layer"
+    try:
+        vocabulary, dim = shapes["shared.weight"]
+        buckets, heads = shapes[f"{first}.0.SelfAttention.relative_attention_bias.weight"]
+        inner, _ = shapes[f"{first}.0.SelfAttention.q.weight"]
+        ffn_dim, _ = shapes[f"{first}.1.DenseReluDense.wi_0.weight"]
+    except (KeyError, ValueError):
+        return None
+    if min(vocabulary, dim, buckets, heads, ffn_dim) < 1 or inner % heads or not inner:
+        return None
+    transformers = library("transformers")
+    config = transformers.UMT5Config(
+        vocab_size=vocabulary,
+        d_model=dim,
+        d_kv=inner // heads,
+        d_ff=ffn_dim,
+        num_heads=heads,
+        num_layers=sum(name.endswith(".SelfAttention.q.weight") for name in shapes),
+        relative_attention_num_buckets=buckets,
+        relative_attention_max_distance=128,
+        layer_norm_epsilon=1e-6,
+        feed_forward_proj="gated-gelu",
+        attn_implementation="eager",
+    )
+    with torch.device("meta"):
+        return transformers.UMT5EncoderModel(config).eval()
+
+
 def _misfit(file: TensorFile, reason: str) -> ValueError:
-    """The one sentence for a file that is something else."""
     kind = family(file.shapes)
     kind = f"looks like {kind}" if kind.startswith("a ") else "is something else"
     return ValueError(
@@ -150,35 +188,65 @@ def _misfit(file: TensorFile, reason: str) -> ValueError:
     )
 
 
-def _tensors(file: TensorFile, names: _Names) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and scales, memory-mapped, by transformers' names."""
-    read = file.read([*names.weights.values(), *names.scales.values()])
-    weights = {ours: read[theirs] for ours, theirs in names.weights.items()}
-    scales = {ours: read[theirs] for ours, theirs in names.scales.items()}
-    for name, scale in scales.items():
-        if name not in weights or scale.numel() not in (1, len(weights[name])):
-            raise _misfit(file, f"{names.scales[name]} is no scale of a weight or of its rows")
-    return weights, scales
+def fill_umt5(model: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Put weights and scales into a skeleton; only norms and position biases are copied, to `dtype`."""
+
+    def stored(name: str) -> tuple[Tensor, Tensor | None]:
+        return tensors[f"{name}.weight"], tensors.get(f"{name}.weight{SCALE}")
+
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, StoredLinear(*stored(name)))
+    model.set_input_embeddings(StoredEmbedding(*stored("shared"), dtype))
+    small = [name for name, _ in model.named_parameters()]
+    full = {name: _dequantised(*stored(name.removesuffix(".weight"))).to(dtype) for name in small}
+    model.load_state_dict(full, assign=True, strict=False)
+    model.requires_grad_(False)
+
+
+def _dequantised(stored: Tensor, scale: Tensor | None) -> Tensor:
+    """Weight in float32; `scale` is one number or one per row."""
+    full = stored.float()
+    return full if scale is None else full * scale.float().reshape(-1, *[1] * (full.ndim - 1))
+
+
+class StoredLinear(nn.Module):
+    """Linear layer, x [..., in] -> [..., out]: weight [out, in] in any dtype, scale [1] or [out] or None."""
+
+    weight = None  # transformers casts the input to this weight's dtype where there is one
+
+    def __init__(self, stored: Tensor, scale: Tensor | None):
+        super().__init__()
+        self.register_buffer("stored", stored)
+        self.register_buffer("scale", None if scale is None else scale.float().flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stored_linear(x, self.stored, self.scale)
+
+
+class StoredEmbedding(nn.Module):
+    """Embedding table [ids, dim] in any dtype: ids [...] -> rows [..., dim] in `dtype`."""
+
+    def __init__(self, stored: Tensor, scale: Tensor | None, dtype: torch.dtype):
+        super().__init__()
+        self.register_buffer("stored", stored)
+        scale = torch.ones(1) if scale is None else scale.float().flatten()
+        self.register_buffer("scale", scale.expand(len(stored)))
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return (self.stored[ids].float() * self.scale[ids, None]).to(self.dtype)
 
 
 def _tokenizer(file: TensorFile, path: Path, given: Path | str | None) -> Tokenizer:
-    """The given tokenizer, else the file's own, else the one beside it."""
+    """The given tokenizer, else the one inside the file, else the one next to it."""
     if given:
         return load_tokenizer(Path(given))
     if PIECES in file.shapes:
-        pieces = file.read([PIECES])[PIECES]
-        return tokenizer_from_pieces(bytes(pieces.numpy()), f"{PIECES} in {file.path}")
-    if found := _tokenizer_beside(path):
+        return tokenizer_from_pieces(bytes(file.tensors[PIECES].numpy()), f"{PIECES} in {file.path}")
+    if found := find_tokenizer(path):
         return load_tokenizer(found)
     raise ValueError(
-        f"{path} has no tokenizer in it or beside it: download tokenizer.json from {TOKENIZER_PAGE} "
-        f"into the folder {path.parent / 'google' / 'umt5-xxl'}, or name one as `tokenizer`"
+        f"{path} has no tokenizer in it or next to it: download tokenizer.json from {TOKENIZER_PAGE} "
+        f"into the folder {path.parent / 'google' / 'umt5-xxl'}, or pass one as `tokenizer`"
     )
-
-
-def _tokenizer_beside(path: Path) -> Path | None:
-    """A folder with a tokenizer where the published layouts keep it."""
-    inside = [path, path / "tokenizer"] if path.is_dir() else []
-    folders = [*inside, path.parent / "tokenizer", path.parent / "google" / "umt5-xxl"]
-    files = ("tokenizer.json", "spiece.model")
-    return next((folder for folder in folders if any((folder / file).is_file() for file in files)), None)

@@ -1,4 +1,4 @@
-"""Mini's encoder: a table of words, small, trained with its transformer and shipped with it."""
+"""Mini's text encoder: a small table of words, trained and shipped with its transformer."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 class WordEncoder(nn.Module):
-    """A trained vector for every known word, plus one for its place in the sentence."""
+    """Word embedding plus position embedding: prompts -> [B, text tokens, text dim]."""
 
     def __init__(self, words: tuple[str, ...], text_tokens: int, text_dim: int):
         super().__init__()
@@ -22,22 +22,23 @@ class WordEncoder(nn.Module):
         self.places = nn.Parameter(torch.randn(text_tokens, text_dim) * 0.1)
 
     def tokenize(self, prompt: str) -> list[int]:
-        """Indices of the known words, at most `text_tokens`; what is left out is logged as a warning."""
+        """Indices of the known words, at most `text_tokens`; logs `warnings`."""
         for warning in self.warnings(prompt):
             logger.warning("%s", warning)
-        known = [self._index[word] for word in self._split(prompt) if word in self._index]
-        return known[: self.text_tokens]
+        return self._known(prompt)[: self.text_tokens]
 
     def warnings(self, prompt: str) -> list[str]:
-        """A sentence for each kind of words that are left out."""
-        words, told = self._split(prompt), []
-        known = [word for word in words if word in self._index]
-        if unknown := sorted({*words} - {*known}):
+        """One sentence on unknown words and one on words beyond `text_tokens`, where there are any."""
+        known, found = self._known(prompt), []
+        if unknown := sorted({*self._split(prompt)} - {self.words[index] for index in known}):
             names = ", ".join(unknown[:8])
-            told.append(f"Mini does not know {names} in {prompt[:200]!r}; the README lists its words")
+            found.append(f"Mini does not know {names} in {prompt[:200]!r}; the README lists its words")
         if len(known) > self.text_tokens:
-            told.append(f"Mini reads only the first {self.text_tokens} words of {prompt[:200]!r}")
-        return told
+            found.append(f"Mini uses only the first {self.text_tokens} words of {prompt[:200]!r}")
+        return found
+
+    def _known(self, prompt: str) -> list[int]:
+        return [self._index[word] for word in self._split(prompt) if word in self._index]
 
     @staticmethod
     def _split(prompt: str) -> list[str]:

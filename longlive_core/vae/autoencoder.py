@@ -14,6 +14,7 @@ from .layers import (
     CausalConv,
     ChannelNorm,
     Downsample,
+    LatentSpace,
     Middle,
     Stage,
     Upsample,
@@ -81,11 +82,12 @@ class WanDecoder(nn.Module):
 class WanAutoencoder(nn.Module):
     """Encoder and decoder; they compute in the type of their weights, on the device of these."""
 
-    latents_a_pass = 1
-
     def __init__(self, config: WanAutoencoderConfig):
         super().__init__()
         self.config = config
+        self.space = LatentSpace(
+            config.latent_mean, config.latent_std
+        )  # a cast of weights must not round them
         self.encoder = WanEncoder(config)
         self.decoder = WanDecoder(config)
 
@@ -108,8 +110,7 @@ class WanAutoencoder(nn.Module):
             moments, past = self.encoder(video, past)
             pieces.append(moments)
         means, _ = torch.cat(pieces, dim=2).float().chunk(2, dim=1)
-        mean, std = self._mean_and_std(means)
-        return (means - mean) / std
+        return self.space.normalised(means)
 
     def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past).
@@ -117,16 +118,10 @@ class WanAutoencoder(nn.Module):
         Without a past this is the start of a video: F = 4T - 3, else 4T. One latent frame at a time, as in
         Wan 2.1 `wan/modules/vae.py`; the past has the same size whatever T is, and is emptied by its use.
         """
-        mean, std = self._mean_and_std(latents)
-        raw = (latents.float() * std + mean).to(self.decoder.stem.weight)
+        raw = self.space.raw(latents.float()).to(self.decoder.stem.weight)
         pieces = []
         for latent in raw.split(1, dim=2):
             video, past = self.decoder(latent, past)
             pieces.append(video)
         frames = torch.cat(pieces, dim=2).transpose(1, 2).float()
         return (frames / 2 + 0.5).clamp(0, 1), past
-
-    def _mean_and_std(self, like: Tensor) -> Tensor:
-        """The two constants [2, 1, C, 1, 1, 1] in fp32; no weights, so that a cast cannot round them."""
-        pair = (self.config.latent_mean, self.config.latent_std)
-        return torch.tensor(pair, device=like.device).view(2, 1, -1, 1, 1, 1)

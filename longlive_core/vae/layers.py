@@ -7,16 +7,16 @@ input, its past, and returns the new one; layers made of others take their pasts
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, repeat
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from . import winograd
-
 Olds = Iterator[Tensor | None]
-TINY = 1e-12  # no length is divided by less
-NARROW = 128  # fewer channels have no kernel of today's cards for three axes, but for two
+TINY = 1e-12  # no norm is divided by less
+NARROW = 128  # for fewer channels cuDNN has current kernels in two axes only: 3.3 -> 1.5 ms at 96 and 832x480
 
 
 def used_up(past: list[Tensor] | None) -> Olds:
@@ -28,8 +28,8 @@ def used_up(past: list[Tensor] | None) -> Olds:
         yield past.pop()
 
 
-def on_card(x: Tensor) -> bool:
-    """Whether a card computes this; on the meta device half precision stands for a card's."""
+def on_gpu(x: Tensor) -> bool:
+    """Whether a GPU computes this; on the meta device half precision stands for a GPU's."""
     return x.is_cuda or (x.is_meta and x.dtype != torch.float32)
 
 
@@ -52,27 +52,20 @@ class CausalConv(nn.Conv3d):
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """x and the last frames of the x before it -> (convolved, new past)."""
         past = channels_last(self.no_past(x) if past is None else past)
-        if winograd.pays(x, self.weight):
-            y = winograd.convolve((past, x), self.weight, self.bias)
-        elif self.is_narrow and on_card(x):
-            y = self.side_by_side(torch.cat((past, x), dim=2))
-        else:
-            y = super().forward(torch.cat((past, x), dim=2))
+        frames = torch.cat((past, x), dim=2)
+        is_narrow = self.kernel_size == (3, 3, 3) and self.in_channels < NARROW
+        y = self.in_two_axes(frames) if is_narrow and on_gpu(x) else super().forward(frames)
         return y, self.end_of(past, x)
 
-    @property
-    def is_narrow(self) -> bool:
-        return self.kernel_size == (3, 3, 3) and self.in_channels < NARROW
-
-    def side_by_side(self, x: Tensor) -> Tensor:
-        """The same in two axes: three frames become one of three times the channels."""
+    def in_two_axes(self, x: Tensor) -> Tensor:
+        """The same convolution of images: three frames become one of three times the channels."""
         made = x.shape[2] - self.num_past
-        frames = x.permute(0, 2, 3, 4, 1)  # -> [B, F, H, W, C], as it lies in memory
+        frames = rearrange(x, "b c f h w -> b f h w c")  # as it lies in memory
         triples = torch.cat([frames[:, time : time + made] for time in range(3)], dim=-1)
-        pictures = triples.flatten(0, 1).permute(0, 3, 1, 2)
-        weight = self.weight.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(pictures, weight, self.bias, padding=1)
-        return y.unflatten(0, (len(x), made)).transpose(1, 2)
+        images = rearrange(triples, "b f h w c -> (b f) c h w")
+        weight = rearrange(self.weight, "o c k h w -> o (k c) h w")
+        y = F.conv2d(images, weight.contiguous(memory_format=torch.channels_last), self.bias, padding=1)
+        return rearrange(y, "(b f) c h w -> b c f h w", f=made)
 
     def no_past(self, x: Tensor) -> Tensor:
         return x.new_zeros(*x.shape[:2], self.num_past, *x.shape[3:])
@@ -93,19 +86,14 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * num_axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda:
-            return self.in_one(x)
+        if x.is_cuda:  # one kernel; a CPU takes twice as long this way
+            return F.rms_norm(x.movedim(1, -1), x.shape[1:2], self.gamma.flatten(), TINY**2).movedim(-1, 1)
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(TINY)
         return (x * (len(self.gamma) ** 0.5 / length)).mul_(self.gamma)
 
-    def in_one(self, x: Tensor) -> Tensor:
-        """The same by the kernel that cards have for it; CPUs take twice as long this way."""
-        channels = x.shape[1:2]
-        return F.rms_norm(x.movedim(1, -1), channels, self.gamma.flatten(), TINY**2).movedim(-1, 1)
-
 
 class Residual(nn.Module):
-    """Two causal convolutions beside a shortcut."""
+    """Two causal convolutions and a shortcut."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -123,9 +111,8 @@ class Residual(nn.Module):
 
 
 def frame_by_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A layer for pictures [B, C, H, W], applied to every frame."""
-    y = layer(x.transpose(1, 2).flatten(0, 1))
-    return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+    """A layer for images [B, C, H, W], applied to every frame."""
+    return rearrange(layer(rearrange(x, "b c f h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=len(x))
 
 
 class FrameAttention(nn.Module):
@@ -198,20 +185,12 @@ class Upsample(nn.Module):
                 x, new = self.time(x, past)
                 x = twice_the_frames(x)
             news.append(new)
-        return self.widen(x), news
-
-    def widen(self, x: Tensor) -> Tensor:
-        """Every pixel four times, then convolved."""
-        x = frame_by_frame(lambda frames: F.interpolate(frames, scale_factor=2), x)
-        if winograd.pays(x, self.space.weight):
-            return winograd.convolve((x,), self.space.weight.unsqueeze(2), self.space.bias)
-        return frame_by_frame(self.space, x)
+        return frame_by_frame(lambda frames: self.space(F.interpolate(frames, scale_factor=2)), x), news
 
 
 def twice_the_frames(x: Tensor) -> Tensor:
-    """Two frames side by side [B, 2C, F, H, W] -> one after the other [B, C, 2F, H, W]."""
-    pairs = x.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1))  # -> [B, F, H, W, 2, C]
-    return pairs.movedim(4, 2).flatten(1, 2).permute(0, 4, 1, 2, 3)
+    """Two frames side by side in the channels -> one after the other."""
+    return rearrange(x, "b (two c) f h w -> b c (f two) h w", two=2)
 
 
 def through(layers: Iterable[nn.Module], x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
@@ -234,3 +213,22 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
         return through((*self.residuals, *([self.resample] if self.resample else [])), x, olds)
+
+
+class LatentSpace(NamedTuple):
+    """raw latents = those of the transformer * std + mean, channel by channel; each [C]."""
+
+    mean: Tensor | tuple[float, ...]
+    std: Tensor | tuple[float, ...]
+
+    def raw(self, normalised: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] of the transformer -> those of the autoencoder."""
+        return normalised * self._by_channel(self.std, normalised) + self._by_channel(self.mean, normalised)
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """The way back."""
+        return (raw - self._by_channel(self.mean, raw)) / self._by_channel(self.std, raw)
+
+    @staticmethod
+    def _by_channel(values: Tensor | tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.as_tensor(values, device=like.device).view(1, -1, 1, 1, 1)

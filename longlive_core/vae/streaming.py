@@ -1,11 +1,11 @@
 """Latents in, frames out, piece by piece: exactly the frames of decoding the whole at once."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..geometry import TIME_STRIDE
 
@@ -85,14 +85,16 @@ class StreamingDecoder:
 
     def state(self) -> DecoderState:
         """What the next push goes on from, copied to the CPU."""
-        shape, tensors = flattened(self._past)
+        leaves, spec = tree_flatten(self._past)
+        shape = tree_unflatten([TENSOR if isinstance(leaf, Tensor) else None for leaf in leaves], spec)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         copies = tuple(tensor.to("cpu", copy=True) for tensor in tensors)
         return DecoderState(shape, copies, str(tensors[0].device) if tensors else "cpu")
 
     def restore(self, state: DecoderState) -> None:
-        """Go on as the decoder would have that left this state, which must be one like ours.
+        """Continue as the decoder would have that left this state.
 
-        ValueError where its device is not here; from the next push where it is another decoder's.
+        ValueError where its device is not here; from the next push where the state is another decoder's.
         """
         try:
             copies = [tensor.to(state.device, copy=True) for tensor in state.tensors]
@@ -103,20 +105,8 @@ class StreamingDecoder:
                 f"the earlier video was decoded on {state.device}, which this machine does not have; "
                 "continue from its latents alone"
             ) from error
-        self._past, self._is_first_scene = rebuilt(state.shape, iter(copies)), False
+        leaves, spec = tree_flatten(state.shape)
+        news = iter(copies)
+        self._past = tree_unflatten([next(news) if leaf == TENSOR else None for leaf in leaves], spec)
+        self._is_first_scene = False
         self._is_restored = True
-
-
-def flattened(past: Any) -> tuple[Shape, list[Tensor]]:
-    """A decoder's past, whatever lists it is made of -> its shape, and its tensors in order."""
-    if past is None or isinstance(past, Tensor):
-        return (None, []) if past is None else (TENSOR, [past])
-    parts = [flattened(part) for part in past]
-    return [shape for shape, _ in parts], [tensor for _, tensors in parts for tensor in tensors]
-
-
-def rebuilt(shape: Shape, tensors: Iterator[Tensor]) -> Any:
-    """The past that was flattened."""
-    if shape is None:
-        return None
-    return next(tensors) if shape == TENSOR else [rebuilt(part, tensors) for part in shape]

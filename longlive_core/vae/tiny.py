@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..config import TinyAutoencoderConfig
 from ..geometry import TIME_STRIDE
+from .layers import LatentSpace
 
-LATENT_BOUND = 3.0  # the decoder hears raw latents through a soft clamp to (-3, 3)
+LATENT_BOUND = 3.0  # raw latents reach the decoder through a soft clamp to (-3, 3)
 _UNSHUFFLE = 4
 
 
@@ -138,8 +139,6 @@ class TinyAutoencoder(nn.Module):
     Where the config has no `encoder_widths` there is no encoder: it decodes the latents of another model.
     """
 
-    latents_a_pass = None  # all at once
-
     def __init__(self, config: TinyAutoencoderConfig):
         super().__init__()
         self.config = config
@@ -150,14 +149,10 @@ class TinyAutoencoder(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [B, F, 3, 8H, 8W] in [0, 1] -> normalised latents [B, C, T, H, W]."""
-        return (self.encoder(frames) - self._wide(self.mean)) / self._wide(self.std)
+        return LatentSpace(self.mean, self.std).normalised(self.encoder(frames))
 
     def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past)."""
-        raw = latents * self._wide(self.std) + self._wide(self.mean)
+        raw = LatentSpace(self.mean, self.std).raw(latents)
         frames, past = self.decoder(raw.to(self.decoder.stem.weight), past)
         return frames.float().clamp(0, 1), past
-
-    @staticmethod
-    def _wide(per_channel: Tensor) -> Tensor:
-        return per_channel.view(1, -1, 1, 1, 1)

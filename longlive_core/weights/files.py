@@ -3,12 +3,14 @@
 Safetensors (one file, or shards with an index) and PyTorch pickles of plain tensors; nothing in them is run.
 """
 
+import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +18,34 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .names import Shapes, shapes_in
+
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+LONGEST_LINE = 200
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds. `read` maps it anew on every call, so tensors that are let go leave memory again."""
+    """Named tensors of an open file, memory-mapped as long as one of them is kept, and its metadata."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype | None]  # None: no weights (integers, scales of exotic formats)
+    tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    _read: Callable[[Collection[str]], dict[str, Tensor]] = field(repr=False)
 
-    def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Tensors by name, all or some of them; ValueError if the file can no longer be read."""
-        with one_sentence(self.path):
-            return self._read(self.shapes if names is None else names)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size on disk, all shards together."""
-        return self.path.stat().st_size if self.path.is_file() else 0
+    @cached_property
+    def shapes(self) -> Shapes:
+        return shapes_in(self.tensors)
 
 
 @contextmanager
 def one_sentence(path: Path) -> Iterator[None]:
-    """Whatever reading raises leaves as one ValueError that names the file."""
+    """Turn whatever reading raises into one ValueError that names the file."""
     try:
         yield
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, and loading that could run code: {_reason(error)}; "
+            f"{path} holds more than tensors, and loading that could run code: {first_line(error)}; "
             "ask its author for safetensors"
         ) from error
     except PermissionError as error:
@@ -65,18 +54,18 @@ def one_sentence(path: Path) -> Iterator[None]:
         if type(error) is ValueError:
             raise
         raise ValueError(
-            f"{path} cannot be read: {_reason(error)}; it is damaged or incomplete, download it again"
+            f"{path} cannot be read: {first_line(error)}; it is damaged or incomplete, download it again"
         ) from error
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of an error, bounded."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, at most 200 characters; headings that end in a colon are skipped."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), type(error).__name__)[:LONGEST_LINE]
 
 
 def open_tensors(path: Path, sections: tuple[str, ...] = ()) -> TensorFile:
-    """Look into a tensor file, a shard index, or a folder with one of them.
+    """Open a tensor file, a shard index, or a folder with one of them.
 
     `sections` are keys of a pickled dictionary, best first: the first one present is the state dict that
     counts. Raises ValueError for everything that is not a readable file of tensors.
@@ -107,84 +96,52 @@ def _one_file(path: Path) -> Path:
     return path
 
 
-def _open_safetensors(path: Path) -> TensorFile:
-    with safe_open(path, "pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        dtypes = {name: _DTYPES.get(part.get_dtype()) for name, part in slices.items()}
-        metadata = file.metadata() or {}
-
-    def read(names: Collection[str]) -> dict[str, Tensor]:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in names}
-
-    return TensorFile(path, shapes, dtypes, metadata, read)
-
-
 def _open_shards(path: Path) -> TensorFile:
-    """All shards that an index names, as one file."""
     weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
     names = sorted(set(weight_map.values()))
     if strange := [name for name in names if Path(name).name != name]:
         raise ValueError(f"{path} names shards outside its folder: {strange[0]!r}")
     if missing := [name for name in names if not (path.parent / name).is_file()]:
-        raise ValueError(f"{path} needs {', '.join(missing)} beside it; download what is missing")
+        raise ValueError(f"{path} needs {', '.join(missing)} in its folder; download what is missing")
     shards = {name: _open_safetensors(path.parent / name) for name in names}
-    home = {tensor: shards[name] for tensor, name in weight_map.items()}
-    if absent := [tensor for tensor, shard in home.items() if tensor not in shard.shapes]:
-        raise ValueError(f"{path} promises {absent[0]!r}, but its shard does not hold it; download it again")
+    if absent := [tensor for tensor, name in weight_map.items() if tensor not in shards[name].tensors]:
+        raise ValueError(f"{path} names {absent[0]!r}, but its shard does not hold it; download it again")
+    tensors = {tensor: shards[name].tensors[tensor] for tensor, name in weight_map.items()}
+    return TensorFile(path, tensors, shards[names[0]].metadata)
 
-    def read(wanted: Collection[str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for shard in shards.values():
-            found |= shard.read([name for name in wanted if home[name] is shard])
-        return found
 
-    shapes = {name: shard.shapes[name] for name, shard in home.items()}
-    dtypes = {name: shard.dtypes[name] for name, shard in home.items()}
-    return TensorFile(path, shapes, dtypes, next(iter(shards.values())).metadata, read)
+def _open_safetensors(path: Path) -> TensorFile:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        return TensorFile(path, tensors, file.metadata() or {})
 
 
 def _open_pickle(path: Path, sections: tuple[str, ...]) -> TensorFile:
     """A dictionary of tensors saved by torch, or one with such a dictionary in a section."""
-    _check_sums(path)
-
-    def read(names: Collection[str] | None) -> dict[str, Tensor]:
-        state = _section(path, _unpickle(path), sections)
-        return state if names is None else {name: state[name] for name in names}
-
-    state = read(None)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    dtypes = {name: t.dtype if t.is_floating_point() else None for name, t in state.items()}
-    return TensorFile(path, shapes, dtypes, {}, read)
-
-
-def _unpickle(path: Path) -> Any:
-    """Memory-mapped where the file is new enough for that."""
-    return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-
-
-def _check_sums(path: Path) -> None:
-    """torch itself does not compare a record with its check sum."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        try:
-            damaged = archive.testzip()
-        except zipfile.BadZipFile as error:
-            damaged = _reason(error)
+    with path.open("rb") as stream:
+        is_zip = zipfile.is_zipfile(stream)  # else saved by torch before 1.6
+        damaged = zipfile.ZipFile(stream).testzip() if is_zip else None  # torch compares no check sums
     if damaged:
         raise ValueError(f"{path} is damaged: {damaged} fails its check sum; download it again")
+    content = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+    return TensorFile(path, _section(path, content, sections), {})
 
 
 def _section(path: Path, content: Any, sections: tuple[str, ...]) -> dict[str, Tensor]:
     """The state dict of a pickled file."""
-    if isinstance(content, dict):
-        content = next((content[key] for key in sections if isinstance(content.get(key), dict)), content)
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        kind = (
-            f"a dictionary of {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
-        )
-        raise ValueError(f"{path} holds no named tensors, but {kind or type(content).__name__}")
-    return tensors
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no named tensors, but {type(content).__name__}")
+    state = next((content[key] for key in sections if isinstance(content.get(key), dict)), content)
+    if tensors := {name: value for name, value in state.items() if isinstance(value, Tensor)}:
+        return tensors
+    keys = ", ".join(map(str, list(state)[:5]))
+    raise ValueError(f"{path} holds no named tensors, but a dictionary of {keys or 'nothing'}")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

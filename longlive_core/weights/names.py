@@ -1,13 +1,19 @@
-"""Names of Wan checkpoints, the original's and diffusers' -> ours and back; no other place knows theirs."""
+"""Names of Wan transformers, the original's and diffusers' -> ours and back; what names and shapes tell."""
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
+Shapes = dict[str, tuple[int, ...]]
+SCALE = ".scale"  # after the name of a weight in 8 bits
+WAN_TEXT_TO_VIDEO, UNKNOWN = "a Wan text-to-video transformer", "an unknown kind of model"
+
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
-_LAYER = re.compile(r"^(?:blocks|layers)\.(\d+)\.(.+)$")
-_LEAF = re.compile(r"^(.+?)\.(weight|bias)$")
+_NAME = re.compile(r"(?:(?:blocks|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re.DOTALL)  # layer, part, leaf
+_SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
+_NO_WEIGHTS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")
 
 _PARTS = (  # ours, Wan's, diffusers'
     ("patch_embedding", "patch_embedding", "patch_embedding"),
@@ -33,41 +39,105 @@ _SPELLINGS = {"wan": 1, "diffusers": 2}
 _OURS = {name: row[0] for row in _PARTS for name in row}
 _OURS_IN_LAYER = {name: row[0] for row in _LAYER_PARTS for name in row}
 
+_LORA = re.compile(r"lora_|\.diff(_b)?$|hada_|lokr_")
+_VAE_NAMES = {"decoder.conv1.weight", "decoder.conv_in.weight", "first_stage_model.conv1.weight"}
+_TEXT_NAMES = {"shared.weight", "token_embedding.weight"}
+_LARGER = {5120: "a Wan 14B", 3072: "a Wan 2.2 5B"}  # by their width
+_TEXT_TO_VIDEO_CHANNELS = 16
+_SHOWN = 5
+
 
 def our_name(name: str) -> str:
-    """The name of a parameter or module in this project; an unknown one comes back without its prefix."""
-    name = bare_name(name)
-    stem, dot, leaf = name, "", ""
-    if match := _LEAF.match(name):
-        stem, dot, leaf = match[1], ".", match[2]
-    if match := _LAYER.match(stem):
-        return f"layers.{match[1]}.{_OURS_IN_LAYER.get(match[2], match[2])}{dot}{leaf}"
-    return f"{_OURS.get(stem, stem)}{dot}{leaf}"
+    """Translate a parameter's or module's name; an unknown one only loses its prefixes."""
+    layer, part, leaf = _NAME.fullmatch(bare_name(name)).groups("")
+    if layer:
+        return f"layers.{layer}.{_OURS_IN_LAYER.get(part, part)}{leaf}"
+    return _OURS.get(part, part) + leaf
 
 
-def from_wan(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under our names, nothing copied; the patch convolution [E, C, 1, 2, 2] becomes [E, 4C]."""
-    ours = {our_name(name): tensor for name, tensor in state.items()}
-    if "patch_embedding.weight" in ours:
-        ours["patch_embedding.weight"] = ours["patch_embedding.weight"].flatten(1)
-    return ours
+def foreign_name(name: str, spelling: str) -> str:
+    """Translate one of our names to `wan` or `diffusers`."""
+    layer, part, leaf = _NAME.fullmatch(name).groups("")
+    rows, column = (_LAYER_PARTS if layer else _PARTS), _SPELLINGS[spelling]
+    return (f"blocks.{layer}." if layer else "") + {row[0]: row[column] for row in rows}[part] + leaf
 
 
 def bare_name(name: str) -> str:
-    """Without the prefixes and wrappers that trainers, compilers and hosts put before a name."""
+    """Remove the prefixes and wrappers that trainers, compilers and ComfyUI put before a name."""
     name = _WRAPPERS.sub("", name)
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name
 
 
-def foreign_name(name: str, spelling: str) -> str:
-    """One of our names as `wan` or `diffusers` spell it."""
-    column = _SPELLINGS[spelling]
-    stem, dot, leaf = name, "", ""
-    if match := _LEAF.match(name):
-        stem, dot, leaf = match[1], ".", match[2]
-    if match := _LAYER.match(stem):
-        theirs = {row[0]: row[column] for row in _LAYER_PARTS}
-        return f"blocks.{match[1]}.{theirs[match[2]]}{dot}{leaf}"
-    return f"{ {row[0]: row[column] for row in _PARTS}[stem] }{dot}{leaf}"
+def our_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of a weight in our model: the patch convolution [E, C, 1, 2, 2] is a matrix [E, 4C]."""
+    if name == "patch_embedding.weight" and len(shape) == 5:
+        return shape[0], shape[1] * shape[2] * shape[3] * shape[4]
+    return tuple(shape)
+
+
+def shapes_in(state: dict[str, Tensor]) -> Shapes:
+    """Shapes of the tensors of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def renamed(names: Iterable[str], rename: Callable[[str], str]) -> dict[str, str]:
+    """Map new names to a file's names; the scale of a weight in 8 bits is called `x.weight.scale`.
+
+    Names of other tensors that quantisation adds are left out.
+    """
+    found = {}
+    for name in names:
+        if suffix := next((suffix for suffix in _SCALES if name.endswith(suffix)), ""):
+            found[rename(name.removesuffix(suffix) + ".weight") + SCALE] = name
+        elif not name.endswith(_NO_WEIGHTS):
+            found[rename(name)] = name
+    return found
+
+
+def from_wan(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and reshape a transformer's state dict to ours; nothing is copied."""
+    names = renamed(state, our_name)
+    return {ours: state[name].reshape(our_shape(ours, state[name].shape)) for ours, name in names.items()}
+
+
+def family(shapes: Shapes) -> str:
+    """What a file holds, e.g. `a LoRA`; WAN_TEXT_TO_VIDEO for a transformer that can be loaded."""
+    bare = {bare_name(name): shape for name, shape in shapes.items()}
+    patch = bare.get("patch_embedding.weight")
+    if 2 * sum(bool(_LORA.search(name)) for name in bare) > len(bare):
+        return "a LoRA"
+    if bare.keys() & _VAE_NAMES or (patch is None and any(name.startswith("decoder.") for name in bare)):
+        return "a VAE"
+    if bare.keys() & _TEXT_NAMES:
+        return "a text encoder"
+    if patch is None or len(patch) not in (2, 5):
+        return UNKNOWN
+    if any("vace" in name for name in bare):
+        return "a Wan VACE model"
+    has_image_input = any(name.startswith("img_emb") or ".k_img" in name for name in bare)
+    if has_image_input or (len(patch) == 5 and patch[1] != _TEXT_TO_VIDEO_CHANNELS):
+        return _LARGER.get(patch[0], "a Wan image-to-video model")
+    return _LARGER.get(patch[0], WAN_TEXT_TO_VIDEO)
+
+
+def misfits(expected: Shapes, found: Shapes, no_numbers: Iterable[str] = ()) -> str:
+    """Compare shapes of a model and a file: `1 tensor missing (a); 2 tensors unexpected (b, c)`, or empty.
+
+    `no_numbers` are names found whose dtype weights cannot have. Scales may be there or not.
+    """
+    misshapen = [name for name in expected if name in found and expected[name] != found[name]]
+    groups = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected and not name.endswith(SCALE)],
+        "of another shape": [f"{n} {list(found[n])} instead of {list(expected[n])}" for n in misshapen],
+        "of an unsupported dtype": list(no_numbers),
+    }
+    counted = {f"{len(names)} tensor{'s' * (len(names) > 1)} {what}": names for what, names in groups.items()}
+    return "; ".join(f"{count} ({some(names)})" for count, names in counted.items() if names)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names of a list."""
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

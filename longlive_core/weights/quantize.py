@@ -1,24 +1,58 @@
-"""The layers' matrices in 8 bits: a row of a matrix shares one scale.
+"""Precisions: how the layers' matrices are stored, and 8 bits with one scale for each row of a matrix.
 
-Where no kernel multiplies in 8 bits, weights are widened for the moment of their use (storage only).
+Where no kernel multiplies in 8 bits, weights are dequantised at their use (storage only).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..fast.products import FP8, lacks_fp8_products, quantise
 from ..model.causal_wan import CausalWan
 from ..model.layers import Linear
-from ..model.linear8 import FP8, Multiply, shrink
 
-SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
-MARKERS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")  # beside weights, but no weights
-SMALL_TYPES = (FP8, torch.int8)
+
+class Precision(NamedTuple):
+    """How the layers' matrices are stored, and whether their products run in 8 bits where a GPU can do it."""
+
+    stored: torch.dtype
+    has_8_bit_products: bool = False
+
+    @property
+    def is_8_bit(self) -> bool:
+        return self.stored.itemsize == 1
+
+
+PRECISIONS = {
+    "fp32": Precision(torch.float32),
+    "bf16": Precision(torch.bfloat16),
+    "fp16": Precision(torch.float16),
+    "fp8": Precision(FP8),
+    "fp8-fast": Precision(FP8, has_8_bit_products=True),
+    "int8": Precision(torch.int8),
+}
 ONCE_A_PROMPT = ("cross_attn.k", "cross_attn.v")  # no time to gain there
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """dtype of activations and all other weights: bf16 with 8 bits, fp32 on CPUs that only emulate bf16."""
+    if precision == "fp32":
+        return torch.float32
+    if device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return torch.float32
+    return torch.float16 if precision == "fp16" else torch.bfloat16
+
+
+def precision_of(num_bytes: float, dtype: torch.dtype | None = None) -> str:
+    """Name of the precision that stores this dtype, else of the one nearest to so many bytes a weight."""
+    stored = {name: precision.stored for name, precision in PRECISIONS.items()}
+    return min(stored, key=lambda name: (stored[name] != dtype, abs(stored[name].itemsize - num_bytes)))
 
 
 def to_8_bits(weight: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
     """Weight [out, in] -> (e4m3 or int8 [out, in], fp32 scale [out]); weight is about small * scale."""
-    small, scale = shrink(weight, dtype)
+    small, scale = quantise(weight, dtype)
     return small, scale.flatten()
 
 
@@ -28,7 +62,7 @@ def from_8_bits(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def layer_linears(transformer: CausalWan) -> dict[str, Linear]:
-    """The matrices that make up nearly all of a model: the layers' linears, by name."""
+    """The layers' linears by name: their matrices make up nearly all of a model."""
     modules = transformer.layers.named_modules(prefix="layers")
     return {name: module for name, module in modules if isinstance(module, Linear)}
 
@@ -39,18 +73,23 @@ def pass_linears(transformer: CausalWan) -> dict[str, Linear]:
     return {name: linear for name, linear in linears if not name.endswith(ONCE_A_PROMPT)}
 
 
-def quantize(transformer: CausalWan, dtype: torch.dtype, multiply: Multiply | None = None) -> None:
-    """Store the layers' matrices of a ready transformer in `dtype`, FP8 or int8, in place.
+def stored_small(transformer: CausalWan) -> set[str]:
+    """Names of the weights that a precision is about: the matrices of the layers' linears."""
+    return {f"{name}.weight" for name in layer_linears(transformer)}
 
-    `multiply`, a kernel of model/linear8 for that dtype, makes the arithmetic of every pass 8 bits too.
-    """
+
+def quantize(transformer: CausalWan, dtype: torch.dtype) -> None:
+    """Store the layers' matrices of a ready transformer in `dtype`, FP8 or int8, in place."""
     for linear in layer_linears(transformer).values():
         small, linear.scale = to_8_bits(linear.weight.data, dtype)
         linear.weight = nn.Parameter(small, requires_grad=False)
-    multiply_with(transformer, multiply)
 
 
-def multiply_with(transformer: CausalWan, multiply: Multiply | None) -> None:
-    """Matrices already stored in 8 bits are multiplied by this kernel from now on; None widens them."""
+def use_fp8_products(transformer: CausalWan, device: torch.device) -> str:
+    """Multiply fp8 weights as they are where `device` can; a sentence says whether it does."""
+    reason = lacks_fp8_products(device)
     for linear in pass_linears(transformer).values():
-        linear.multiply = multiply
+        linear.has_fp8_product = reason is None
+    if reason is None:
+        return "fp8-fast: the layers' matrices are multiplied in fp8"
+    return f"{reason}; the weights are stored in fp8 and dequantised at their use"

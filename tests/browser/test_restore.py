@@ -51,4 +51,5 @@ def test_a_video_dropped_on_the_page_restores_its_graph(server, page, tmp_path):
     assert restored(page, server.path_of(saved).read_bytes()) == asked
     with VideoWriter(tmp_path / "v.mp4", 64, 64, {}, {"workflow": json.dumps(workflow)}) as writer:
         writer.append(np.zeros((12, 64, 64, 3), np.uint8))
+        writer.flush()
         assert restored(page, writer.path.read_bytes()) == asked

@@ -32,7 +32,7 @@ LORA = f"{models}/loras/small_lora.safetensors"
 def flow(transformer) -> torch.Tensor:
     """Two steps of a block."""
     torch.manual_seed(0)
-    text = transformer.read_text(torch.randn(1, 512, 4096))
+    text = transformer.encode_text(torch.randn(1, 512, 4096))
     latents = torch.randn(1, 16, 3, 4, 4)
     scene = Scene(transformer, latents, WindowConfig(), 3)
     scene.open(0, 3)

@@ -14,7 +14,7 @@ function read([text, switchFrames]) {
       extra: schedule.extra,
       blocks: blocksOf(schedule),
       written: serialise(schedule),
-      anew: serialise({ cues: schedule.cues.map(({ lead, source, ...cue }) => cue), extra: schedule.extra }),
+      rewritten: serialise({ cues: schedule.cues.map(({ lead, source, ...cue }) => cue), extra: schedule.extra }),
     };
   } catch (error) {
     if (error.name !== "ScheduleError") throw error;

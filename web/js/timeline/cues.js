@@ -58,7 +58,7 @@ function checkedPrompt(prompt) {
     throw new ScheduleError("the prompt is empty; write what the video should show, or remove the cue");
   }
   if (LONE_SURROGATE.test(words)) {
-    throw new ScheduleError("the prompt holds half a character (a lone UTF-16 surrogate); type it anew");
+    throw new ScheduleError("the prompt holds a lone UTF-16 surrogate (half a character); type it again");
   }
   return words;
 }
