@@ -1,6 +1,7 @@
 """8 bits: the fp8 product against plain arithmetic, the loss in latents, and where it runs."""
 
 import importlib.util
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_an_fp8_product_is_one_graph(model, monkeypatch) -> None:
 def golden(dtype: torch.dtype | None = None, product=None, has_small_cache=False) -> list[Tensor]:
     """Latents by block of the golden scenario with a late switch."""
     recorded = golden_runs.Recorded(Path(__file__).parent / "golden" / "dit_switch_late_global.safetensors")
-    model = recorded.model()
+    model = deepcopy(recorded.model())  # which is shared
     if dtype:
         quantize(model, dtype)
         for linear in pass_linears(model).values():
