@@ -5,6 +5,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """Called once by ComfyUI."""
-    from ..nodes import LongLiveExtension  # here, not above: pytest imports this file with no host around
+    from .nodes import LongLiveExtension  # here, not above: pytest imports this file with no host around
 
     return LongLiveExtension()

@@ -83,17 +83,23 @@ class Steps(Hook):
             raise KeyboardInterrupt
 
 
+def an_hour(hook):
+    """Chunks of a long video."""
+    pipeline = load_pipeline("mini")
+    return pipeline.run(pipeline.plan(Request(PromptSchedule.single(PROMPT), 3600)), hook)
+
+
 def test_an_interrupt_in_a_hook_ends_the_run_and_keeps_what_is_made() -> None:
     steps, taken = Steps(interrupt_at=(2, 1)), []
     with pytest.raises(KeyboardInterrupt):
-        for chunk in load_pipeline("mini").run(Request(PromptSchedule.single(PROMPT), 3600), steps):
+        for chunk in an_hour(steps):
             taken.append(chunk.block.index)
     assert taken == [0, 1] and steps.made[-1] == (2, 1)
 
 
 def test_a_caller_that_leaves_early_waits_for_no_block() -> None:
     steps = Steps()
-    chunks = load_pipeline("mini").run(Request(PromptSchedule.single(PROMPT), 3600), steps)
+    chunks = an_hour(steps)
     assert [next(chunks).block.index for _ in range(2)] == [0, 1]
     chunks.close()
     assert steps.made[-1] == (1, 3)
@@ -158,7 +164,7 @@ BAD = {
     "--sink 5": "at most 3",
     "--model nothing": "mini",
     "--out /nowhere/at/all.mp4": "cannot be written",
-    "--attention flash2": "needs an NVIDIA card",
+    "--attention flash2": "needs an NVIDIA GPU",
     "--window 0 --sink 2": "leave one of them out",
     "--contact-sheet sheet.xyz": "cannot be written as an image",
     "--contact-sheet sheet.psd": "cannot be written as an image",
@@ -166,8 +172,8 @@ BAD = {
     "--out v.webm": "ends in .mp4 or .m4v",
     "--out /dev/null": "no ordinary file",
     "--state /dev/null": "no ordinary file",
-    "--precision int8": "no use for --precision; leave",
-    "--lora x.pt --tile 64 --text-encoder t": "no use for --lora, --text-encoder, --tile; leave",
+    "--precision int8": "--precision cannot be used with the built-in model mini",
+    "--lora x.pt --tile 64 --text-encoder t": "--lora, --text-encoder, --tile cannot be used with",
 }
 
 

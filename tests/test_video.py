@@ -1,4 +1,4 @@
-"""The file that grows: what another process decodes from it meanwhile, after a kill, at the end."""
+"""The growing mp4: what another process decodes from it while it grows, after a kill and at the end."""
 
 import gc
 import json
@@ -35,15 +35,15 @@ def box_types(path: Path) -> list[bytes]:
     return types
 
 
-def write_blocks(path: Path, blocks: tuple[int, ...], said, wait) -> None:
-    """Write a video, block after block; after each say how many frames are out, and wait for leave."""
+def write_blocks(path: Path, blocks: tuple[int, ...], written, wait) -> None:
+    """Write a video, block after block; after each, report how many frames are written and wait."""
     gc.disable()  # the parent's encoders cannot be freed here: their threads were not forked
     rng = np.random.default_rng(0)
     with VideoWriter(path, SIZE, SIZE, {"seed": 1}) as writer:
         for count in blocks:
             writer.append(rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8))
             writer.flush()
-            said.send(writer.num_frames)
+            written.send(writer.num_frames)
             wait()
 
 
@@ -55,14 +55,14 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
 def grown(tmp_path_factory) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """The frames of a finished file, and those that another process found in it after k blocks."""
     path, seen = tmp_path_factory.mktemp("grown") / "v.mp4", {}
-    heard, said = PROCESSES.Pipe()
-    writer = PROCESSES.Process(target=write_blocks, args=(path, BLOCKS, said, said.recv))
+    reports, written = PROCESSES.Pipe()
+    writer = PROCESSES.Process(target=write_blocks, args=(path, BLOCKS, written, written.recv))
     writer.start()
     for block in range(1, len(BLOCKS) + 1):
-        assert heard.poll(30) and heard.recv() == sum(BLOCKS[:block])
+        assert reports.poll(30) and reports.recv() == sum(BLOCKS[:block])
         if block in (1, 2, 10, len(BLOCKS)):
             seen[block] = frames_of(path)
-        heard.send("go on")
+        reports.send("go on")
     writer.join()
     assert writer.exitcode == 0
     return frames_of(path), seen
@@ -77,17 +77,17 @@ def test_another_process_reads_exactly_the_frames_made_so_far(grown, block) -> N
 
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.011])
 def test_a_killed_writer_leaves_whole_blocks(grown, tmp_path, delay) -> None:
-    """kill -9 in the midst of blocks: all that were announced are there, and at most one more."""
+    """After kill -9 while blocks are written all announced ones are there, and at most one more."""
     path, blocks = tmp_path / "v.mp4", BLOCKS * 50
-    heard, said = PROCESSES.Pipe()
-    writer = PROCESSES.Process(target=write_blocks, args=(path, blocks, said, lambda: None))
+    reports, written = PROCESSES.Pipe()
+    writer = PROCESSES.Process(target=write_blocks, args=(path, blocks, written, lambda: None))
     writer.start()
-    announced = [heard.recv() for _ in range(5)]
+    announced = [reports.recv() for _ in range(5)]
     time.sleep(delay)
     writer.kill()
     writer.join()
-    while heard.poll():
-        announced.append(heard.recv())
+    while reports.poll():
+        announced.append(reports.recv())
     left, finished = frames_of(path), grown[0]
     assert len(left) in np.cumsum(blocks)[len(announced) - 1 : len(announced) + 1]
     common = min(len(left), len(finished))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..config import MINI, SWITCH_POLICIES, Policy, Preset
+from ..config import SWITCH_POLICIES, Policy, Preset
 from ..output.contact_sheet import ContactSheet
 from ..output.video import VideoWriter
 from ..pipeline import ModelFiles, Pipeline, Plan, Request, checked_frames, load_pipeline
@@ -110,7 +110,7 @@ def film(
 
 @contextmanager
 def sheet_kept(sheet: ContactSheet, path: Path | None) -> Iterator[None]:
-    """Save the sheet in the end, also after an error, which a failing sheet does not hide. Raises OSError."""
+    """Save the sheet at the end, also after an error. Raises OSError, or prints it after another error."""
     try:
         yield
     except BaseException:
@@ -164,8 +164,8 @@ def enough_memory(plan: Plan) -> Iterator[None]:
 def pipeline_from(options: argparse.Namespace) -> Pipeline:
     """The model that the options name."""
     given = {part.name: getattr(options, part.name, part.default) for part in fields(ModelFiles)}
-    shown = {"unit": " weights", "desc": "loading", "mininterval": 0.5, "file": STDERR}
-    with tqdm(**shown, disable=options.model == MINI.name) as bar:
+    shown = {"unit": " weights", "desc": "loading", "delay": 0.5, "file": STDERR}
+    with tqdm(**shown) as bar:
         note = partial(tqdm.write, file=STDERR)
         return load_pipeline(**given, on_progress=partial(progress, bar), on_note=note)
 

@@ -198,7 +198,7 @@ class KVCache:
         position = max(0, self.end - self.frames)
         if is_written:
             self._is_sink_at_home = False
-        elif position != self.sink_position:
+        elif self.sink and position != self.sink_position:
             self._bring_sink_home()
             tokens = self._indices(list(range(self.sink)))
             for layer in self.layers:
