@@ -13,8 +13,7 @@ REPEATS = 5
 class Opening(Hook):
     """Marks when the rollout begins: the model is ready, the prompt encoded, the cache allocated."""
 
-    def __init__(self):
-        self.time = 0.0
+    time = 0.0
 
     def on_open(self, scene: Scene) -> None:
         self.time = time.perf_counter()

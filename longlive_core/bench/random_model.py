@@ -49,11 +49,10 @@ def build_decoder(preset: Preset, name: str) -> WanAutoencoder | TinyAutoencoder
 
 @torch.no_grad()
 def randomised(module: nn.Module) -> nn.Module:
-    """Every matrix drawn anew, small enough that nothing overflows; in place."""
-    generator: torch.Generator | None = None
+    """Every matrix random, small enough that nothing overflows; in place."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(0)
     for parameter in module.requires_grad_(False).eval().parameters():
         if parameter.ndim > 1:
-            generator = generator or torch.Generator(parameter.device).manual_seed(0)
             parameter.normal_(std=WEIGHT_STD, generator=generator)
     return module
 
