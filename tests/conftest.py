@@ -1,5 +1,6 @@
 """Shared options and the golden folder. The root goes last on sys.path, so the host's `nodes` wins."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators have none
+    # Large tensors stay with the process when they are freed: else every new one costs its page faults.
+    mallopt(M_MMAP_THRESHOLD, 2**30)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
