@@ -5,6 +5,7 @@ Golden weights are a pure function of their names and shapes, so only these are 
 """
 
 import copy
+import functools
 import importlib.util
 import itertools
 import json
@@ -78,9 +79,15 @@ SHAPES = shapes_in(CARRIED_META)
 DIFFUSERS = dict(zip(SHAPES, CARRIED_META["diffusers"].split(), strict=True))
 
 
+@functools.cache
+def parameter(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A weight that all states share; none is written to."""
+    return seeded.vae_param(seed, name, shape)
+
+
 def wan_state(seed: int = SEED, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Tensor]:
     """A small Wan VAE under the reference's names."""
-    return {name: seeded.vae_param(seed, name, shape) for name, shape in shapes.items()}
+    return {name: parameter(seed, name, shape) for name, shape in shapes.items()}
 
 
 def taehv_shapes(latent_channels: int = 16) -> dict[str, tuple[int, ...]]:
@@ -103,7 +110,7 @@ def taehv_shapes(latent_channels: int = 16) -> dict[str, tuple[int, ...]]:
 
 
 def taehv_state(latent_channels: int = 16, seed: int = SEED) -> dict[str, Tensor]:
-    return {n: seeded.vae_param(seed, n, shape) for n, shape in taehv_shapes(latent_channels).items()}
+    return {name: parameter(seed, name, shape) for name, shape in taehv_shapes(latent_channels).items()}
 
 
 @pytest.fixture(scope="module")
