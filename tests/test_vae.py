@@ -44,6 +44,7 @@ from longlive_core.weights.vae_files import (
     from_reference,
     load_vae,
 )
+from tests.live_bytes import LiveBytes
 
 ATOL = 1e-4
 RESTART = re.compile(r"decode\.restart_from_latent(\d+)")
