@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.first_frames import first_frames_figures
 from benchmarks.measure import RESULTS, clock_of, in_turn, machine
 from benchmarks.plain import PlainScene
 from benchmarks.plots import plot
 from longlive_core.bench.end_to_end import end_to_end_figures
-from longlive_core.bench.first_frames import first_frames_figures
 from longlive_core.bench.limits import block_flops, frames_per_second, least_seconds
 from longlive_core.bench.phases import mark, rollout_figures, seconds_between
 from longlive_core.bench.random_model import embeds_of, random_pipeline

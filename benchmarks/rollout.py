@@ -8,9 +8,9 @@ import time
 
 import torch
 
+from benchmarks.first_frames import first_frames_figures
 from benchmarks.measure import report
 from longlive_core.bench.end_to_end import end_to_end_figures
-from longlive_core.bench.first_frames import first_frames_figures
 from longlive_core.config import WindowConfig
 from longlive_core.geometry import FRAME_RATE
 from longlive_core.pipeline import Request, load_pipeline

@@ -21,9 +21,7 @@ WAN_WEIGHTS, WAN_PAST, WAN_WORKING = 126_892_531, 151_328, 40 * 96 * 64
 # a convolution between sizes holds input and output twice, since cuDNN copies them to have channels last.
 BLOCK_COPIES, CONV_COPIES = 8, 2
 TINY_FRAMES = 1, 1, 2, 4  # that a latent frame has become at 1/8, 1/4, 1/2 and full size
-VIDEO_COPIES = (
-    2  # fp32 frames of a block: those just decoded, and those before that the caller may still hold
-)
+VIDEO_COPIES = 2  # fp32 frames of a block: those just decoded, and those the caller may still hold
 
 
 def decoder_config(preset: Preset, name: str) -> TinyAutoencoderConfig | WanAutoencoderConfig:

@@ -3,9 +3,9 @@
 import time
 from statistics import median
 
-from ..pipeline import Pipeline, Plan
-from ..rollout.rollout import Hook
-from ..rollout.scene import Scene
+from longlive_core.pipeline import Pipeline, Plan
+from longlive_core.rollout.rollout import Hook
+from longlive_core.rollout.scene import Scene
 
 REPEATS = 5
 
