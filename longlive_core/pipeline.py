@@ -327,21 +327,10 @@ class ModelFiles:
                 object.__setattr__(self, name, Path(path))
 
     def unused_by_mini(self) -> list[str]:
-        """Options that were given and mean nothing to the built-in model."""
-        names = (
-            "lora",
-            "vae",
-            "text_encoder",
-            "tokenizer",
-            "keep_text_encoder",
-            "family",
-            "precision",
-            "tile",
-        )
-        given = [
-            one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default
-        ]
-        return given + (["device"] if self.device not in (AUTO, "cpu") else [])
+        """Options that were given and mean nothing to the built-in model, which runs on the CPU."""
+        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        used = ("model", "attention", "speed", "folder", *(["device"] if self.device == "cpu" else []))
+        return [name for name in given if name not in used]
 
     def found(self) -> "ModelFiles":
         """The same with the files of a name in DOWNLOADS; ValueError unless there is a checkpoint."""

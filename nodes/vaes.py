@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..longlive_core.config import LONGLIVE_1_3B, Preset, WindowConfig
 from ..longlive_core.geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
-from ..longlive_core.memory import decoder_bytes
 from ..longlive_core.vae.autoencoder import WanAutoencoder
+from ..longlive_core.vae.memory import decoder_bytes
 from ..longlive_core.vae.streaming import Decoder, StreamingDecoder
 from ..longlive_core.vae.tiled import TiledDecoder
 from ..longlive_core.vae.tiny import TinyAutoencoder

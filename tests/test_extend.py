@@ -87,9 +87,20 @@ def pipeline() -> Pipeline:
     return load_pipeline("mini")
 
 
-@torch.inference_mode()
-def made(pipeline, text: str, seconds: float, live=None, **request):
+PLAIN = {}  # videos of a schedule and a length alone: several tests begin with the same one
+
+
+def made(pipeline, text: str, seconds: float, **options):
     """Frames [F, H, W, 3], latents [1, C, T, H, W] and the state at the end of a video of Mini."""
+    if options:
+        return rendered(pipeline, text, seconds, **options)
+    if (text, seconds) not in PLAIN:
+        PLAIN[text, seconds] = rendered(pipeline, text, seconds)
+    return PLAIN[text, seconds]
+
+
+@torch.inference_mode()
+def rendered(pipeline, text: str, seconds: float, live=None, **request):
     ending = Ending()
     asked = Request(PromptSchedule.parse(text), seconds, seed=3, **request)
     chunks = list(pipeline.run(pipeline.plan(asked), live=live, ending=ending))
@@ -103,16 +114,6 @@ def made(pipeline, text: str, seconds: float, live=None, **request):
 def joined(*parts) -> tuple[torch.Tensor, torch.Tensor]:
     """The frames and the latents of videos that follow each other."""
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=2)
-
-
-WHOLE = {}
-
-
-def whole_of(pipeline, text: str):
-    """A video of SECONDS in one run; made once."""
-    if text not in WHOLE:
-        WHOLE[text] = made(pipeline, text, SECONDS)
-    return WHOLE[text]
 
 
 def is_same(one, other) -> bool:
@@ -149,7 +150,7 @@ def test_two_parts_are_the_whole(pipeline, case) -> None:
     one = made(pipeline, first, seam)
     assert len(one[0]) == round(seam * FRAME_RATE) == one[2].num_frames
     other = made(pipeline, second, SECONDS - seam, state=one[2])
-    assert is_same(joined(one, other), whole_of(pipeline, whole))
+    assert is_same(joined(one, other), made(pipeline, whole, SECONDS))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_many_parts_and_a_saved_state_are_the_whole_too(pipeline, tmp_path) -> N
         parts.append(made(pipeline, f"0 {RED}", seconds, state=state))
         parts[-1][2].save(tmp_path / f"{index}.safetensors")
         state = VideoState.load(tmp_path / f"{index}.safetensors")
-    assert is_same(joined(*parts), whole_of(pipeline, f"0 {RED}"))
+    assert is_same(joined(*parts), made(pipeline, f"0 {RED}", SECONDS))
     assert is_same(parts[1], made(pipeline, f"0 {RED}", 0.75, state=parts[0][2])), "a state serves twice"
 
 
@@ -241,7 +242,7 @@ def test_a_hook_is_told_everything_also_where_the_state_is_kept(pipeline) -> Non
 
 
 def test_a_first_cue_may_cut_also_where_there_are_latents_alone(pipeline) -> None:
-    latents, ending = whole_of(pipeline, f"0 {RED}")[1][:, :, :12], Ending()
+    latents, ending = made(pipeline, f"0 {RED}", SECONDS)[1][:, :, :12], Ending()
     asked = Request(PromptSchedule.parse(f"0 {PLUM}"), 2.0, seed=3, past=latents)
     with torch.inference_mode():
         chunks = list(pipeline.run(pipeline.plan(asked), ending=ending))

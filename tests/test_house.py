@@ -29,7 +29,7 @@ DOORS = {
     "steering": {"schedule", "rollout", "config", "geometry"},
     "mini": {"config", "weights", "text", "model", "vae", "geometry"},
     "output": {"geometry"},
-    "memory": {"weights", "vae", "fast", "config", "geometry"},
+    "memory": {"weights", "vae", "config", "geometry"},
     "resume": {"steering", "rollout", "vae", "config", "geometry"},
     "pipeline": {
         *("fast", "resume", "steering", "mini", "schedule", "rollout", "model", "vae", "text", "weights"),

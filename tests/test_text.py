@@ -66,9 +66,13 @@ def about(folder: Path) -> dict[str, str]:
         return file.metadata()
 
 
+def settings(folder: Path) -> dict[str, int]:
+    return json.loads(about(folder)["cfg"])
+
+
 def rounding(folder: Path) -> float:
     """How the rounding of fp32 grows with a golden's sizes (measured against fp64 up to 128 by 6 layers)."""
-    cfg = json.loads(about(folder)["cfg"])
+    cfg = settings(folder)
     return cfg["num_layers"] * cfg["dim"] ** 0.5
 
 

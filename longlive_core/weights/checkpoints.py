@@ -20,14 +20,7 @@ from ..model.causal_wan import CausalWan
 from .files import TensorFile, open_tensors
 from .lora import Lora, LoraChoice, open_lora
 from .names import SCALE, WAN_TEXT_TO_VIDEO, Shapes, family, from_wan, misfits, shapes_in
-from .quantize import (
-    PRECISIONS,
-    compute_dtype,
-    from_8_bits,
-    stored_small,
-    to_8_bits,
-    use_fp8_products,
-)
+from .quantize import PRECISIONS, compute_dtype, from_8_bits, stored_small, to_8_bits, use_fp8_products
 
 SECTIONS = ("generator", "generator_ema", "model")
 EMA_SECTIONS = ("generator_ema", "generator", "model")
