@@ -62,7 +62,7 @@ def random_model(loud_model) -> CausalWan:
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("policies", [(Policy.RECACHE, Policy.REFRESH), (Policy.KEEP, Policy.CUT)])
-def test_a_rollout_goes_on_from_its_state(random_model, window, policies) -> None:
+def test_a_rollout_continues_from_its_state(random_model, window, policies) -> None:
     """Switches before the seam, right at it and behind it; what a state holds is copied, not shared."""
     shape = (1, 4, window.block_latent_frames, 4, 6)
     switches = {0: Switch(PROMPTS[0]), 2: Switch(PROMPTS[1], policies[0])}
@@ -127,7 +127,7 @@ PARTED = {
     "no switch": (f"0 {RED}", 3.0, f"0 {RED}"),
     "a switch at the seam": (f"0 {RED}\n3s => {BLUE}", 3.0, f"0 {BLUE}"),
     "a switch behind": (f"0 {RED}\n4s => {BLUE}", 3.0, f"0 {RED}\n1s => {BLUE}"),
-    "the same prompt, told to": (f"0 {RED}\n3s => refresh: {RED}", 3.0, f"0 => refresh: {RED}"),
+    "the same prompt, with a policy": (f"0 {RED}\n3s => refresh: {RED}", 3.0, f"0 => refresh: {RED}"),
     "a blend across": (f"0 {RED}\n2s => blend 3s: {GREEN}", 3.0, f"0 {GREEN}"),
     "a blend cut short": (
         f"0 {RED}\n2s => blend 3s: {GREEN}\n3s => blend: {BLUE}",
@@ -209,7 +209,7 @@ def test_times_of_the_second_part_count_from_the_end_of_the_first(pipeline) -> N
 
 
 @pytest.mark.parametrize("seconds", [24 / FRAME_RATE, 4.5])
-def test_latents_alone_go_on_smoothly_and_on_the_same_clock(pipeline, seconds) -> None:
+def test_latents_alone_continue_smoothly_and_on_the_same_clock(pipeline, seconds) -> None:
     """The step across the seam is an ordinary one, as large as those around it in the video itself."""
     one = made(pipeline, f"0 {RED}", seconds)
     cut_off = len(one[2].cut_off)
@@ -224,21 +224,21 @@ def test_latents_alone_go_on_smoothly_and_on_the_same_clock(pipeline, seconds) -
     assert max(steps[seam] for seam in seams) < 1.5 * ordinary.max()
 
 
-def test_a_hook_is_told_everything_also_where_the_state_is_kept(pipeline) -> None:
-    told = []
+def test_a_hook_gets_every_event_also_where_the_state_is_kept(pipeline) -> None:
+    events = []
 
     class Recording(Hook):
         def __getattribute__(self, name):
             return (
-                (lambda *_: told.append(name)) if name.startswith("on_") else super().__getattribute__(name)
+                (lambda *_: events.append(name)) if name.startswith("on_") else super().__getattribute__(name)
             )
 
     asked = Request(PromptSchedule.parse(f"0 {RED}\n0.5s => {BLUE}"), 1.0, seed=3)
     with torch.inference_mode():
         list(pipeline.run(pipeline.plan(asked), Recording()))
-        alone, told = told, []
+        alone, events = events, []
         list(pipeline.run(pipeline.plan(asked), Recording(), ending=Ending()))
-    assert alone == told and {"on_open", "on_step", "on_commit", "on_recache"} <= set(told)
+    assert alone == events and {"on_open", "on_step", "on_commit", "on_recache"} <= set(events)
 
 
 def test_a_first_cue_may_cut_also_where_there_are_latents_alone(pipeline) -> None:
@@ -259,7 +259,7 @@ DECODERS = {
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", DECODERS)
-def test_any_decoder_goes_on_from_its_state(kind, tmp_path) -> None:
+def test_any_decoder_continues_from_its_state(kind, tmp_path) -> None:
     torch.manual_seed(0)
     autoencoder, blocks = DECODERS[kind](), torch.randn(3, 1, 16, 3, 2, 6)
     whole = StreamingDecoder(autoencoder)
@@ -349,12 +349,12 @@ def test_a_video_without_end_needs_someone_to_stop_it(pipeline) -> None:
         next(pipeline.run(pipeline.plan(Request(PromptSchedule.single(RED), UNTIL_STOPPED))))
 
 
-def pictures(path) -> np.ndarray:
+def frames_of(path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch) -> None:
+def test_the_command_line_continues_a_video(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     common = ["generate", "--prompt", RED, "--seed", "4"]
     assert main([*common, "--seconds", "1.3", "--window", "9", "--state", "a.state", "--out", "a.mp4"]) == 0
@@ -364,8 +364,8 @@ def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch) -> None:
     assert (made["seed"], made["past_latent_frames"]) == (4, 6)
     assert Path("a.state").stat().st_mode == Path("a.mp4").stat().st_mode
     assert main([*common, "--seconds", "2.3", "--window", "9", "--out", "whole.mp4"]) == 0
-    both = np.concatenate((pictures("a.mp4"), pictures("b.mp4")))
-    whole = pictures("whole.mp4")
+    both = np.concatenate((frames_of("a.mp4"), frames_of("b.mp4")))
+    whole = frames_of("whole.mp4")
     assert len(both) == len(whole) == 37 and VideoState.load("b.state").num_frames == 37
     assert np.abs(both.astype(int) - whole).mean() < 2, "but for what H.264 makes of them"
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Fewer denoising steps than the model was trained on: which they are, what they make, and who says so."""
+"""Fewer denoising steps than the model was trained on: which they are, what they make, where it is kept."""
 
 import json
 from dataclasses import replace
@@ -88,7 +88,7 @@ def test_a_video_says_how_many_steps_it_was_made_in(pipeline) -> None:
     assert plan.settings()["steps"] == len(plan.sigmas) == 2
 
 
-def test_a_state_goes_on_in_another_number_of_steps(pipeline) -> None:
+def test_a_state_is_continued_in_another_number_of_steps(pipeline) -> None:
     """And back again; only new blocks are made otherwise."""
     ending, again = Ending(), Ending()
     made(pipeline, ending=ending)
