@@ -1,4 +1,4 @@
-"""Notes and progress bars: where stderr cannot show them they are dropped, and the render goes on."""
+"""Notes and progress bars: where stderr cannot show them they are dropped, and the render continues."""
 
 import sys
 from contextlib import suppress
