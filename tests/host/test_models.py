@@ -296,7 +296,7 @@ def test_wrong_parts_end_in_one_sentence(server, models):
     unet = {"unet": stock_model("small_i2v.safetensors"), "own": shared("unet"), "video": stream("own")}
     assert "this MODEL is a Wan image-to-video model" in error_of(server, graph(**unet))
     flash = graph(own=own_model(attention="flash2"), video=stream("own"))
-    assert "needs an NVIDIA card; choose sdpa" in error_of(server, flash)
+    assert "needs an NVIDIA GPU; choose sdpa" in error_of(server, flash)
     i2v = graph(own=own_model("small_i2v.safetensors"), video=stream("own"))
     assert "this is a Wan image-to-video model" in error_of(server, i2v)
     mini = graph(mini=node("LongLiveLoadMini"), own=own_model(), video=stream("own", vae=["mini", 2]))
@@ -305,7 +305,7 @@ def test_wrong_parts_end_in_one_sentence(server, models):
     assert "this VAE cannot decode a stream" in error_of(server, pixels)
     words = graph(mini=node("LongLiveLoadMini"), own=own_model(), video=stream("own"))
     words["schedule"]["inputs"]["clip"] = ["mini", 1]
-    assert "encoded 64 wide and this model reads 4096" in error_of(server, words)
+    assert "encoded 64 wide and this model takes 4096" in error_of(server, words)
     run(server, graph(own=own_model(), video=stream("own", seed=11), out=dump("good", latent=["video", 1])))
 
 
