@@ -1,6 +1,6 @@
 """The nodes that load: LongLive Mini, a checkpoint, a MODEL of ComfyUI, a VAE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +242,7 @@ class LongLiveUseModel(io.ComfyNode):
         speed, attention, replaced = known_choices(speed, attention)
         attend, config = attention_backend(attention, host.device()), shared_config(model)
         preset = replace(preset_of(model, family), model=config)
-        choices = chosen_loras((lora, lora_strength))
+        choices = chosen_loras([(lora, lora_strength)])
         source = host.source_of(model) | added(choices, attention)
         notes = [preset.name, *replaced, *unused_changes(model)]
         if preset.needs_lora and not choices and not host.is_changed(model):
@@ -315,9 +315,8 @@ def default_precision() -> str:
 
 def chosen_files(checkpoint: str, accept_licence: bool, loras: dict) -> tuple[Path, list[LoraChoice]]:
     """The chosen checkpoint and LoRAs; the published ones are downloaded first, if they were chosen."""
-    choices = chosen_loras(
-        (loras["lora"], loras["lora_strength"]), (loras["second_lora"], loras["second_strength"])
-    )
+    pairs = ("lora", "lora_strength"), ("second_lora", "second_strength")
+    choices = chosen_loras((loras[name], loras[strength]) for name, strength in pairs)
     if checkpoint != DOWNLOAD:
         return host.file_path(checkpoint, MODELS), choices
     base, own = downloaded(accept_licence)
@@ -338,8 +337,8 @@ def downloaded(accept_licence: bool) -> list[Path]:
     return paths
 
 
-def chosen_loras(*chosen: tuple[str, float]) -> list[LoraChoice]:
-    """(name, strength) of widgets as files."""
+def chosen_loras(chosen: Iterable[tuple[str, float]]) -> list[LoraChoice]:
+    """(name, strength) of widgets -> files."""
     return [LoraChoice(host.file_path(name, LORAS), strength) for name, strength in chosen if name != NONE]
 
 

@@ -206,12 +206,12 @@ class Parts:
 
     def needs(self, plan: Plan) -> tuple[Setting, Needs]:
         """What the memory of a run depends on, and how much it takes."""
-        size, choices = (plan.width, plan.height), (self.model.precision, self.vae.kind)
-        setting = Setting(*size, *choices, plan.window, plan.blocks.stop)
-        return setting, estimate(self.model.preset, setting, host.device())
+        model, kind = self.model, self.vae.kind
+        setting = Setting(plan.width, plan.height, model.precision, kind, plan.window, plan.blocks.stop)
+        return setting, estimate(model.preset, setting, host.device())
 
     def run_bytes(self, plan: Plan) -> int:
-        """Bytes that a run needs next to the weights; ComfyUI accounts for GPUs only, and has their context."""
+        """Bytes that a run needs next to the weights and the context of a GPU; ComfyUI counts only GPUs."""
         if host.device().type == "cpu":
             return 0
         needs = self.needs(plan)[1]
