@@ -135,7 +135,7 @@ def test_the_plan_lists_what_fits(capsys) -> None:
     assert main(["plan", "--vram", "8"]) == 0
     text = capsys.readouterr().out
     assert text in (HERE.parent / "README.md").read_text(), "as the README shows it"
-    assert "kv cache" in text and "tiny decoder" in text
+    assert "kv cache" in text and "tiled decoder" in text
     caches = []
     for seconds in ("5", "60"):
         assert main(["plan", "--window", "0", "--seconds", seconds]) == 0
