@@ -21,6 +21,7 @@ def load(path: Path, name: str):
 
 
 comfy_server = load(HELPERS, "longlive_comfy_server")
+model_files = load(HELPERS.with_name("model_files.py"), "longlive_model_files")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 MISSING = (
     "BROWSER TESTS NOT RUN: no Chromium; apt-get install chromium, or set CHROMIUM"
@@ -65,6 +66,13 @@ def page(server, playwright):
         page.evaluate(NO_WARNINGS)
         yield page
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def models(server) -> Path:
+    """The models folder of the server, with small models in it."""
+    model_files.write_models(server.base / "models")
+    return server.base / "models"
 
 
 @pytest.fixture(name="comfy", scope="session")

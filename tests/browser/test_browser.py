@@ -38,17 +38,22 @@ def edited(workflow: dict, prompts: str, seconds: float) -> dict:
     return workflow
 
 
+def finish(server, num_runs: int) -> None:
+    """Wait for the end of the run after so many."""
+    deadline = time.monotonic() + 120
+    while len(history := server.get("/history")) == num_runs:
+        assert time.monotonic() < deadline, "the prompt did not end"
+        time.sleep(0.2)
+    assert list(history.values())[-1]["status"]["status_str"] == "success"
+
+
 def run_and_watch(server, page, screenshot: Path) -> str:
     """Queue what is loaded, see a live preview, wait for the end; the picture that the stream shows then."""
     num_runs = len(server.get("/history"))
     page.evaluate("async () => { await app.queuePrompt(0, 1) }")
     page.wait_for_function(PREVIEW, timeout=60_000)
     page.screenshot(path=screenshot)
-    deadline = time.monotonic() + 120
-    while len(history := server.get("/history")) == num_runs:
-        assert time.monotonic() < deadline, "the prompt did not end"
-        time.sleep(0.2)
-    assert list(history.values())[-1]["status"]["status_str"] == "success"
+    finish(server, num_runs)
     page.wait_for_function(f"() => ({TEXTS})().some(t => t.includes('s of video'))", timeout=20_000)
     page.wait_for_timeout(1000)
     return page.evaluate(SHOWN)
@@ -73,6 +78,31 @@ def test_a_workflow_saved_before_there_were_steps_takes_them_all(page, behind):
     stream["widgets_values"][-1:] = behind
     page.evaluate(LOAD, workflow)
     assert page.evaluate(AS_PROMPT)[str(stream["id"])]["inputs"]["steps"] == 4
+    assert page.errors == []
+
+
+def test_choices_that_were_replaced_are_kept_and_queued(server, models, page):
+    """No combo has them any more; neither the page nor the server refuses them."""
+    old = {"attention": "sdpa-cudnn", "speed": "graphs"}
+    loader = {"checkpoint": "longlive_base.pt", "lora": "none", "lora_strength": 1.0, "second_lora": "none"}
+    loader |= {"second_strength": 1.0, "precision": "fp32", "family": "auto", "accept_licence": False, **old}
+    sizes = {"width": 16, "height": 16, "seconds": 0.5, "seed": 3, "pace": "full speed", "steps": 2}
+    links = {"model": ["1", 0], "schedule": ["3", 0], "vae": ["4", 0]}
+    nodes = {
+        "1": ("LongLiveLoadModel", loader),
+        "2": ("TestSmallClip", {}),
+        "3": ("LongLivePromptSchedule", {"clip": ["2", 0], "prompts": "a red star"}),
+        "4": ("LongLiveLoadVAE", {"vae_name": "taew2_1.safetensors", "tiled": False}),
+        "5": ("LongLiveStream", sizes | links | {"keep_state": False}),
+        "6": ("TestDump", {"name": "old", "latent": ["5", 1]}),
+    }
+    prompt = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+    page.evaluate("async prompt => { await app.loadApiJson(prompt, 'old') }", prompt)
+    sent = next(n for n in page.evaluate(AS_PROMPT).values() if n["class_type"] == "LongLiveLoadModel")
+    assert {name: sent["inputs"][name] for name in old} == old
+    num_runs = len(server.get("/history"))
+    page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+    finish(server, num_runs)
     assert page.errors == []
 
 
