@@ -71,7 +71,6 @@ def _amount(size: int) -> str:
 
 
 def _check_disk_space(sizes: dict[Path, int]) -> None:
-    """OSError unless every disk has room for all files that go there."""
     places = {target: next(p for p in target.absolute().parents if p.exists()) for target in sizes}
     for place in dict.fromkeys(places.values()):
         disk, free = place.stat().st_dev, shutil.disk_usage(place).free
