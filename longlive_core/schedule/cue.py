@@ -17,7 +17,9 @@ MAX_BLEND_SECONDS = 60.0
 DEFAULT_BLEND_SECONDS = 2.25  # three blocks
 AUTO = "auto"  # how "no policy" is spelled
 TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03"
+SECONDS = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
 
+_TIME = re.compile(rf"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?|{SECONDS}")  # 1:02:03 or 1:02.5
 _QUOTED_CHARACTERS = 40
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -52,7 +54,7 @@ class Cue:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "seconds", checked_seconds(self.seconds))
+        object.__setattr__(self, "seconds", _checked_seconds(self.seconds))
         object.__setattr__(self, "prompt", _checked_prompt(self.prompt))
         object.__setattr__(self, "policy", _checked_policy(self.policy))
         object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
@@ -62,7 +64,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def checked_seconds(seconds: Any) -> float:
+def _checked_seconds(seconds: Any) -> float:
     if not _is_number(seconds):
         raise ScheduleError(f"the time {quoted(seconds)} is not a number of seconds; {TIME_SPELLINGS}")
     if not 0 <= seconds <= MAX_SECONDS:
@@ -119,6 +121,23 @@ def quoted(value: Any) -> str:
     return f'"{value}"' if len(value) <= _QUOTED_CHARACTERS else f'"{value[:_QUOTED_CHARACTERS]}..."'
 
 
+def read_time(text: str) -> float:
+    """`5`, `5s`, `0:05` or `1:02:03` -> seconds."""
+    if not text:
+        raise ScheduleError(f"a time is missing; {TIME_SPELLINGS}")
+    if text.startswith("-") and _TIME.fullmatch(text[1:]):
+        raise ScheduleError(f"the time {quoted(text)} is negative; the video begins at 0")
+    if not _TIME.fullmatch(text):
+        raise ScheduleError(
+            f"{quoted(text)} is not a time; {TIME_SPELLINGS}; indent a line that continues a prompt, and "
+            "write 0 => before a first prompt that begins like a time"
+        )
+    seconds = 0.0
+    for part in text.removesuffix("s").split(":"):
+        seconds = seconds * 60 + float(part)
+    return _checked_seconds(seconds)
+
+
 def spelled(seconds: float) -> str:
     """Seconds without an exponent and without loss: 0s, 2.5s, 0.0000001s."""
     digits = format(Decimal(repr(float(seconds))), "f")
@@ -129,7 +148,7 @@ def named(index: int, cue: Cue) -> str:
     return f"cue {index + 1} at {spelled(cue.seconds)}"
 
 
-def check_number_of_cues(count: int) -> None:
+def check_num_cues(count: int) -> None:
     if not count:
         raise ScheduleError("the schedule has no cues; give it at least one, at 0")
     if count > MAX_CUES:

@@ -8,8 +8,8 @@ from numbers import Integral
 from typing import Any
 
 from ..geometry import block_at, block_seconds, frames_of_seconds, num_latent_frames
-from .cue import MAX_SECONDS, Cue, ScheduleError, check_number_of_cues, quoted
-from .text_format import numbered_lines, read_time
+from .cue import MAX_SECONDS, Cue, ScheduleError, check_num_cues, quoted, read_time
+from .text_format import numbered_lines
 
 LAST_FRAME = num_latent_frames(frames_of_seconds(MAX_SECONDS)) - 1
 JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[{\]])')
@@ -42,7 +42,7 @@ def read_timeline(text: str) -> tuple[list[Cue], dict[str, Any]]:
     version = document.get("version", 1)
     if version != 1:
         raise ScheduleError(f"timeline version {quoted(version)} is unknown; only 1 is read")
-    check_number_of_cues(len(document["cues"]))
+    check_num_cues(len(document["cues"]))
     cues = [_read_entry(entry, number) for number, entry in enumerate(document["cues"], 1)]
     return sorted(cues, key=lambda cue: cue.seconds), _without(document, "version", "cues")
 
@@ -97,7 +97,7 @@ def read_jsonl(text: str, switch_frames: Sequence[int], line: int, block_latent_
     if not isinstance(fields, dict) or not isinstance(fields.get("prompts"), list):
         raise ScheduleError(f'{quoted(fields)} came; write {{"prompts": ["...", "..."]}}')
     prompts = fields["prompts"]
-    check_number_of_cues(len(prompts))
+    check_num_cues(len(prompts))
     _check_switch_frames(switch_frames, len(prompts))
     times = [0.0, *_switch_seconds(switch_frames, block_latent_frames)]
     return [_numbered_cue(index, *cue) for index, cue in enumerate(zip(times, prompts, strict=True), 1)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import geometry
 from ..config import Policy
-from .cue import Cue, ScheduleError, check_number_of_cues, check_order, named, quoted, spelled
+from .cue import Cue, ScheduleError, check_num_cues, check_order, named, quoted, spelled
 from .json_format import JSON_START, is_jsonl, read_jsonl, read_timeline, written_timeline
 from .text_format import checked_text, read_text, written_cue
 
@@ -57,7 +57,7 @@ class PromptSchedule:
 
     def __post_init__(self):
         object.__setattr__(self, "cues", tuple(self.cues))
-        check_number_of_cues(len(self.cues))
+        check_num_cues(len(self.cues))
         check_order(self.cues)
 
     @classmethod
@@ -131,9 +131,8 @@ class PromptSchedule:
     ) -> Timeline:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
-        Blocks count from `first_block`, the first that a continued video adds; times from its beginning,
-        which is `cut_off` pixel frames before that block. Raises ScheduleError if a cue is at or beyond
-        `total_seconds`, the length of the video.
+        Blocks count from `first_block`, the first of a continuation; times from `cut_off` pixel frames before
+        that block. Raises ScheduleError if a cue is at or beyond `total_seconds`, the length of the video.
         """
         start = geometry.block_seconds(first_block, block_latent_frames) - cut_off / geometry.FRAME_RATE
 

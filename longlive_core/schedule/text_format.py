@@ -5,28 +5,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..config import Policy
-from .cue import (
-    AUTO,
-    TIME_SPELLINGS,
-    Cue,
-    ScheduleError,
-    check_number_of_cues,
-    check_order,
-    checked_seconds,
-    quoted,
-    spelled,
-)
+from .cue import AUTO, SECONDS, Cue, ScheduleError, check_num_cues, check_order, quoted, read_time, spelled
 
 MAX_CHARACTERS = 8_000_000
 
 _CUE_LINE = re.compile(r"(?P<time>\S*?)(?P<arrow>\s*=>|\s+|\Z)(?P<words>.*)", re.DOTALL)
-_SECONDS = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
 # A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
 _POLICY_PREFIX = re.compile(
     rf"(?:(?P<policy>{'|'.join((*Policy, AUTO))})|blend\s+(?P<blend>[-+]?\.?[0-9][^\s:]*)):",
     re.IGNORECASE | re.ASCII,
 )
-_TIME = re.compile(rf"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?|{_SECONDS}")  # 1:02:03 or 1:02.5
 # How a first line shows that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
 _TIME_LIKE = re.compile(r"0+(\.0+)?|[-+]?\.?[0-9][0-9.,]*(s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?")
 
@@ -68,7 +56,7 @@ def read_text(text: str) -> list[Cue]:
             groups[-1].append(line)
         else:
             groups.append([line])
-    check_number_of_cues(len(groups))
+    check_num_cues(len(groups))
     cues = [_read_cue(*group) for group in groups]
     try:
         check_order(cues)
@@ -97,7 +85,6 @@ def _begins_with_time(line: _Line) -> bool:
 
 
 def _plain_prompt(lines: Sequence[_Line]) -> str:
-    """The one prompt of a text without times; ScheduleError where a later line has one."""
     for line in lines:
         if not line.is_continuation and _begins_with_time(line):
             raise ScheduleError(
@@ -128,29 +115,12 @@ def _read_words(words: str) -> tuple[str, str, float | None]:
     prompt, seconds = words[prefix.end() :], prefix["blend"]
     if seconds is None:
         return prompt, prefix["policy"].lower(), None
-    if not re.fullmatch(_SECONDS, seconds):
+    if not re.fullmatch(SECONDS, seconds):
         raise ScheduleError(
             f"{quoted(seconds)} is not how long a blend takes; write it as blend 3s: or blend 2.5s: (where "
             "it is meant as words of the prompt, write auto: before it)"
         )
     return prompt, Policy.BLEND, float(seconds.removesuffix("s"))
-
-
-def read_time(text: str) -> float:
-    """`5`, `5s`, `0:05` or `1:02:03` -> seconds."""
-    if not text:
-        raise ScheduleError(f"a time is missing; {TIME_SPELLINGS}")
-    if text.startswith("-") and _TIME.fullmatch(text[1:]):
-        raise ScheduleError(f"the time {quoted(text)} is negative; the video begins at 0")
-    if not _TIME.fullmatch(text):
-        raise ScheduleError(
-            f"{quoted(text)} is not a time; {TIME_SPELLINGS}; indent a line that continues a prompt, and "
-            "write 0 => before a first prompt that begins like a time"
-        )
-    seconds = 0.0
-    for part in text.removesuffix("s").split(":"):
-        seconds = seconds * 60 + float(part)
-    return checked_seconds(seconds)
 
 
 def written_cue(cue: Cue) -> str:

@@ -53,8 +53,7 @@ class PromptEncoder:
     def embed(self, tokens: list[int]) -> Tensor:
         """Token ids, `</s>` included -> [1, 512, text dim] on the encoder's device.
 
-        Padding is not computed: the attention mask hides it, and its rows are zero in the result. Raises
-        ValueError when an embedding is not finite.
+        Padding is not computed, its rows are zero. Raises ValueError when an embedding is not finite.
         """
         device = self.model.get_input_embeddings().stored.device
         ids = torch.tensor([tokens], dtype=torch.long, device=device)
@@ -72,9 +71,8 @@ def load_umt5(
 ) -> PromptEncoder:
     """Load the encoder of a file or folder; `tokenizer` None finds the one in it or next to it.
 
-    `dtype`, bfloat16 or float32, is that of the embeddings, and of the arithmetic on a GPU. A CPU always
-    computes in float32, because most are many times slower in bfloat16. Raises ValueError, one sentence,
-    for anything that is wrong with the files.
+    `dtype`, bfloat16 or float32, is that of the embeddings, and of the arithmetic on a GPU; a CPU computes in
+    float32, since most are slow in bfloat16. Raises ValueError for everything that is wrong with the files.
     """
     if dtype not in PRECISIONS:
         raise ValueError(f"UMT5 cannot compute in {dtype}; choose torch.bfloat16 or torch.float32")
@@ -87,8 +85,7 @@ def load_umt5(
     words = _tokenizer(file, path, tokenizer)
     if words.size > model.config.vocab_size:
         raise ValueError(
-            f"the tokenizer has {words.size} tokens, but {path} only {model.config.vocab_size}: "
-            "they belong to different models; use umt5-xxl's for both"
+            f"{path} has only {model.config.vocab_size} tokens, its tokenizer {words.size}; use umt5-xxl's"
         )
     fill_umt5(model, tensors, torch.float32 if torch.device(device).type == "cpu" else dtype)
     return PromptEncoder(model.to(device), words, dtype)
@@ -165,9 +162,6 @@ def umt5_skeleton(shapes: dict[str, tuple[int, ...]]) -> nn.Module | None:
         num_heads=heads,
         num_layers=sum(name.endswith(".SelfAttention.q.weight") for name in shapes),
         relative_attention_num_buckets=buckets,
-        relative_attention_max_distance=128,
-        layer_norm_epsilon=1e-6,
-        feed_forward_proj="gated-gelu",
         attn_implementation="eager",
     )
     with torch.device("meta"):
@@ -226,7 +220,6 @@ class StoredEmbedding(nn.Module):
 
 
 def _tokenizer(file: TensorFile, path: Path, given: Path | str | None) -> Tokenizer:
-    """The given tokenizer, else the one inside the file, else the one next to it."""
     if given:
         return load_tokenizer(Path(given))
     if PIECES in file.shapes:

@@ -36,9 +36,7 @@ def channels_last(x: Tensor) -> Tensor:
 class CausalConv(nn.Conv3d):
     """A convolution that sees the past, not the future; zeros stand before the start of a video."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, kernel: tuple[int, int, int] = (3, 3, 3), stride=1
-    ):
+    def __init__(self, channels_in: int, channels_out: int, kernel=(3, 3, 3), stride: int = 1):
         """`kernel` and the padding are (time, height, width); `stride` is of time alone."""
         padding = (0, kernel[1] // 2, kernel[2] // 2)
         super().__init__(channels_in, channels_out, kernel, stride=(stride, 1, 1), padding=padding)

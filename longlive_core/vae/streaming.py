@@ -49,20 +49,14 @@ class StreamingDecoder:
     def push(self, latents: Tensor, opens_scene: bool = False) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, F, 3, 8H, 8W] in [0, 1].
 
-        A new scene in mid-video forgets the old one; its first latent frame makes one picture, which is held
-        for the four that are due, so that the clock of the video goes on.
+        A new scene in mid-video forgets the old one; its first latent frame makes one frame, which is held
+        for the four that are due, so that the clock of the video goes on. Raises ValueError where the past of
+        another decoder was restored.
         """
         held = TIME_STRIDE - 1 if opens_scene and not self._is_first_scene else 0
-        past = None if opens_scene else self._past
-        frames, self._past = self._decoded(latents, past)
-        self._is_first_scene = False
-        return torch.cat((frames[:, :1].expand(-1, held, -1, -1, -1), frames), dim=1) if held else frames
-
-    def _decoded(self, latents: Tensor, past: Any) -> tuple[Tensor, Any]:
-        """As the decoder itself; ValueError where the past of another decoder was restored."""
         is_restored, self._is_restored = self._is_restored, False
         try:
-            return self._decoder.decode(latents, past)
+            frames, self._past = self._decoder.decode(latents, None if opens_scene else self._past)
         except (RuntimeError, ValueError, TypeError) as error:
             if not is_restored or "memory" in str(error):
                 raise
@@ -70,6 +64,8 @@ class StreamingDecoder:
                 "what the decoder remembers of the earlier video does not fit this VAE; "
                 "connect the one that the video was made with, on the same device"
             ) from error
+        self._is_first_scene = False
+        return torch.cat((frames[:, :1].expand(-1, held, -1, -1, -1), frames), dim=1) if held else frames
 
     def warm(self, latents: Tensor, num_shown: int = 0) -> Tensor:
         """Show the end of an earlier video [B, C, T, H, W], so that the next push goes on from it.

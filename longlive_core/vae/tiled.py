@@ -15,7 +15,6 @@ from .streaming import Decoder
 
 UNSEEN = 3 / 8  # share of an overlap at a tile's edge that is decoded as context and not shown
 TiledPast = list[list[Tensor]]  # the past of every tile, row by row
-
 TILE_PIXELS, OVERLAP_PIXELS = 256, 64
 
 
@@ -37,9 +36,8 @@ class Span(NamedTuple):
 class TiledDecoder:
     """Any decoder, over tiles of `tile_pixels` that share at least `overlap_pixels` with their neighbours.
 
-    Both must be multiples of 8 and the overlap smaller than the tile, else ValueError. A video that fits in
-    one tile comes out bit for bit as without tiles. With `past_device` the pasts wait there between the
-    turns of their tiles, e.g. on the CPU.
+    Both must be multiples of 8, the overlap the smaller one, else ValueError. A video that fits in one tile
+    is the same bit for bit. The pasts of the tiles wait on `past_device`, if one is given, such as the CPU.
     """
 
     def __init__(

@@ -143,9 +143,8 @@ def fill(
     state = dict(transformer.state_dict())
     for done, name in enumerate(state, start=1):
         mapped, scale = file.tensors[name], file.tensors.get(name + SCALE)
-        for part in (mapped, scale):
-            if part is not None:
-                check_finite(name, part, file.path)
+        check_finite(name, mapped, file.path)
+        check_finite(name + SCALE, scale, file.path)
         tensor, scale = cast(*merged(name, mapped, scale, loras), stored if name in small else compute)
         is_mapped = tensor.data_ptr() == mapped.data_ptr()
         state[name] = tensor.to(device, copy=is_mapped and not stays_mapped)
@@ -166,9 +165,9 @@ def merged(
     return tensor, scale
 
 
-def check_finite(name: str, tensor: Tensor, path: Path) -> None:
-    """ValueError unless all numbers of a weight are finite, as `path` gives or changes it."""
-    if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
+def check_finite(name: str, tensor: Tensor | None, path: Path) -> None:
+    """ValueError unless all numbers of a weight, if any, are finite, as `path` gives or changes it."""
+    if tensor is not None and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
         raise ValueError(f"{path} is damaged: {name} is not finite; download it again")
 
 

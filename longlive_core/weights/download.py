@@ -36,7 +36,9 @@ def download(
             raise OSError(f"the server does not report size and version of {unknown[0]}")
         _check_disk_space(sizes := {target: version.size for target, version in versions.items()})
     licences = dict.fromkeys(LICENCES[file.repo] for file in missing.values())
-    if missing and not confirm("\n".join([*_table(sizes, links), "", *licences])):
+    table = [f"{_amount(size):>8}  {links[target]} -> {target}" for target, size in sizes.items()]
+    total = f"{_amount(sum(sizes.values())):>8}  in all"
+    if missing and not confirm("\n".join([*table, total, "", *licences])):
         return []
     with _explained(name, links):
         for target, file in missing.items():
@@ -61,17 +63,11 @@ def _explained(name: str, links: dict[Path, str]) -> Iterator[None]:
         raise OSError("\n".join([heading, *lines])) from error
 
 
-def _table(sizes: dict[Path, int], links: dict[Path, str]) -> list[str]:
-    lines = [f"{_amount(size):>8}  {links[target]} -> {target}" for target, size in sizes.items()]
-    return [*lines, f"{_amount(sum(sizes.values())):>8}  in all"]
-
-
 def _amount(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _check_disk_space(sizes: dict[Path, int]) -> None:
-    """OSError unless every disk has room for all files that go there."""
     places = {target: next(p for p in target.absolute().parents if p.exists()) for target in sizes}
     for place in dict.fromkeys(places.values()):
         disk, free = place.stat().st_dev, shutil.disk_usage(place).free

@@ -7,8 +7,6 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,26 +35,6 @@ class TensorFile:
         return shapes_in(self.tensors)
 
 
-@contextmanager
-def one_sentence(path: Path) -> Iterator[None]:
-    """Turn whatever reading raises into one ValueError that names the file."""
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, and loading that could run code: {first_line(error)}; "
-            "ask its author for safetensors"
-        ) from error
-    except PermissionError as error:
-        raise ValueError(f"{path} may not be read by this user; change its permissions") from error
-    except Exception as error:
-        if type(error) is ValueError:
-            raise
-        raise ValueError(
-            f"{path} cannot be read: {first_line(error)}; it is damaged or incomplete, download it again"
-        ) from error
-
-
 def first_line(error: BaseException) -> str:
     """First line of an error's message, at most 200 characters; headings that end in a colon are skipped."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -70,12 +48,23 @@ def open_tensors(path: Path, sections: tuple[str, ...] = ()) -> TensorFile:
     counts. Raises ValueError for everything that is not a readable file of tensors.
     """
     path = _one_file(Path(path))
-    with one_sentence(path):
+    try:
         if path.name.endswith(INDEX_SUFFIX):
             return _open_shards(path)
         if path.suffix == ".safetensors":
             return _open_safetensors(path)
         return _open_pickle(path, sections)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and loading that could run code: {first_line(error)}; "
+            "ask its author for safetensors"
+        ) from error
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read by this user; change its permissions") from error
+    except Exception as error:
+        if type(error) is ValueError:  # ours, in one sentence
+            raise
+        raise ValueError(f"{path} cannot be read: {first_line(error)}; download it again") from error
 
 
 def _one_file(path: Path) -> Path:

@@ -101,7 +101,6 @@ def _makes(sizes: Shapes, shape: tuple[int, ...] | None) -> bool:
 
 
 def _target(stem: str, leaf: str, underscored: dict[str, str]) -> str:
-    """Our weight that a LoRA's tensors change."""
     if _UNDERSCORED.match(stem):
         return underscored.get(_UNDERSCORED.sub("", stem) + leaf.replace(".", "_"), stem + leaf)
     name = our_name(stem)
