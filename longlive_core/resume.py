@@ -208,7 +208,7 @@ class Ending:
 
 
 class _SceneHook(Hook):
-    """A hook that says which scene it sees and hands everything on, whatever a Hook may be told."""
+    """A hook that reports the scene it sees and passes every event on to another hook."""
 
     def __init__(self, tell: Callable[[Scene], None], inner: Hook):
         for event in (name for name in vars(Hook) if name.startswith("on_")):

@@ -45,10 +45,10 @@ def named(file: Path) -> str:
 
 
 def found(texts: Iterator[str]) -> list[str]:
-    """Every banned word with what stands around it."""
+    """Every banned word with what stands around it; names in code, between backticks, stay."""
     hits = []
     for text in texts:
-        text = " ".join(text.split())
+        text = " ".join(re.sub(r"`[^`\n]*`", "", text).split())
         for word, better in BANNED.items():
             for match in re.finditer(rf"\b{word}\b", text, re.IGNORECASE):
                 around = text[max(0, match.start() - 30) : match.end() + 30]
@@ -91,7 +91,7 @@ def test_javascript(file: Path) -> None:
 
 @pytest.mark.parametrize("file", MARKDOWN, ids=named)
 def test_markdown(file: Path) -> None:
-    assert not found([re.sub(r"`[^`\n]*`", "", file.read_text("utf-8"))])  # names in code stay
+    assert not found([file.read_text("utf-8")])
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=named)
@@ -101,4 +101,4 @@ def test_notes_of_workflows(file: Path) -> None:
 
 def test_banned_words_are_found() -> None:
     text = "The host's card widens a picture beside the model card."
-    assert len(found([text])) == 5 and not found(["a model\ncard, --card, a postcard, besides"])
+    assert len(found([text])) == 5 and not found(["a model\ncard, `told`, --card, a postcard, besides"])
