@@ -1,7 +1,7 @@
 """`python -m benchmarks.decode`: the Wan decoder against its plain twin, the tiny one, and Mini.
 
 Random weights of true width. What is compared is timed in turn in one run, and ratios are those of medians.
-With one thread on a CPU the clock is that of the thread, so that other work on the machine counts little.
+With one CPU thread the clock is the time that the process worked, so that other programs count little.
 """
 
 import argparse
@@ -9,30 +9,27 @@ import time
 from typing import Any
 
 import torch
-from longlive_core.speed import synchronize
 from torch import Tensor
 
-from benchmarks.measure import Clock, in_turn, report
+from benchmarks.measure import clock_of, in_turn, report
 from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import SPACE_STRIDE
 from longlive_core.pipeline import Request, load_pipeline
 from longlive_core.schedule.schedule import PromptSchedule
-from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import Decoder, StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 BLOCK = LONGLIVE_1_3B.window.block_latent_frames
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-GIGA = 1e9
 
 
 def main() -> None:
     """Print and keep all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="fp32 on CPUs, bf16 on cards")
+    parser.add_argument("--dtype", choices=DTYPES, help="fp32 on CPUs, bf16 on GPUs")
     parser.add_argument("--latents", default="16x26", help="height x width; 60x104 is a video of 832x480")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -61,7 +58,6 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         "latent_frames": BLOCK,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "plain_to_ours": round(seconds["wan plain"] / seconds["wan"], 3),
-        "convolutions": convolutions(device, dtype, height, width, options.repeats),
         "mini_frames_per_second": mini_speed(options.repeats),
     }
 
@@ -78,54 +74,16 @@ def block_seconds(decoders: dict[str, Decoder], latents: Tensor, repeats: int) -
     )
 
 
-def clock_of(device: torch.device) -> Clock:
-    """Seconds: on a card once all that it was given is done, on one thread those that it worked."""
-    if device.type == "cpu":
-        return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-
-    def now() -> float:
-        synchronize(device)
-        return time.perf_counter()
-
-    return now
-
-
-def convolutions(
-    device: torch.device, dtype: torch.dtype, height: int, width: int, repeats: int
-) -> dict[str, Any]:
-    """What the 3x3x3 convolutions of each size come to, against a matrix product's speed (GFLOP/s).
-
-    Theirs is the arithmetic of the direct sum over the time, however it was computed.
-    """
-    square = torch.randn(2048, 2048, device=device, dtype=dtype)
-    clock = clock_of(device)
-    product = in_turn({"matmul": lambda: square @ square}, repeats + 1, clock)["matmul"]
-    found: dict[str, Any] = {"matmul": round(2 * 2048**3 / product / GIGA, 1)}
-    for channels, frames, scale in ((384, 2, 2), (192, 4, 4), (96, 4, 8)):
-        shape = (1, channels, frames + 2, scale * height, scale * width)
-        x = torch.randn(shape, device=device, dtype=dtype)
-        weight = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype)
-        works = {"direct": lambda x=x, w=weight: torch.conv3d(x, w, padding=(0, 1, 1))}
-        last = x.contiguous(memory_format=torch.channels_last_3d)
-        if winograd.pays(last[:, :, 2:], weight):
-            bias = weight.new_zeros(channels)
-            works["ours"] = lambda x=last, w=weight, b=bias: winograd.convolve((x,), w, b)
-        flop = 2 * 27 * channels**2 * frames * scale**2 * height * width
-        times = in_turn(works, repeats, clock)
-        found[f"{channels} channels"] = {n: round(flop / s / GIGA, 1) for n, s in times.items()}
-    return found
-
-
 def mini_speed(repeats: int, seconds: float = 6.0) -> float:
     """Frames a second of Mini without a file."""
     pipeline = load_pipeline("mini")
-    request = Request(PromptSchedule.single("a red circle circles over navy"), seconds, seed=1)
+    plan = pipeline.plan(Request(PromptSchedule.single("a red circle circles over navy"), seconds, seed=1))
 
     def make() -> None:
-        for chunk in pipeline.run(pipeline.plan(request)):
+        for chunk in pipeline.run(plan):
             chunk.uint8()
 
-    return round(pipeline.plan(request).frames / in_turn({"mini": make}, repeats)["mini"], 1)
+    return round(plan.frames / in_turn({"mini": make}, repeats, time.perf_counter)["mini"], 1)
 
 
 if __name__ == "__main__":

@@ -40,15 +40,15 @@ SCHEDULE = PromptSchedule.parse(
 
 
 class Watched:
-    """A run with everything on: prompts sent, and what the server would send to its pages."""
+    """A run with everything on: prompts, previews and snapshots as ComfyUI sends them to its pages."""
 
     def __init__(self):
-        self.control = LiveControl(on_change=self._tell)
+        self.control = LiveControl(on_change=self._changed)
         self._server = ThreadPoolExecutor(1)
         self._due: list[Future] = []
 
-    def show(self, chunk: Chunk, picture: np.ndarray) -> None:
-        self._due.append(self._server.submit(preview, picture))
+    def show(self, chunk: Chunk, image: np.ndarray) -> None:
+        self._due.append(self._server.submit(preview, image))
         if chunk.block.index % PROMPT_EVERY == 0:
             self.control.send(PROMPTS[chunk.block.index // PROMPT_EVERY % len(PROMPTS)])
 
@@ -57,15 +57,15 @@ class Watched:
         while self._due:
             self._due.pop().result()
 
-    def _tell(self) -> None:
+    def _changed(self) -> None:
         self._due.append(self._server.submit(lambda: json.dumps(self.control.snapshot())))
 
 
-def preview(picture: np.ndarray) -> bytes:
-    """A picture [H, W, 3] as the host sends it to the page."""
+def preview(image: np.ndarray) -> bytes:
+    """An image [H, W, 3] as ComfyUI sends it to the page."""
     buffer = io.BytesIO()
     size = (PREVIEW_PIXELS, PREVIEW_PIXELS)
-    Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=95)
+    Image.fromarray(image).resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 

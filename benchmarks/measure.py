@@ -1,4 +1,4 @@
-"""What every benchmark shares: results with machine, versions and commit."""
+"""What every benchmark shares: clocks, taking turns, results with machine, versions and commit."""
 
 import json
 import platform
@@ -36,16 +36,26 @@ def commit() -> str:
 
 
 def report(name: str, figures: dict[str, Any]) -> None:
-    """Print the figures and keep them in benchmarks/results."""
+    """Print the figures and keep them in benchmarks/results, or where an absolute name says."""
     text = json.dumps({**machine(), **figures}, indent=2)
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
 
 
-def in_turn(
-    works: dict[str, Callable[[], Any]], repeats: int, clock: Clock = time.perf_counter
-) -> dict[str, float]:
+def clock_of(device: torch.device) -> Clock:
+    """Seconds: on a GPU after all its work is done; with one CPU thread the time that the process worked."""
+    if device.type == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def now() -> float:
+        torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def in_turn(works: dict[str, Callable[[], Any]], repeats: int, clock: Clock) -> dict[str, float]:
     """Median seconds of each, measured one after the other, over and over."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):

@@ -1,6 +1,6 @@
 """The plain slow twin: the same weights and the same arithmetic, computed the way a first version would.
 
-Eager, nothing remembered between passes but K and V: every pass reads time and text anew, every layer makes
+Eager, nothing kept between passes but K and V: every pass embeds time and text again, every layer computes
 its rotations in complex128, clones the whole cache, rolls it when a block begins, and the commit pass runs to
 the end. Tests hold our rollout against it; benchmarks give the ratio of both in one run.
 """
@@ -28,7 +28,7 @@ class PlainCache:
 
 
 class PlainScene:
-    """The past of a rollout, kept and read without any care for speed."""
+    """The past of a rollout, kept without any care for speed."""
 
     def __init__(self, model: CausalWan, like: Tensor, window: WindowConfig):
         """`like`: latents of one block [B, C, T, H, W]."""
@@ -69,7 +69,7 @@ class PlainScene:
         self.forward(recent, 0.0, embeds, first, 0, protected=sink)
 
     def roll(self, count: int) -> None:
-        """Forget the oldest `count` latent frames behind the sink."""
+        """Drop the oldest `count` latent frames behind the sink."""
         start = self.window.sink_latent_frames * self.tokens
         gone = count * self.tokens
         for cache in self.caches:
@@ -106,8 +106,8 @@ class PlainScene:
         y = self.self_attention(layer.self_attn, y, cache, where)
         x = x + (y.unflatten(1, (frames, -1)) * gate1.unsqueeze(2)).flatten(1, 2)
         x = x + cross_attention(layer.cross_attn, layer.norm3(x), text)
-        widen, gelu, narrow = layer.ffn
-        y = narrow(gelu(widen(modulated(x, shift2, scale2, frames, layer.eps))))
+        up, gelu, down = layer.ffn
+        y = down(gelu(up(modulated(x, shift2, scale2, frames, layer.eps))))
         return x + (y.unflatten(1, (frames, -1)) * gate2.unsqueeze(2)).flatten(1, 2)
 
     def self_attention(self, attention: Attention, x: Tensor, cache: PlainCache, where: tuple) -> Tensor:
@@ -125,7 +125,7 @@ class PlainScene:
         return attention.o(attended(q, keys[:, :end], values[:, :end]))
 
     def rope(self, x: Tensor, first: int, frames: int) -> Tensor:
-        """x [B, L, N, D] rotated in complex128, the angles made anew."""
+        """x [B, L, N, D] rotated in complex128, the angles computed again."""
         rows, columns = self.grid
         parts = []
         sizes = axis_sizes(x.shape[-1])

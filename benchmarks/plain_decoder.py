@@ -67,7 +67,7 @@ def residual(layer: Residual, x: Tensor, past: Past) -> Tensor:
 
 
 def by_frame(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer for pictures on every frame of [B, C, F, H, W]."""
+    """A layer for images on every frame of [B, C, F, H, W]."""
     y = layer(x.transpose(1, 2).flatten(0, 1))
     return y.unflatten(0, (len(x), -1)).transpose(1, 2)
 

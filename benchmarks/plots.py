@@ -1,4 +1,4 @@
-"""Figures of benchmarks/gpu.py as a picture: frames a second over the video, seconds a block, memory."""
+"""Figures of benchmarks/gpu.py as a chart: frames a second over the video, seconds a block, memory."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,10 @@ from longlive_core.geometry import FRAME_RATE
 
 SMOOTH_BLOCKS = 8
 FRAMES_A_BLOCK = 12
+MEMORY = {"device_gib": "in use on the GPU", "reserved_gib": "reserved", "peak_gib": "allocated"}
 
 
-def plot(results: Path, picture: Path) -> None:
+def plot(results: Path, chart: Path) -> None:
     """Read the JSON that gpu.py keeps, write a PNG."""
     read = json.loads(results.read_text())
     cases: dict[str, dict[str, Any]] = read["cases"]
@@ -27,7 +28,7 @@ def plot(results: Path, picture: Path) -> None:
     draw_blocks(blocks, cases)
     draw_memory(memory, cases)
     figure.suptitle(f"LongLive-1.3B, random weights, {read['device']}, torch {read['torch']}")
-    figure.savefig(picture, dpi=100)
+    figure.savefig(chart, dpi=100)
     plt.close(figure)
 
 
@@ -54,10 +55,12 @@ def draw_blocks(axes: Axes, cases: dict[str, dict[str, Any]]) -> None:
 
 
 def draw_memory(axes: Axes, cases: dict[str, dict[str, Any]]) -> None:
-    """The most that was allocated, by case."""
-    peaks = {name: figures["peak_gib"] for name, figures in cases.items() if figures.get("peak_gib")}
-    axes.barh(list(peaks), list(peaks.values()))
-    axes.set(xlabel="GiB allocated at most" if peaks else "memory is measured on cards only")
+    """GiB by case: smaller bars lie on larger ones."""
+    for kind, label in MEMORY.items():
+        sizes = {name: figures[kind] for name, figures in cases.items() if figures.get(kind)}
+        axes.barh(list(sizes), list(sizes.values()), label=label if sizes else None)
+    axes.set(xlabel="GiB at most" if axes.patches else "memory is measured on GPUs only")
+    legend(axes)
 
 
 def legend(axes: Axes) -> None:

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.quantization`: what 8 bits cost in latents and in videos, and what they gain in time.
+"""`python -m benchmarks.quantization`: what 8 bits cost in latents and in videos.
 
-Losses are those of `plain`, the meaning of every kernel in 32-bit arithmetic, so they hold on any machine but
-for the order of the sums; times are of the kernels themselves on this one.
+Products are those of plain_products.py, in 32-bit arithmetic: the losses hold on any machine, but for the
+order of the sums. Two variants have no kernel here, for comparison: tokens with scales, and int8 products.
 """
 
 import argparse
+import copy
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -13,14 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from longlive_core.model.fastest import seconds_of
-from longlive_core.model.linear8 import FP8, plain, plain_unscaled
-from longlive_core.weights.arithmetic import KERNELS, WIDE, Kernel, Machine, Work, attempt, products
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.measure import RESULTS, report
+from benchmarks.plain_products import Product, multiply_by, plain, plain_unscaled
 from longlive_core.config import LONGLIVE_1_3B, MINI, Policy
+from longlive_core.fast.products import FP8
 from longlive_core.geometry import latent_size
 from longlive_core.mini.loader import load_mini
 from longlive_core.model.causal_wan import CausalWan
@@ -41,39 +41,50 @@ Change = Callable[[CausalWan], object]
 
 
 class Variant(NamedTuple):
-    """A change to the weights and their arithmetic, and whether K and V are held in fp8."""
+    """A change to the weights and their products, and whether K and V are held in fp8."""
 
     change: Change
     has_small_cache: bool = False
 
 
+def in_8_bits(dtype: torch.dtype, product: Product | None = None) -> Change:
+    """Store the layers' matrices in 8 bits, dequantised at their use or multiplied by `product`."""
+
+    def change(model: CausalWan) -> None:
+        quantize(model, dtype)
+        if product:
+            multiply_by(product, model)
+
+    return change
+
+
 VARIANTS = {
     "fp32": Variant(lambda model: None),
     "bf16": Variant(lambda model: model.bfloat16()),
-    "fp8": Variant(lambda model: quantize(model, FP8)),
-    "fp8-fast": Variant(lambda model: quantize(model, FP8, plain)),
-    "fp8-fast, unscaled": Variant(lambda model: quantize(model, FP8, plain_unscaled)),
-    "int8 weights": Variant(lambda model: quantize(model, torch.int8)),
-    "int8": Variant(lambda model: quantize(model, torch.int8, plain)),
-    "fp8 cache": Variant(lambda model: None, True),
-    "fp8-fast, fp8 cache": Variant(lambda model: quantize(model, FP8, plain), True),
-    "int8, fp8 cache": Variant(lambda model: quantize(model, torch.int8, plain), True),
+    "fp8": Variant(in_8_bits(FP8)),
+    "fp8-fast": Variant(in_8_bits(FP8, plain_unscaled)),
+    "fp8, tokens with scales": Variant(in_8_bits(FP8, plain)),
+    "int8": Variant(in_8_bits(torch.int8)),
+    "int8 products": Variant(in_8_bits(torch.int8, plain)),
+    "fp8 cache": Variant(lambda model: None, has_small_cache=True),
+    "fp8-fast, fp8 cache": Variant(in_8_bits(FP8, plain_unscaled), has_small_cache=True),
+    "int8, fp8 cache": Variant(in_8_bits(torch.int8), has_small_cache=True),
 }
 
 
-JUDGED = ("fp32", "fp8-fast", "fp8-fast, unscaled", "int8", "fp8 cache", "fp8-fast, fp8 cache")
+JUDGED = ("fp32", "fp8-fast", "int8", "fp8 cache", "fp8-fast, fp8 cache")
 
 
 def only(wanted: Callable[[str], bool], dtype: torch.dtype) -> Change:
-    """Quantise just the matrices whose name is wanted."""
+    """Quantise just the matrices whose name is wanted, and multiply tokens with scales."""
 
     def change(model: CausalWan) -> None:
-        linears = {name: linear for name, linear in layer_linears(model).items() if not wanted(name)}
-        exact = {name: linear.weight for name, linear in linears.items()}
-        quantize(model, dtype, plain)
-        for name, linear in linears.items():
-            linear.weight = nn.Parameter(exact[name].data, requires_grad=False)
-            linear.scale, linear.multiply = None, None
+        kept = {name: linear for name, linear in layer_linears(model).items() if not wanted(name)}
+        exact = {name: linear.weight for name, linear in kept.items()}
+        quantize(model, dtype)
+        for name, linear in kept.items():
+            linear.weight, linear.scale = exact[name], None
+        multiply_by(plain, model)
 
     return change
 
@@ -81,7 +92,7 @@ def only(wanted: Callable[[str], bool], dtype: torch.dtype) -> Change:
 def golden_latents(variant: Variant) -> list[Tensor]:
     """Latents by block of the golden scenario of a late switch: random weights, 27 latent frames."""
     recorded = Recorded(GOLDEN)
-    model = recorded.model()
+    model = copy.deepcopy(recorded.model())  # shared by all scenarios
     variant.change(model)
     window = replace(recorded.window(), has_small_cache=variant.has_small_cache)
     blocks = range(recorded.frames // recorded.block)
@@ -125,7 +136,7 @@ def sensitivity(latents: Callable[[Variant], list[Tensor]], num_layers: int) -> 
     """Error over all blocks when one kind of matrix, or one layer, is in 8 bits and the rest is not."""
     parts = {name: name for name in MATRICES} | {f"layer {n}": f"layers.{n}." for n in range(num_layers)}
     rows = {}
-    for precision, dtype in (("fp8-fast", FP8), ("int8", torch.int8)):
+    for precision, dtype in (("fp8", FP8), ("int8", torch.int8)):
         changes = {
             name: Variant(only(lambda matrix, part=part: part in matrix, dtype))
             for name, part in parts.items()
@@ -150,35 +161,6 @@ def judged(videos: int) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def times(device: torch.device) -> dict[str, dict[str, dict[str, float | str]]]:
-    """Of kernels as they stand and, on cards, compiled with what stands around them."""
-    ways = {"as they stand": products}
-    if device.type == "cuda":
-        ways["compiled"] = torch.compile(products, dynamic=False)
-    return {name: kernel_times(device, run) for name, run in ways.items()}
-
-
-def kernel_times(device: torch.device, run: Callable[..., Tensor]) -> dict[str, dict[str, float | str]]:
-    """Seconds of one true-width layer's matrices by kernel, with norms and rounding, and the gain."""
-    config, machine = LONGLIVE_1_3B.model, Machine.of(device)
-    shapes = (
-        ((config.dim, config.dim), 6),
-        ((config.ffn_dim, config.dim), 1),
-        ((config.dim, config.ffn_dim), 1),
-    )
-    work = Work(shapes, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    tried: dict[str, Kernel] = {"wide": WIDE}
-    tried |= {kernel.multiply.__name__: kernel for kernels in KERNELS.values() for kernel in kernels}
-    results = {name: attempt(kernel, work, machine, seconds_of, run) for name, kernel in tried.items()}
-    base = results["wide"].seconds
-    return {
-        name: {"fails": result}
-        if isinstance(result, str)
-        else {"seconds": round(result.seconds, 6), "times wide": round(base / result.seconds, 3)}
-        for name, result in results.items()
-    }
-
-
 def outliers() -> dict[str, dict[str, float]]:
     """Relative error of one linear when one channel in a hundred of its input is so many times larger."""
     random = torch.Generator().manual_seed(0)
@@ -189,11 +171,11 @@ def outliers() -> dict[str, dict[str, float]]:
         loud = torch.cat((x[:, : width // 100] * times_larger, x[:, width // 100 :]), dim=1)
         exact = loud @ weight.t()
         found[str(times_larger)] = {
-            name: round(relative(meant(loud, *to_8_bits(weight, dtype), bias), exact), 4)
-            for name, dtype, meant in (
-                ("fp8-fast", FP8, plain),
-                ("fp8-fast, unscaled", FP8, plain_unscaled),
-                ("int8", torch.int8, plain),
+            name: round(relative(product(loud, *to_8_bits(weight, dtype), bias), exact), 4)
+            for name, dtype, product in (
+                ("fp8-fast", FP8, plain_unscaled),
+                ("fp8, tokens with scales", FP8, plain),
+                ("int8 products", torch.int8, plain),
             )
         }
     return found
@@ -212,15 +194,10 @@ def latent_errors() -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["times", "latents", "judge"], help="default: all")
+    parser.add_argument("parts", nargs="*", default=["latents", "judge"], help="default: all")
     parser.add_argument("--videos", type=int, default=16, help="of each kind and variant, for the judge")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for times")
     options = parser.parse_args()
-    measure = {
-        "times": lambda: times(torch.device(options.device)),
-        "latents": latent_errors,
-        "judge": lambda: judged(options.videos),
-    }
+    measure = {"latents": latent_errors, "judge": lambda: judged(options.videos)}
     file = RESULTS / "quantization.json"
     figures = json.loads(file.read_text()) if file.exists() else {}  # parts not asked for stay as they were
     with torch.inference_mode():

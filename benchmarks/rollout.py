@@ -8,9 +8,9 @@ import time
 
 import torch
 
+from benchmarks.first_frames import first_frames_figures
 from benchmarks.measure import report
 from longlive_core.bench.end_to_end import end_to_end_figures
-from longlive_core.bench.first_frames import first_frames_figures
 from longlive_core.config import WindowConfig
 from longlive_core.geometry import FRAME_RATE
 from longlive_core.pipeline import Request, load_pipeline
@@ -53,12 +53,12 @@ def flatness(endless: bool) -> dict[str, object]:
 def end_to_end(seconds: float = 30.0) -> dict[str, float]:
     """Mini's speed with generation, decode and H.264 encode, and the time to the first frames."""
     pipeline = load_pipeline("mini")
-    request = Request(PromptSchedule.parse(SCHEDULE), seconds, seed=1)
-    speed = end_to_end_figures(pipeline, request)["frames_per_second"]
+    plan = pipeline.plan(Request(PromptSchedule.parse(SCHEDULE), seconds, seed=1))
+    speed = end_to_end_figures(pipeline, plan)["frames_per_second"]
     return {
         "frames_per_second": speed,
         "times_real_time": round(speed / FRAME_RATE, 2),
-        **first_frames_figures(pipeline, request),
+        **first_frames_figures(pipeline, plan),
     }
 
 

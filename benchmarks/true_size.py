@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import report
+from longlive_core.bench.random_model import build_decoder
 from longlive_core.config import LONGLIVE_1_3B, ModelConfig
 from longlive_core.geometry import latent_size
-from longlive_core.memory import Setting, build_decoder, estimate
+from longlive_core.memory import Setting, estimate
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
-from longlive_core.rollout.rollout import Block, Hook, commit, denoise
+from longlive_core.rollout.rollout import Hook, commit, denoise
 from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.weights.checkpoints import LoadedTransformer, load_transformer
@@ -109,7 +110,7 @@ def load(folder: Path, precision: str) -> dict[str, object]:
 
 
 class Passes(Hook):
-    """Says when each denoising step is done."""
+    """Measures each denoising step."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -124,23 +125,23 @@ class Passes(Hook):
 
 @torch.inference_mode()
 def block(folder: Path, precision: str) -> dict[str, object]:
-    """One block in mid-video, and what it takes against what the plan says."""
+    """One block in mid-video, and the memory it takes against what is planned."""
     before, preset = peak_bytes(), LONGLIVE_1_3B
     model, window = loaded(folder, precision).transformer, preset.window
     shape = (1, preset.model.latent_channels, window.block_latent_frames)
     shape = (*shape, *latent_size(preset.width, preset.height))
     scene = Scene(model, torch.empty(shape), window, 0)
     for layer in scene.cache.layers:
-        layer.keys.normal_()
-        layer.values.normal_()
+        layer.keys.data.normal_()
+        layer.values.data.normal_()
     scene.append(torch.randn(*shape[:2], scene.cache.frames, *shape[3:]))
     text = model.encode_text(torch.randn(1, preset.model.text_tokens, preset.model.text_dim))
     passes, start = Passes(), time.perf_counter()
     latents = denoise(scene, text, SeededNoise(0, shape), shifted_sigmas(preset.sigmas), 4, passes)
-    commit(scene, text, Block(4, latents, opens_scene=False), passes)
+    commit(scene, text, latents)
     made = time.perf_counter() - start
     frames = StreamingDecoder(build_decoder(preset, "tiny").to(model.dtype)).push(latents)
-    setting = Setting(preset.width, preset.height, precision, "tiny", window)
+    setting = Setting(preset.width, preset.height, precision, "tiny")
     planned = estimate(preset, setting, model.device).total
     taken = peak_bytes() - before
     return {

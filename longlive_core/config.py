@@ -160,7 +160,7 @@ class Preset:
     """
 
     name: str
-    model: ModelConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
     family: str = ""
     needs_lora: bool = False
     has_ema: bool = False
@@ -172,32 +172,22 @@ class Preset:
 
 
 MINI = Preset(
-    name="mini",
-    model=ModelConfig(
-        dim=128, ffn_dim=512, num_heads=4, num_layers=6, text_dim=64, text_tokens=16, freq_dim=64
-    ),
+    "mini",
+    ModelConfig(dim=128, ffn_dim=512, num_heads=4, num_layers=6, text_dim=64, text_tokens=16, freq_dim=64),
     width=64,
     height=64,
     autoencoder=TinyAutoencoderConfig(widths=(96, 64, 32, 32), memory_blocks=(2, 2, 1), patch=2),
 )
-LONGLIVE_1_3B = Preset(name="longlive-1.3b", model=ModelConfig(), family="longlive", needs_lora=True)
 FULL_CLIP = WindowConfig(sink_latent_frames=0, window_latent_frames=21)  # a Wan clip of 81 frames
-RELATIVES = {
-    preset.name: preset
-    for preset in (
-        LONGLIVE_1_3B,
-        Preset(
-            "causal-forcing-framewise",
-            ModelConfig(),
-            "framewise",
-            window=replace(FULL_CLIP, block_latent_frames=1),
-        ),
-        Preset("causal-forcing", ModelConfig(), "causal-forcing", window=FULL_CLIP),
-        Preset("self-forcing", ModelConfig(), "self-forcing", has_ema=True, window=FULL_CLIP),
-        Preset(
-            "reward-forcing", ModelConfig(), "reward-forcing", window=WindowConfig(window_latent_frames=9)
-        ),
-        Preset("memflow", ModelConfig(), "memflow"),
-    )
-}
+FRAMEWISE, SHORT = replace(FULL_CLIP, block_latent_frames=1), WindowConfig(window_latent_frames=9)
+LONGLIVE_1_3B = Preset("longlive-1.3b", family="longlive", needs_lora=True)
+_RELATIVES = (
+    LONGLIVE_1_3B,
+    Preset("causal-forcing-framewise", family="framewise", window=FRAMEWISE),
+    Preset("causal-forcing", family="causal-forcing", window=FULL_CLIP),
+    Preset("self-forcing", family="self-forcing", has_ema=True, window=FULL_CLIP),
+    Preset("reward-forcing", family="reward-forcing", window=SHORT),
+    Preset("memflow", family="memflow"),
+)
+RELATIVES = {preset.name: preset for preset in _RELATIVES}
 PRESETS = {"mini": MINI, **RELATIVES}

@@ -35,23 +35,22 @@ from .weights.published import DOWNLOADS
 from .weights.vae_files import load_vae
 
 COMPILING = "compiling the layers: up to two minutes the first time, later runs find the result on disk"
+UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
+Note = Callable[[str], None]  # takes a sentence for the user
 
 logger = logging.getLogger("longlive")
-UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to make, `seconds` long or UNTIL_STOPPED. `window` None is the preset's; `positions` are auto
-    (endless where a video outgrows absolute ones), absolute or endless.
+    """What to make: `seconds` long or UNTIL_STOPPED; None stands for the preset's size and window.
 
-    `past` are clean latents [1, C, T, H, W] of an earlier video, which this one continues; `cut_off` pixel
-    frames at their end were not shown, so that this one begins with them. A `state` in place of both is
-    continued bit for bit. Times and `seconds` count from where the earlier video ended.
-
-    `steps` is how many of the denoising steps that the model was trained on each block takes: 4, 3 or 2; None
-    is as many as the `state` was made with, else all that the preset has. Fewer are faster; first blocks
-    suffer, and with 2 also what a switch keeps.
+    `positions`: auto (endless where a video outgrows absolute ones), absolute or endless. `past` are clean
+    latents [1, C, T, H, W] of an earlier video, which this one continues; `cut_off` pixel frames at their end
+    were not shown, so this one begins with them. A `state` instead of both is continued bit for bit. Times
+    and `seconds` count from the end of the earlier video. `steps` are the denoising steps of a block: 4, 3
+    or 2; None for those of the `state`, else all of the preset's. Fewer are faster; first blocks suffer, and
+    with 2 also what a switch keeps.
     """
 
     schedule: PromptSchedule
@@ -210,7 +209,11 @@ class Plan:
         seconds = MAX_SECONDS if self.is_until_stopped else request.seconds
         self.frames = checked_frames(seconds)
         window = request.window or (state.rollout.window if state else preset.window)
-        window = checked_window(window, self.is_until_stopped)
+        if self.is_until_stopped and window.window_latent_frames is None:
+            raise ValueError(
+                "full attention (a window of 0) needs a video of known length; "
+                "choose a window such as 12, or give the seconds"
+            )
         block = self.block_latent_frames = window.block_latent_frames
         self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
         self.past = state.rollout if state else request.past
@@ -219,8 +222,8 @@ class Plan:
         self.blocks = range(self.first_block, num_blocks(past_frames + self.frames, block))
         if not self.blocks:
             raise ValueError(
-                f"the last block of the earlier video holds {self.cut_off} frames beyond its end, so that "
-                f"{self.frames} need no new block; choose more than {self.cut_off / FRAME_RATE} seconds"
+                f"the previous video already contains these {self.frames} frames; make the continuation "
+                f"longer than {self.cut_off / FRAME_RATE:g} s"
             )
         self.window = replace(window, endless=self._is_endless(window))
         if state:
@@ -254,12 +257,8 @@ class Plan:
 
     def made_with(self) -> dict[str, int]:
         """Size, seed and steps, which a continuation must know."""
-        return {
-            "width": self.width,
-            "height": self.height,
-            "seed": self.request.seed,
-            "steps": len(self.sigmas),
-        }
+        facts = {"seed": self.request.seed, "width": self.width, "height": self.height}
+        return facts | {"steps": len(self.sigmas)}
 
     def settings(self) -> dict[str, Any]:
         """What a video must carry to be made again with the same model."""
@@ -267,11 +266,8 @@ class Plan:
             "model": self.preset.name,
             "schedule": self.request.schedule.to_text(),
             "seconds": 0 if self.is_until_stopped else self.request.seconds,
-            "seed": self.request.seed,
-            "width": self.width,
-            "height": self.height,
+            **self.made_with(),
             "window": asdict(self.window),
-            "steps": len(self.sigmas),
             "past_latent_frames": self.first_block * self.block_latent_frames,
         }
 
@@ -283,16 +279,6 @@ def checked_frames(seconds: float) -> int:
             f"a video of {seconds} seconds is not possible; choose more than 0 and at most {MAX_SECONDS:g}"
         )
     return max(1, frames_of_seconds(seconds))
-
-
-def checked_window(window: WindowConfig, is_until_stopped: bool) -> WindowConfig:
-    """The window; ValueError if a video without end cannot have it."""
-    if is_until_stopped and window.window_latent_frames is None:
-        raise ValueError(
-            "full attention (a window of 0) needs a video of known length; "
-            "choose a window such as 12, or give the seconds"
-        )
-    return window
 
 
 def checked_past(past: Tensor, block_shape: tuple[int, ...]) -> int:
@@ -336,23 +322,15 @@ class ModelFiles:
     def __post_init__(self):
         choices = (one if isinstance(one, LoraChoice) else LoraChoice(Path(one)) for one in self.lora)
         object.__setattr__(self, "lora", tuple(choices))
+        for name in ("vae", "text_encoder", "tokenizer", "folder", "embeddings"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))
 
     def unused_by_mini(self) -> list[str]:
-        """Options that were given and mean nothing to the built-in model."""
-        names = (
-            "lora",
-            "vae",
-            "text_encoder",
-            "tokenizer",
-            "keep_text_encoder",
-            "family",
-            "precision",
-            "tile",
-        )
-        given = [
-            one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default
-        ]
-        return given + (["device"] if self.device not in (AUTO, "cpu") else [])
+        """Options that were given and mean nothing to the built-in model, which runs on the CPU."""
+        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        used = ("model", "attention", "speed", "folder", *(["device"] if self.device == "cpu" else []))
+        return [name for name in given if name not in used]
 
     def found(self) -> "ModelFiles":
         """The same with the files of a name in DOWNLOADS; ValueError unless there is a checkpoint."""
@@ -383,9 +361,6 @@ class ModelFiles:
             "precision": self.precision,
             "attention": self.attention,
         }
-
-
-Note = Callable[[str], None]
 
 
 def load_pipeline(

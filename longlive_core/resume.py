@@ -1,8 +1,8 @@
-"""The exact state of a finished video, to go on from as if it had not ended: kept, checked, saved, loaded."""
+"""The exact state of a video at its end: taken, saved, loaded, checked; a run resumes from it bit for bit."""
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from .vae.streaming import DecoderState, StreamingDecoder
 
 METADATA_KEY = "longlive_state"
 FORMAT = 1
+_REQUIRED = ("model", "dtype", "width", "height", "num_frames", "num_blocks")
+_OPTIONAL = ("seed", "steps")  # older files have none
 
 
 @dataclass(frozen=True)
 class VideoState:
-    """A video of `num_frames` pixel frames, made in `num_blocks` blocks by the model of that name.
+    """The state at the end of `num_frames` pixel frames in `num_blocks` blocks by the model of that name.
 
-    `cut_off` [F, 3, H, W] in [0, 1] are the frames that its last block holds beyond its end. All tensors are
-    on the CPU and never written to; in all they are about as large as the KV cache. `seed` and `steps` are
-    what it was made with; None in files that are older than these.
+    `cut_off` [F, 3, H, W] in [0, 1] are the frames of the last block beyond the end. All tensors are on the
+    CPU, never written to, and together about as large as the KV cache. `seed` and `steps` may be None.
     """
 
     model: str
@@ -51,28 +52,20 @@ class VideoState:
         return self.rollout.tensors["recent"][:, :, -self.rollout.window.block_latent_frames :]
 
     def check(self, preset: Preset, width: int, height: int, window: WindowConfig) -> None:
-        """ValueError unless a video of this model, size and window can go on from here."""
-        facts = (
-            ("made by {}, and the model is {}", self.model, preset.name),
-            ("of {} pixels, and {} are asked for", f"{self.width}x{self.height}", f"{width}x{height}"),
-            ("made with a {}, and a {} is asked for", spelled(self.rollout.window), spelled(window)),
-        )
-        for words, had, asked in facts:
-            if had != asked:
-                raise ValueError(f"the earlier video is {words.format(had, asked)}; {REMEDY}")
+        """Raise ValueError unless a video of this model, size and window can continue from here."""
+        size = f"{self.width}x{self.height}"
+        had = {"model": self.model, "size": size, **asdict(self.rollout.window)}
+        _check_same(had, {"model": preset.name, "size": f"{width}x{height}", **asdict(window)})
 
     def check_dtype(self, dtype: torch.dtype) -> None:
-        """ValueError unless the model computes in the dtype it had."""
-        if self.dtype != str(dtype):
-            raise ValueError(
-                f"the earlier video was made in {self.dtype}, and the model runs in {dtype}; {REMEDY}"
-            )
+        """Raise ValueError unless the earlier video was computed in this dtype."""
+        _check_same({"dtype": self.dtype}, {"dtype": str(dtype)})
 
     def save(self, path: str | Path) -> None:
-        """Write it as safetensors. Raises OSError when it cannot be written."""
+        """Write a safetensors file. Raises OSError if it cannot be written."""
         facts = {
             "format": FORMAT,
-            **{name: getattr(self, name) for name in (*_PLAIN, *_MADE_WITH)},
+            **{name: getattr(self, name) for name in (*_REQUIRED, *_OPTIONAL)},
             "window": asdict(self.rollout.window),
             "end": self.rollout.end,
             "sink_position": self.rollout.sink_position,
@@ -80,23 +73,26 @@ class VideoState:
             "blend": [self.script.done, self.script.of],
             "decoder": [self.decoder.shape, self.decoder.device],
         }
-        groups = {
-            "rollout": self.rollout.tensors,
-            "script": self.script.tensors,
-            "video": {"cut_off": self.cut_off},
-        }
-        groups["decoder"] = {str(index): tensor for index, tensor in enumerate(self.decoder.tensors)}
-        named = ((f"{group}.{name}", t) for group, parts in groups.items() for name, t in parts.items())
-        tensors = {name: tensor.contiguous() for name, tensor in named}
+        tensors = {f"rollout.{name}": tensor for name, tensor in self.rollout.tensors.items()}
+        tensors |= {f"script.{name}": tensor for name, tensor in self.script.tensors.items()}
+        tensors |= {f"decoder.{index}": tensor for index, tensor in enumerate(self.decoder.tensors)}
+        tensors["video.cut_off"] = self.cut_off
         try:
-            save_as_any_file(tensors, path, {METADATA_KEY: json.dumps(facts, ensure_ascii=False)})
+            _save_file(tensors, path, {METADATA_KEY: json.dumps(facts, ensure_ascii=False)})
         except SafetensorError as error:
             raise OSError(f"the state cannot be written to {path} ({error})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "VideoState":
-        """What `save` wrote; ValueError in one sentence for any other file."""
-        facts, tensors = _read(Path(path))
+        """Read what `save` wrote. Raises ValueError for any other file."""
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read as the state of a video ({error})") from error
+        if facts.get("format") != FORMAT:
+            raise ValueError(f"{path} is not the state of a video; choose a file written by --state")
         try:
             return cls._of(facts, tensors)
         except (KeyError, TypeError, ValueError) as error:
@@ -104,16 +100,15 @@ class VideoState:
 
     @classmethod
     def _of(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "VideoState":
-        groups: dict[str, dict[str, Tensor]] = {"rollout": {}, "script": {}, "video": {}, "decoder": {}}
+        groups: dict[str, dict[str, Tensor]] = {"rollout": {}, "script": {}, "decoder": {}, "video": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = tensor
-        shape, device = facts["decoder"]
+        window, (shape, device) = WindowConfig(**facts["window"]), facts["decoder"]
         past = tuple(groups["decoder"][str(index)] for index in range(len(groups["decoder"])))
-        window = WindowConfig(**facts["window"])
         return cls(
-            **{name: facts[name] for name in _PLAIN},
-            **{name: facts.get(name) for name in _MADE_WITH},
+            **{name: facts[name] for name in _REQUIRED},
+            **{name: facts.get(name) for name in _OPTIONAL},
             rollout=RolloutState(window, facts["end"], facts["sink_position"], groups["rollout"]),
             script=ScriptState(facts["prompt"], groups["script"], *facts["blend"]),
             decoder=DecoderState(shape, past, device),
@@ -121,63 +116,47 @@ class VideoState:
         )
 
 
-_PLAIN = ("model", "dtype", "width", "height", "num_frames", "num_blocks")
-_MADE_WITH = ("seed", "steps")
-REMEDY = "leave these as they were, or continue from the latents alone"
+def _check_same(had: dict[str, Any], asked: dict[str, Any]) -> None:
+    names = [name for name in had if had[name] != asked[name]]
+    if names:
+        changes = ", ".join(f"{name.replace('_', ' ')} {had[name]} (now {asked[name]})" for name in names)
+        remedy = "leave this as it was, or continue from the latents alone"
+        raise ValueError(f"the earlier video was made with {changes}; {remedy}")
 
 
-def save_as_any_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
-    """Tensors into a file with the permissions of any new file, or those it had; safetensors gives it 0600.
-
-    A link stays one: what it names is written.
-    """
-    place = Path(os.path.realpath(path))
-    was_there = place.exists()
-    place.open("ab").close()
-    mode = place.stat().st_mode
+def _save_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """safetensors' save_file, which would replace a link and give any file the permissions 0600."""
+    target = Path(os.path.realpath(path))
+    existed = target.exists()
+    target.open("ab").close()
+    mode = target.stat().st_mode
     try:
-        save_file(tensors, place, metadata)
-        place.chmod(mode)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target, metadata)
+        target.chmod(mode)
     except BaseException:
-        if not was_there:
-            place.unlink(missing_ok=True)
+        if not existed:
+            target.unlink(missing_ok=True)
         raise
 
 
-def spelled(window: WindowConfig) -> str:
-    """A window in words."""
-    parts = [f"window of {window.window_latent_frames or 'everything'}", f"sink {window.sink_latent_frames}"]
-    parts += [f"blocks of {window.block_latent_frames}", "endless" if window.endless else "absolute"]
-    return ", ".join(parts) + " positions" + ", fp8 cache" * window.has_small_cache
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as the state of a video ({error})") from error
-    if facts.get("format") != FORMAT:
-        raise ValueError(f"{path} is not the state of a video; choose a file that --state has written")
-    return facts, tensors
-
-
 class Ending:
-    """Handed to a run that is to leave its exact state: `state`, once the run has come to its end."""
+    """Given to a run, it has the exact `state` at the end once the run is complete."""
 
-    def __init__(self):
-        self.state: VideoState | None = None
-        self._scene: Scene | None = None
-        self._script: PromptScript | None = None
+    state: VideoState | None = None
+    _scene: Scene | None = None
+    _script: PromptScript | None = None
 
-    def watching(self, script: PromptScript, hook: Hook | None) -> Hook:
-        """The same hook, from which this learns the scene; the run is on that script."""
-        self._script = script
-        return _SceneHook(self._set_scene, hook or Hook())
+    def watching(self, script: PromptScript, hook: Hook) -> Hook:
+        """A hook that passes every event on to `hook` and keeps the scene; the run follows `script`."""
 
-    def _set_scene(self, scene: Scene) -> None:
-        self._scene = scene
+        def on_open(scene: Scene) -> None:
+            self._scene = scene
+            hook.on_open(scene)
+
+        self._script, watching = script, Hook()
+        vars(watching).update({name: getattr(hook, name) for name in vars(Hook) if name.startswith("on_")})
+        watching.on_open = on_open
+        return watching
 
     def keep(
         self,
@@ -187,10 +166,7 @@ class Ending:
         decoder: StreamingDecoder,
         cut_off: Tensor,
     ) -> None:
-        """The run of `num_blocks` in all has ended, `cut_off` [F, 3, H, W] frames before its last block.
-
-        It was `made_with` that width, height, seed and so many steps.
-        """
+        """Take the state after `num_blocks`; `made_with` and `cut_off` are fields of a VideoState."""
         script = self._script.state()
         latent_frames = num_blocks * self._scene.cache.window.block_latent_frames
         self.state = VideoState(
@@ -205,12 +181,3 @@ class Ending:
             **made_with,
         )
         self._scene = self._script = None
-
-
-class _SceneHook(Hook):
-    """A hook that reports the scene it sees and passes every event on to another hook."""
-
-    def __init__(self, tell: Callable[[Scene], None], inner: Hook):
-        for event in (name for name in vars(Hook) if name.startswith("on_")):
-            setattr(self, event, getattr(inner, event))
-        self.on_open = lambda scene: (tell(scene), inner.on_open(scene))

@@ -5,12 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from . import routes
 from .decode import LongLiveDecode
 from .frame_sink import LongLiveFrameSink
-from .load_model import LongLiveLoadModel
-from .load_vae import LongLiveLoadVAE
-from .loaders import LongLiveLoadMini
+from .loaders import LongLiveLoadMini, LongLiveLoadModel, LongLiveLoadVAE, LongLiveUseModel
 from .schedule import LongLivePromptSchedule
 from .stream import LongLiveStream
-from .use_model import LongLiveUseModel
 
 NODES = [
     LongLiveLoadMini,

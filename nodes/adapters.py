@@ -1,4 +1,4 @@
-"""LongLive Mini's text encoder with the face of the host's CLIP; stock nodes call nothing else."""
+"""LongLive Mini's text encoder with the methods of ComfyUI's CLIP that stock nodes call."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ Tokens = dict[str, list[list[tuple[int, float]]]]
 
 
 class MiniClip:
-    """Prompts -> tokens -> embeddings, as the host's text encoders do it."""
+    """Prompts -> tokens -> embeddings, as ComfyUI's text encoders do it."""
 
     def __init__(self, words: WordEncoder):
         self._words = words
@@ -21,7 +21,7 @@ class MiniClip:
         return {"mini": [[(t, 1.0, i) if return_word_ids else (t, 1.0) for i, t in enumerate(tokens, 1)]]}
 
     def warnings(self, text: str) -> list[str]:
-        """What of a prompt is not understood, in sentences."""
+        """Sentences about words of a prompt that Mini does not know."""
         return self._words.warnings(text)
 
     def encode_from_tokens(

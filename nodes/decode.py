@@ -1,4 +1,4 @@
-"""LongLiveDecode: latents of a stream -> pictures, block by block."""
+"""LongLiveDecode: latents of a stream -> images, block by block."""
 
 from collections.abc import Iterable, Iterator
 
@@ -20,8 +20,8 @@ class LongLiveDecode(io.ComfyNode):
             display_name="LongLive: Decode",
             category=CATEGORY,
             description=(
-                "Decodes the latents of a stream to pictures, block by block: the very frames of its video, "
-                "scene cuts included. For long videos use the video itself: pictures are all held in memory."
+                "Decodes the latents of a stream to images, block by block: the very frames of its video, "
+                "scene cuts included. For long videos use the video itself: all images are held in memory."
             ),
             inputs=[
                 io.Latent.Input("latent", tooltip="The LATENT of LongLive: Stream."),
@@ -45,7 +45,7 @@ class LongLiveDecode(io.ComfyNode):
 
 
 def watched(parts: Iterable[Tensor], progress: host.Progress) -> Iterator[Tensor]:
-    """The same parts, counted; stops where the user does."""
+    """The same parts, each a step of progress; raises when the user presses stop."""
     for part in parts:
         progress.step()
         yield part

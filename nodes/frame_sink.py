@@ -1,4 +1,4 @@
-"""LongLiveFrameSink: how far a block looks back, and what a new prompt does to that past."""
+"""LongLiveFrameSink: how far a block looks back, and what a new prompt does to the KV cache."""
 
 from dataclasses import replace
 
@@ -17,8 +17,8 @@ KVCacheInput = io.Combo.Input(
     default=FULL,
     optional=True,
     tooltip=(
-        "How what a block looks back at is kept. full: as it was computed. fp8: in half the memory, nearly "
-        "the same video."
+        "Precision of the KV cache, which holds what a block looks back at. full: as computed. fp8: half the "
+        "memory, nearly the same video."
     ),
 )
 
@@ -33,8 +33,8 @@ class LongLiveFrameSink(io.ComfyNode):
             display_name="LongLive: Frame Sink",
             category=CATEGORY,
             description=(
-                "How the video remembers: each block sees the first latent frames (the sink), the newest "
-                "ones and itself. Leave this node out for the model's own settings."
+                "How far the video looks back: each block sees the first latent frames (the sink), the "
+                "newest ones and itself. Leave this node out for the model's own settings."
             ),
             inputs=[
                 io.Int.Input(
@@ -43,7 +43,7 @@ class LongLiveFrameSink(io.ComfyNode):
                     min=0,
                     max=MAX_WINDOW,
                     tooltip=(
-                        "Latent frames a block sees in all: sink, newest ones, its own 3. A latent frame is "
+                        "Latent frames that a block sees: sink, newest ones, its own 3. A latent frame is "
                         "a quarter of a second. 0: everything since the start (memory grows with the video)."
                     ),
                 ),
@@ -52,16 +52,16 @@ class LongLiveFrameSink(io.ComfyNode):
                     default=DEFAULT.sink_latent_frames,
                     min=0,
                     max=DEFAULT.block_latent_frames,
-                    tooltip="First latent frames, never forgotten: the anchor of a long video. 0: no sink.",
+                    tooltip="First latent frames, kept for the whole video: they anchor it. 0: no sink.",
                 ),
                 io.Combo.Input(
                     "on_switch",
                     options=[policy.value for policy in SWITCH_POLICIES],
                     default=Policy.RECACHE.value,
                     tooltip=(
-                        "What cues that name no policy do to the past. recache: the window is recomputed "
-                        "under the new prompt. refresh: the sink too. keep: nothing is. cut: the past is "
-                        "dropped, a new scene begins."
+                        "What cues that name no policy do to the KV cache. recache: the window is computed "
+                        "again under the new prompt. refresh: the sink too. keep: nothing is. cut: it is "
+                        "emptied, a new scene begins."
                     ),
                 ),
                 io.Combo.Input(

@@ -1,4 +1,4 @@
-"""A video over HTTP while it is still written, and as an ordinary file afterwards; knows no nodes."""
+"""Serve a video over HTTP while it is written, and as an ordinary file afterwards; imports no nodes."""
 
 import asyncio
 import os
@@ -17,18 +17,18 @@ if sys.platform == "win32":
 
 CHUNK_BYTES = 256 * 1024
 POLL_SECONDS = 0.05
-SHARE_READ, SHARE_WRITE, SHARE_DELETE = 1, 2, 4  # what Windows lets others do to a file that we have open
+SHARE_READ, SHARE_WRITE, SHARE_DELETE = 1, 2, 4  # what others may do on Windows to a file that is open
 HEADERS = {"Content-Type": "video/mp4", "Cache-Control": "no-store"}
 
 
 async def send_video(
     request: web.Request, path_of: Callable[[], Path], is_done: Callable[[], bool]
 ) -> web.StreamResponse:
-    """Answer with all of a video, however long it still grows.
+    """Answer with the whole video, also while it grows.
 
-    `path_of` says where the file lies now: it may be moved or replaced while it is read. `is_done` turns true
-    once the file is complete and at its place: from then on ranges of bytes are served too. Where there is no
-    file then, the answer is 404.
+    `path_of` returns the current path of the file, which may be moved or replaced while it is read. `is_done`
+    turns true once the file is complete and in its place: from then on byte ranges are served too, and the
+    answer is 404 if there is no file.
     """
     if is_done():
         return finished(path_of())
@@ -46,7 +46,7 @@ async def send_video(
 
 
 def finished(path: Path) -> web.StreamResponse:
-    """A file that grows no more, or any range of its bytes."""
+    """A complete file, or a range of its bytes."""
     return web.FileResponse(path, headers=HEADERS) if path.is_file() else gone()
 
 
@@ -55,7 +55,7 @@ def gone() -> web.Response:
 
 
 async def opened(path_of: Callable[[], Path], is_done: Callable[[], bool]) -> BinaryIO:
-    """The file, once it is there; FileNotFoundError or PermissionError when the run ends without one."""
+    """Open the file once it exists; FileNotFoundError or PermissionError when the run ends without one."""
     while True:
         was_done = is_done()
         try:
@@ -67,9 +67,9 @@ async def opened(path_of: Callable[[], Path], is_done: Callable[[], bool]) -> Bi
 
 
 def open_shared(path: Path) -> BinaryIO:
-    """A file to read, that others may write, rename, replace and delete meanwhile.
+    """Open a file for reading that others may still write, rename, replace and delete.
 
-    So it is everywhere but on Windows, where an open file would hold up the end of the run that writes it.
+    On Windows this takes a flag, without which the run that writes the file could not finish it.
     """
     if sys.platform != "win32":
         return path.open("rb")
@@ -82,7 +82,7 @@ def open_shared(path: Path) -> BinaryIO:
 async def follow(
     file: BinaryIO, request: web.Request, response: web.StreamResponse, is_done: Callable[[], bool]
 ) -> None:
-    """Send every box of a growing file as soon as it is whole; raises ConnectionResetError without a reader.
+    """Send every box of a growing file as soon as it is whole; ConnectionResetError when the client has left.
 
     A file that is replaced stays open here, complete and fragmented.
     """

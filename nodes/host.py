@@ -26,16 +26,19 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn
 
+from ..longlive_core.rollout.rollout import RolloutError
+from ..longlive_core.schedule.cue import ScheduleError
+
 try:
     from comfy.taesd.taehv import TAEHV
-except ImportError:  # 0.3.64 knows no tiny video decoders
+except ImportError:  # 0.3.64 has no tiny video decoders
     TAEHV = ()
 
 PREVIEW_PIXELS = 512  # longest side of a live preview
-PREVIEW_ENLARGED = 4  # times a small picture is enlarged at most: encoding a large one takes Mini's time
+PREVIEW_ENLARGED = 4  # at most so many times: encoding a large preview takes time that Mini needs
 SHOWN_LINES = 12
 LISTING_KEY = "longlive_video"
-EVERYTHING = 1e32  # how the host spells "as much memory as it takes"
+EVERYTHING = 1e32  # how ComfyUI spells "as much memory as it takes"
 OFFLOADABLE = {"offloadable": True} if hasattr(comfy.ops, "uncast_bias_weight") else {}  # newer than 0.3.64
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 T = TypeVar("T")
@@ -49,40 +52,40 @@ def device() -> torch.device:
 
 
 def vae_device() -> torch.device:
-    """Where VAEs run; the host may be told to keep them on the CPU."""
+    """Where VAEs run; with `--cpu-vae` the CPU."""
     return comfy.model_management.vae_device()
 
 
 def offload_device() -> torch.device:
-    """Where a transformer waits for its turn."""
+    """Where an unloaded transformer is kept."""
     return comfy.model_management.unet_offload_device()
 
 
 def vae_offload_device() -> torch.device:
-    """Where a VAE waits for its turn."""
+    """Where an unloaded VAE is kept."""
     return comfy.model_management.vae_offload_device()
 
 
 def model_dtype() -> torch.dtype:
-    """In what the host would store a transformer here; bfloat16 before float16."""
+    """In what ComfyUI would store a transformer here; bfloat16 before float16."""
     return comfy.model_management.unet_dtype(supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
 
 
 def vae_dtype() -> torch.dtype:
-    """In what the host would run a Wan VAE here."""
+    """In what ComfyUI would run a Wan VAE here."""
     return comfy.model_management.vae_dtype(vae_device(), [torch.bfloat16, torch.float16, torch.float32])
 
 
 @dataclass(frozen=True)
 class Managed(Generic[T]):
-    """Weights in the host's care. `bind` gives what runs on them; it is valid until the host moves them."""
+    """Weights that ComfyUI loads and unloads. `bind` gives what runs on them, until ComfyUI moves them."""
 
     patcher: Any
     bind: Callable[[], T]
 
 
 class LongLiveWeights(nn.Module):
-    """What a patcher is given in place of our module: it leaves marks of its own on it."""
+    """What a patcher is given in place of our module, since it sets attributes on it."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -90,7 +93,7 @@ class LongLiveWeights(nn.Module):
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):
-    """Loads all or nothing: our layers expect their weights where the computing is done."""
+    """Loads all or nothing: our layers expect their weights on the device that computes."""
 
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, *args: Any, **kwargs: Any
@@ -99,32 +102,32 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
 
 
 def managed(module: nn.Module) -> Managed:
-    """A transformer of ours, counted, offloaded and freed like the host's own."""
+    """A transformer of ours; ComfyUI counts, offloads and frees it like its own."""
     return Managed(WholePatcher(LongLiveWeights(module), device(), offload_device()), lambda: module)
 
 
-def managed_vae(module: nn.Module) -> Managed:
-    """The same for a VAE of ours."""
+def managed_vae(module: nn.Module, decoder: T) -> Managed[T]:
+    """The same for a VAE of ours; `decoder` runs on its weights."""
     patcher = WholePatcher(LongLiveWeights(module), vae_device(), vae_offload_device())
-    return Managed(patcher, lambda: module)
+    return Managed(patcher, lambda: decoder)
 
 
 def load(parts: Sequence[Managed], num_bytes: int = 0) -> list:
-    """What runs on these weights, loaded all together; the host first makes room for `num_bytes` more."""
+    """Load all these weights, with room for `num_bytes` more; returns what runs on them."""
     comfy.model_management.load_models_gpu([part.patcher for part in parts], memory_required=num_bytes)
     return [part.bind() for part in parts]
 
 
 def usable_bytes() -> int:
-    """Memory where models run, less what the host leaves to others."""
+    """Memory of the device that runs models, less what ComfyUI reserves for other programs."""
     management = comfy.model_management
     return int(management.get_total_memory(device()) - management.extra_reserved_memory())
 
 
 class OutOfMemory(torch.OutOfMemoryError):
-    """As torch's, so that the host also frees its models, with a sentence that helps."""
+    """As torch's, so that ComfyUI also frees its models, with a sentence that helps."""
 
-    __module__ = "builtins"  # of any other class the page shows the module first, and little else
+    __module__ = "builtins"  # else the page shows little more than the name of the module
 
 
 def within_memory(run: Callable[[], T], explain: Callable[[], str]) -> T:
@@ -141,13 +144,24 @@ def within_memory(run: Callable[[], T], explain: Callable[[], str]) -> T:
     raise OutOfMemory(explain())
 
 
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise the core's errors as Python's own types: of others the page shows the module, and little else."""
+    try:
+        yield
+    except ScheduleError as error:
+        raise ValueError(str(error)) from error
+    except RolloutError as error:
+        raise RuntimeError(str(error)) from error
+
+
 def is_wan(model: Any) -> bool:
-    """Whether a MODEL is one of the Wan 2.1 kin."""
+    """Whether a MODEL is a Wan 2.1 or a relative."""
     return isinstance(model.model, comfy.model_base.WAN21)
 
 
 def is_frame_wise(model: Any) -> bool:
-    """Whether the host took the file for one that makes frame after frame (`causal_ar` in its metadata)."""
+    """Whether ComfyUI read a frame-wise model from the file (`causal_ar` in its metadata)."""
     return isinstance(model.model, getattr(comfy.model_base, "WAN21_CausalAR", ()))  # 0.3.64 has none
 
 
@@ -157,8 +171,16 @@ def network_of(model: Any) -> nn.Module:
 
 
 def other_changes(model: Any) -> list[str]:
-    """What nodes did to a MODEL beside changing its weights."""
+    """What nodes did to a MODEL, other than change its weights."""
     return sorted(key for key, value in model.model_options["transformer_options"].items() if value)
+
+
+def source_of(model: Any) -> dict[str, Any]:
+    """What ComfyUI knows of a MODEL's origin: its class, whether it was patched, from 0.27 on its file."""
+    known = {"model_class": type(model.model).__name__, "is_patched": is_changed(model)}
+    _, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
+    names = [Path(path).name for path in arguments[:1] if isinstance(path, str)]
+    return known | ({"checkpoint": names[0]} if names else {})
 
 
 def is_changed(model: Any) -> bool:
@@ -167,12 +189,12 @@ def is_changed(model: Any) -> bool:
 
 
 def with_lora(model: Any, tensors: dict[str, Tensor], strength: float) -> Any:
-    """A MODEL with a LoRA, whose tensors have the host's names, as a stock LoRA node gives it."""
+    """A MODEL with a LoRA, whose tensors have ComfyUI's names, as a stock LoRA node returns it."""
     return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
 
 
 def compute_dtype(model: Any) -> torch.dtype:
-    """In what the host runs a MODEL."""
+    """In what ComfyUI runs a MODEL."""
     return model.model.manual_cast_dtype or model.model.get_dtype()
 
 
@@ -183,7 +205,7 @@ def bytes_per_weight(model: Any) -> float:
 
 
 def live_weight(module: nn.Module, leaf: str, dtype: torch.dtype, where: torch.device) -> Tensor:
-    """A copy of a layer's `weight` or `bias` as the host would compute with it now, LoRAs included."""
+    """A copy of a layer's `weight` or `bias` as ComfyUI would compute with it now, LoRAs included."""
     cast = comfy.ops.cast_bias_weight(module, dtype=dtype, device=where, bias_dtype=dtype, **OFFLOADABLE)
     value = dict(zip(("weight", "bias"), cast, strict=False))[leaf].clone()
     if OFFLOADABLE:
@@ -192,29 +214,29 @@ def live_weight(module: nn.Module, leaf: str, dtype: torch.dtype, where: torch.d
 
 
 def is_wan_vae(vae: Any) -> bool:
-    """Whether a VAE is the host's own of Wan 2.1."""
+    """Whether a VAE is ComfyUI's own of Wan 2.1."""
     return isinstance(getattr(vae, "first_stage_model", None), comfy.ldm.wan.vae.WanVAE)
 
 
 def is_tiny_vae(vae: Any) -> bool:
-    """Whether a VAE is the host's tiny decoder for raw latents, as lighttaew2_1 is."""
+    """Whether a VAE is ComfyUI's tiny decoder for raw latents, as lighttaew2_1 is."""
     network = getattr(vae, "first_stage_model", None)
     return isinstance(network, TAEHV) and network.latent_format is None
 
 
 def weights_of(vae: Any) -> dict[str, Tensor]:
-    """The weights of a loaded VAE of the host's: the very tensors, unless they lie elsewhere than it runs."""
+    """The weights of a loaded VAE of ComfyUI's: the same tensors, unless they are on another device."""
     state = vae.first_stage_model.state_dict()
     return {name: tensor.to(vae.device, vae.vae_dtype) for name, tensor in state.items()}
 
 
 def file_names(*folders: str) -> list[str]:
-    """Every model file in these folders of the host, subfolders included."""
+    """Every model file in these folders of ComfyUI, subfolders included."""
     return list(dict.fromkeys(name for folder in folders for name in folder_paths.get_filename_list(folder)))
 
 
 def file_path(name: str, *folders: str) -> Path:
-    """Where a model file lies; ValueError if it is in none of the folders."""
+    """The path of a model file; ValueError if it is in none of the folders."""
     for folder in folders:
         if path := folder_paths.get_full_path(folder, name):
             return Path(path)
@@ -253,19 +275,19 @@ def workflow_id(hidden: Any) -> str | None:
 
 
 def throw_if_interrupted() -> None:
-    """Raise the host's interrupt exception if the user pressed stop."""
+    """Raise ComfyUI's interrupt exception if the user pressed stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether it is the host's way to end a run that the user stopped."""
+    """Whether it is ComfyUI's interrupt exception."""
     return isinstance(error, comfy.model_management.InterruptProcessingException)
 
 
 def has_room_for(clip: Any) -> bool:
-    """Whether a CLIP can encode while a model samples: on the CPU, or with memory that is free for it.
+    """Whether a CLIP can encode while a model samples: on the CPU, or with enough free memory.
 
-    Else the host would unload the model that samples.
+    Otherwise ComfyUI would unload the model that samples.
     """
     patcher = getattr(clip, "patcher", None)
     if patcher is None or patcher.load_device.type == "cpu":
@@ -277,19 +299,19 @@ def has_room_for(clip: Any) -> bool:
 
 
 def wait_for_device() -> None:
-    """Until all work is done on the card, if there is one."""
+    """Wait until a GPU has done all its work."""
     if device().type == "cuda":
         torch.cuda.synchronize(device())
 
 
 def some_lines(lines: Sequence[str]) -> str:
-    """Lines as a node can show them: the first ones of very many."""
+    """Lines as a node shows them: only the first ones of very many."""
     more = len(lines) - SHOWN_LINES
     return "\n".join(lines if more <= 0 else [*lines[:SHOWN_LINES], f"and {more} more"])
 
 
 def show_text(node_id: str, text: str) -> None:
-    """Write a status text on a node, as far as there is a server to show it; its page reads HTML."""
+    """Write a status text on a node, if there is a server; pages read it as HTML."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_progress_text(escape(text, quote=False), node_id, server.client_id)
@@ -317,7 +339,7 @@ def broadcast(event: str, data: dict[str, Any]) -> None:
 
 
 def later(seconds: float, call: Callable[[], None]) -> None:
-    """Have the server's own thread call something after that time; nothing happens without a server."""
+    """Call something in the server's thread after so many seconds; nothing happens without a server."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.loop.call_soon_threadsafe(server.loop.call_later, seconds, call)
@@ -333,20 +355,20 @@ class Progress:
         self._bar = comfy.utils.ProgressBar(num_steps, node_id=node_id)
 
     def step(self) -> None:
-        """One more step is done; raises the host's interrupt exception if the user pressed stop."""
+        """Count a step; raises ComfyUI's interrupt exception if the user pressed stop."""
         throw_if_interrupted()
         self._done += 1
         self._bar.update_absolute(self._done, self._num_steps)
 
     def at(self, done: int, total: int) -> None:
-        """So much of it is done; raises as `step` does."""
+        """Show `done` of `total`; raises as `step` does."""
         throw_if_interrupted()
         self._bar.update_absolute(done, total)
 
-    def preview(self, picture: np.ndarray) -> None:
-        """Show a picture uint8 [H, W, 3] on the node."""
-        pixels = min(PREVIEW_PIXELS, PREVIEW_ENLARGED * max(picture.shape[:2]))
-        image = ("JPEG", Image.fromarray(picture), pixels)
+    def preview(self, frame: np.ndarray) -> None:
+        """Show a frame uint8 [H, W, 3] on the node."""
+        pixels = min(PREVIEW_PIXELS, PREVIEW_ENLARGED * max(frame.shape[:2]))
+        image = ("JPEG", Image.fromarray(frame), pixels)
         self._bar.update_absolute(self._done, self._num_steps, image)
 
     def text(self, text: str) -> None:
@@ -356,16 +378,16 @@ class Progress:
 
 @dataclass
 class VideoFile:
-    """A video that is being made: `path` lies in the output folder until the host may have it."""
+    """A video that is being made, in the output folder until it is finished."""
 
     path: Path
     subfolder: str
     folder: io.FolderType = io.FolderType.output
 
     def finish(self) -> None:
-        """Move the finished video to the temp folder: keeping it is the business of Save Video.
+        """Move the finished video to the temp folder; Save Video keeps it.
 
-        Where it cannot be moved (Windows keeps what a player has open) it is passed on from where it is.
+        If it cannot be moved (on Windows, while a player has it open), it stays in the output folder.
         """
         target = Path(folder_paths.get_temp_directory(), self.subfolder, self.path.name)
         try:
@@ -381,19 +403,18 @@ class VideoFile:
         return InputImpl.VideoFromFile(str(self.path))
 
     def as_listing(self) -> dict[str, list[ui.SavedResult]]:
-        """How /history names the file.
+        """The file in /history.
 
-        Not as ui.PreviewVideo: a page shows either a live preview or a video on a node, and once a node has
-        put out a video its live previews stay dark.
+        Not as ui.PreviewVideo: after a node has put out a video, the page shows no live previews on it.
         """
         return {LISTING_KEY: [ui.SavedResult(self.path.name, self.subfolder, self.folder)]}
 
 
 @contextmanager
 def video_file(prefix: str, tag: str) -> Iterator[VideoFile]:
-    """A new file `prefix`_counter_`tag`.mp4, in temp once the block is left in peace.
+    """A new file `prefix`_counter_`tag`.mp4, which moves to temp when the block ends without an error.
 
-    After an interrupt or an error what was made stays in the output folder; an empty file does not.
+    After an interrupt or an error what was made stays in the output folder.
     """
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()

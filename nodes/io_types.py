@@ -1,4 +1,4 @@
-"""What our nodes pass to each other beside the host's own types."""
+"""What our nodes pass to each other, in addition to ComfyUI's own types."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longlive_core.config import MINI, RELATIVES, Policy, Preset, WanAutoencoderConfig, WindowConfig
-from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed
-from ..longlive_core.model.attention import AUTO, BACKENDS, known_attention
+from ..longlive_core.config import MINI, Policy, Preset, WanAutoencoderConfig, WindowConfig
+from ..longlive_core.fast.compiled import EAGER
+from ..longlive_core.model.attention import AUTO
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.pipeline import Request
 from ..longlive_core.schedule.schedule import PromptSchedule
@@ -25,40 +25,6 @@ POSITIONS = (AUTO, "absolute", "endless")
 ModelType = io.Custom("LONGLIVE_MODEL")
 ScheduleType = io.Custom("LONGLIVE_SCHEDULE")
 WindowType = io.Custom("LONGLIVE_WINDOW")
-
-AttentionInput = io.Combo.Input(
-    "attention",
-    options=[AUTO, *BACKENDS],
-    default=AUTO,
-    tooltip=(
-        "auto: the fastest exact one for this GPU. sdpa always works. flash2, flash3 and sage need their "
-        "package; sage rounds to 8 bits."
-    ),
-)
-SpeedInput = io.Combo.Input(
-    "speed",
-    options=list(SPEEDS),
-    default=EAGER,
-    optional=True,
-    tooltip=(
-        "plain: nothing to wait for. compiled: about 1.2 times as fast on an NVIDIA GPU; the first run of a "
-        "size waits a minute or two. Where nothing can be compiled, the stream says so and runs as plain."
-    ),
-)
-LORAS, NONE = "loras", "none"
-STRENGTHS = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
-LoraStrengthInput = io.Float.Input(
-    "lora_strength", **STRENGTHS, tooltip="How much of the LoRA is added. 1 for LongLive's own."
-)
-FamilyInput = io.Combo.Input(
-    "family",
-    options=[AUTO, *RELATIVES],
-    default=AUTO,
-    tooltip=(
-        "Which published model it is: block, window and sink follow. auto: told from the file's metadata or, "
-        "by LongLive: Load Model, its name; else LongLive."
-    ),
-)
 
 
 class Samples(LatentSpace):
@@ -84,12 +50,6 @@ def latent_space(preset: Preset) -> Samples:
     return MINI_LATENTS if preset.name == MINI.name else WAN_LATENTS
 
 
-def known_choices(speed: str, attention: str) -> tuple[str, str, list[str]]:
-    """Speed and attention as they are now, and notes where a workflow names one that was replaced."""
-    (speed, *notes), (attention, *more) = known_speed(speed), known_attention(attention)
-    return speed, attention, [note for note in (*notes, *more) if note]
-
-
 @dataclass(frozen=True)
 class StreamModel:
     """A generator that ComfyUI keeps in memory, and the preset that it is run with.
@@ -104,6 +64,7 @@ class StreamModel:
     speed: str = EAGER
 
     def settings(self) -> dict[str, Any]:
+        """What a video's metadata says of the model."""
         return {"precision": self.precision, "speed": self.speed, **self.source}
 
 

@@ -1,4 +1,4 @@
-"""The runs that watchers can see and steer: registered while they last, remembered for a while after."""
+"""Live runs that clients can watch and steer; the newest ended ones are kept."""
 
 import secrets
 import threading
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..longlive_core.config import Policy
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.steering.inbox import Room
 from ..longlive_core.steering.live import LiveControl
@@ -24,15 +23,15 @@ MAX_PROMPTS, RATE_SECONDS = 20, 1.0
 
 
 class NoSuchRun(LookupError):
-    """There is no run of that name."""
+    """There is no run with that id."""
 
 
 class TooManyPrompts(RuntimeError):
-    """Prompts came faster than anyone could mean them."""
+    """More prompts came within a second than are allowed."""
 
 
 class Announcer:
-    """Tells all pages about a run: at once, and then at most every EVENT_SECONDS, the newest last."""
+    """Sends a run's snapshots to all pages: at once, then at most every EVENT_SECONDS, the newest last."""
 
     def __init__(self, snapshot: Callable[[], dict[str, Any]]):
         self._snapshot = snapshot
@@ -45,36 +44,38 @@ class Announcer:
                 return
             self._is_due = True
             delay = max(0.0, self._next - time.monotonic())
-        host.later(delay, self._tell)
+        host.later(delay, self._send)
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         with self._lock:
             self._is_due, self._next = False, time.monotonic() + EVENT_SECONDS
         host.broadcast(EVENT, self._snapshot())
 
 
 class LiveRun:
-    """One run of a Stream node as watchers see it: its control, and where and how its video is made."""
+    """One run of a Stream node as clients see it: its control, its video and its settings."""
 
     def __init__(
-        self, node_id: str, size: tuple[int, int], settings: dict[str, Any], workflow: str | None = None
+        self,
+        node_id: str,
+        size: tuple[int, int],
+        settings: dict[str, Any],
+        workflow: str | None = None,
+        **steering: Any,
     ):
-        """`workflow` is the id of the one that holds the node; node ids repeat from workflow to workflow."""
+        """`workflow` is the id of the node's workflow; `steering` are arguments of a LiveControl."""
         self.id = secrets.token_hex(3)
         self.node_id, self.size, self.settings, self.workflow = node_id, size, settings, workflow
         self.is_closed = False
-        self._announce = Announcer(self.snapshot)
+        reporting = {"on_change": Announcer(self.snapshot), "check": host.throw_if_interrupted}
+        self.control = LiveControl(**steering, **reporting)
         self._sent: deque[float] = deque(maxlen=MAX_PROMPTS)
         self._video: host.VideoFile | None = None
         self._num_frames: Callable[[], int] = lambda: 0
 
-    def steered(self, pace: str, on_switch: Policy | None, room: Room) -> None:
-        """Give the run its control; prompts that are sent are encoded in that room."""
-        self.control = LiveControl(pace, on_switch, self._announce, host.throw_if_interrupted, room)
-
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """Registered from the beginning; what ends the run is told to its watchers."""
+        """Register the run; at its end its snapshot names what ended it."""
         RUNS.add(self)
         try:
             yield
@@ -86,14 +87,14 @@ class LiveRun:
             RUNS.count_steered(self)
 
     def writer(self, video: host.VideoFile, metadata: dict[str, str]) -> VideoWriter:
-        """Writes the video of this run; `metadata` are further texts in it."""
+        """A writer for the video of this run; `metadata` are further texts in it."""
         writer = VideoWriter(video.path, *self.size, self.settings, metadata)
         self._video, self._num_frames = video, lambda: writer.num_frames
         return writer
 
     @contextmanager
     def recording(self, writer: VideoWriter) -> Iterator[None]:
-        """Close the writer at the end, however it comes, with the settings that were really played."""
+        """Close the writer at the end, also after an error, with the settings that were really played."""
         with writer:
             try:
                 yield
@@ -101,13 +102,13 @@ class LiveRun:
                 writer.describe(self.played_settings())
 
     def path(self) -> Path:
-        """Where the video lies now; FileNotFoundError before there is one."""
+        """The current path of the video; FileNotFoundError before there is one."""
         if self._video is None:
             raise FileNotFoundError(f"the video of run {self.id} has not begun yet")
         return self._video.path
 
     def snapshot(self) -> dict[str, Any]:
-        """All there is to show, for JSON."""
+        """The state of the run, for JSON."""
         names = {"run": self.id, "node": self.node_id, "workflow": self.workflow}
         names["video"] = f"/longlive/runs/{self.id}/video"
         width, height = self.size
@@ -115,7 +116,7 @@ class LiveRun:
         return names | self.control.snapshot() | video
 
     def send(self, prompt: Any, policy: Any = None, blend: Any = None) -> dict[str, Any]:
-        """Send a prompt; ScheduleError, LiveError or TooManyPrompts when that is not possible."""
+        """Send a prompt; ScheduleError, LiveError or TooManyPrompts if it is not accepted."""
         now = time.monotonic()
         if len(self._sent) == MAX_PROMPTS and now - self._sent[0] < RATE_SECONDS:
             raise TooManyPrompts(
@@ -126,19 +127,19 @@ class LiveRun:
         return {"ticket": ticket.number, "run": self.id}
 
     def frozen(self) -> dict[str, Any]:
-        """What was played, and all that is needed to play it again; LiveError before the first block."""
+        """What was played, and the settings to make it again; LiveError before the first block."""
         schedule = self.control.schedule()
         text = schedule.to_text()
         settings = self.settings | {"schedule": text, "seconds": self.control.seconds}
         return {"text": text, "json": schedule.to_json(), "seed": settings["seed"], "settings": settings}
 
     def played_settings(self) -> dict[str, Any]:
-        """The settings that make the video again, of which no more frames come."""
+        """The settings that make the ended video again."""
         self.control.settle()
         return self.frozen()["settings"] if self.control.was_steered else self.settings
 
     def as_listing(self) -> dict[str, list[str]]:
-        """What was played, as /history tells it."""
+        """What was played, for /history."""
         return {SCHEDULE_KEY: [self.control.schedule().to_text()]}
 
     def _close(self, state: str | None = None, error: str | None = None) -> None:
@@ -165,29 +166,29 @@ class Runs:
                 del self._runs[name]
 
     def count_steered(self, run: LiveRun) -> None:
-        """A run ended otherwise than its inputs say: it would not come out the same again."""
+        """Count a run that was steered: its inputs alone do not make the same video again."""
         with self._lock:
             self._num_steered[run.node_id] += 1
 
     def num_steered(self, node_id: str | None) -> int:
-        """How many such runs a node had; all nodes together where the host names none, as 0.3.64 does."""
+        """Number of steered runs of a node; of all nodes for None, since 0.3.64 passes no node id."""
         with self._lock:
             return self._num_steered.total() if node_id is None else self._num_steered[node_id]
 
     def get(self, name: str) -> LiveRun:
-        """A run by its id, or the newest that goes on as `current`; NoSuchRun."""
+        """A run by its id; `current` is the newest that is running. NoSuchRun if there is none."""
         with self._lock:
             if name == CURRENT:
                 going_on = [run for run in self._runs.values() if not run.control.has_ended]
                 if going_on:
                     return going_on[-1]
-                raise NoSuchRun("no run is going on; start one with LongLive: Stream")
+                raise NoSuchRun("no run is running; start one with LongLive: Stream")
             if name in self._runs:
                 return self._runs[name]
         raise NoSuchRun(f"there is no run {name[:40]!r}; GET /longlive/runs lists them")
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """Of all runs, the newest first; of ended ones those that are kept."""
+        """Snapshots of all runs, the newest first; of ended ones those that are kept."""
         with self._lock:
             runs = list(self._runs.values())
         ended = [run for run in runs if run.control.has_ended][-KEPT_RUNS:]
@@ -197,8 +198,8 @@ class Runs:
 RUNS = Runs()
 
 
-class Turns(Room):
-    """Where memory has no room for text encoder and model at once, they take turns between two blocks.
+class UnloadingRoom(Room):
+    """Encodes sent prompts between two blocks, with the model unloaded, if memory cannot hold both.
 
     `reload` loads the model again.
     """

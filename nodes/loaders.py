@@ -1,19 +1,90 @@
-"""LongLiveLoadMini: the packaged model as a generator, a CLIP and a VAE."""
+"""The nodes that load: LongLive Mini, a checkpoint, a MODEL of ComfyUI, a VAE."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..longlive_core.config import MINI
+from ..longlive_core.config import LONGLIVE_1_3B, MINI, RELATIVES, Preset
+from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed
 from ..longlive_core.mini.loader import load_mini
+from ..longlive_core.model.attention import AUTO, BACKENDS, attention_backend, known_attention
+from ..longlive_core.weights.checkpoints import NO_LORA, load_transformer, settle
+from ..longlive_core.weights.download import download
+from ..longlive_core.weights.files import sha256_of
+from ..longlive_core.weights.lora import LoraChoice
+from ..longlive_core.weights.quantize import PRECISIONS, precision_of
+from ..longlive_core.weights.vae_files import load_vae
 from . import host
 from .adapters import MiniClip
 from .io_types import CATEGORY, ModelType, StreamModel
+from .shared_model import shared_config, shared_transformer, with_lora
 from .vaes import OwnVae
 
-PRECISION = "fp32"
+MODELS, LORAS, NONE = "diffusion_models", "loras", "none"
+VAES = ("vae", "vae_approx")
+DOWNLOAD, PUBLISHED = "LongLive-1.3B (download)", "longlive-1.3b-transformer"
+FRAME_WISE = "causal-forcing-framewise"
+STRENGTHS = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
+
+LoraStrengthInput = io.Float.Input(
+    "lora_strength", **STRENGTHS, tooltip="How much of the LoRA is added. 1 for LongLive's own."
+)
+AttentionInput = io.Combo.Input(
+    "attention",
+    options=[AUTO, *BACKENDS],
+    default=AUTO,
+    tooltip=(
+        "auto: the fastest exact one for this GPU. sdpa always works. flash2, flash3 and sage need their "
+        "package; sage rounds to 8 bits."
+    ),
+)
+FamilyInput = io.Combo.Input(
+    "family",
+    options=[AUTO, *RELATIVES],
+    default=AUTO,
+    tooltip=(
+        "Which published model it is: block, window and sink follow from it. auto: from the file's metadata "
+        "or, in LongLive: Load Model, its name; else LongLive."
+    ),
+)
+SpeedInput = io.Combo.Input(
+    "speed",
+    options=list(SPEEDS),
+    default=EAGER,
+    optional=True,
+    tooltip=(
+        "plain: nothing to wait for. compiled: about 1.2 times as fast on an NVIDIA GPU; the first run of a "
+        "size waits a minute or two. Where nothing can be compiled, it runs as plain, and LongLive: Stream "
+        "shows a note."
+    ),
+)
+PrecisionInput = io.Combo.Input(
+    "precision",
+    options=[AUTO, *PRECISIONS],
+    default=AUTO,
+    tooltip=(
+        "How weights are stored. auto: as suits this machine. fp8, int8: half the memory of bf16, nearly the "
+        "same video. fp8-fast: also multiplied in fp8, faster on an RTX 40, H100 or newer."
+    ),
+)
+LicenceInput = io.Boolean.Input(
+    "accept_licence",
+    default=False,
+    optional=True,
+    tooltip=(
+        "Only for the download: accept the licence of the published weights. While it is off, the error "
+        "shows sizes and licences. A lost connection resumes. If you stop it, complete files stay; whether "
+        "the others resume depends on the version of huggingface_hub."
+    ),
+)
+ModelOutput = ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream.")
 
 
 class LongLiveLoadMini(io.ComfyNode):
-    """Everything LongLive Mini consists of; nothing to download."""
+    """The built-in model as a generator, a CLIP and a VAE; nothing to download."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,7 +98,7 @@ class LongLiveLoadMini(io.ComfyNode):
             ),
             inputs=[],
             outputs=[
-                ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream."),
+                ModelOutput,
                 io.Clip.Output(
                     display_name="clip",
                     tooltip="The text encoder: a small dictionary. Also works with CLIP Text Encode.",
@@ -42,5 +113,248 @@ class LongLiveLoadMini(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         mini = load_mini()
-        model = StreamModel(MINI, host.managed(mini.transformer), PRECISION)
+        model = StreamModel(MINI, host.managed(mini.transformer), "fp32")
         return io.NodeOutput(model, MiniClip(mini.words), OwnVae(mini.autoencoder, MINI))
+
+
+class LongLiveLoadModel(io.ComfyNode):
+    """A checkpoint and its LoRAs from ComfyUI's model folders as a generator."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveLoadModel",
+            display_name="LongLive: Load Model",
+            category=CATEGORY,
+            description=(
+                "Loads LongLive-1.3B or a relative from files of any layout, .pt or safetensors, and LoRAs. "
+                "For a MODEL from a stock loader use LongLive: Use Model."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=[*host.file_names(MODELS), DOWNLOAD],
+                    tooltip="A file in models/diffusion_models: longlive_base.pt, or another Wan 2.1 1.3B.",
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=[NONE, *host.file_names(LORAS)],
+                    default=NONE,
+                    tooltip="A file in models/loras. LongLive's own LoRA belongs to longlive_base.",
+                ),
+                LoraStrengthInput,
+                io.Combo.Input(
+                    "second_lora",
+                    options=[NONE, *host.file_names(LORAS)],
+                    default=NONE,
+                    tooltip="One more LoRA for Wan 2.1 1.3B, e.g. a style.",
+                ),
+                io.Float.Input(
+                    "second_strength", **STRENGTHS, tooltip="How much of the second LoRA is added."
+                ),
+                PrecisionInput,
+                AttentionInput,
+                FamilyInput,
+                LicenceInput,
+                SpeedInput,
+            ],
+            outputs=[ModelOutput],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, **_) -> str:
+        """Changes with the files; what comes over a link is None here."""
+        files = ((checkpoint, MODELS), (lora, LORAS), (second_lora, LORAS))
+        return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, DOWNLOAD))
+
+    @classmethod
+    def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
+        """Accept values that older workflows name; `execute` refuses unknown ones."""
+        return True
+
+    @classmethod
+    def execute(cls, checkpoint, precision, attention, family, accept_licence=False, speed=EAGER, **loras):
+        speed, attention, replaced = known_choices(speed, attention)
+        precision = default_precision() if precision == AUTO else precision
+        path, choices = chosen_files(checkpoint, accept_licence, loras)
+        loaded = load_transformer(
+            path,
+            choices,
+            precision,
+            host.offload_device(),
+            attention_backend(attention, host.device()),
+            None if family == AUTO else family,
+            on_progress=host.Progress(cls.hidden.unique_id, 1).at,
+        )
+        settled = settle(loaded.transformer, precision, host.device())
+        source = {"checkpoint": path.name, "sha256": sha256_of(path), **added(choices, attention)}
+        model = StreamModel(loaded.preset, host.managed(loaded.transformer), precision, source, speed)
+        notes = (f"{loaded.preset.name}, {precision}", *replaced, *loaded.notes, *settled)
+        return io.NodeOutput(model, ui=host.shown(cls.hidden.unique_id, notes))
+
+
+class LongLiveUseModel(io.ComfyNode):
+    """A MODEL of a stock loader, with stock LoRAs, as a generator that shares its weights."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveUseModel",
+            display_name="LongLive: Use Model",
+            category=CATEGORY,
+            description=(
+                "Lets a MODEL from a stock loader, with stock LoRAs, make a stream. "
+                "The weights are shared with ComfyUI: nothing is loaded twice."
+            ),
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="A Wan 2.1 1.3B: LongLive or a relative, from a stock loader, LoRAs applied.",
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=[NONE, *host.file_names(LORAS)],
+                    default=NONE,
+                    tooltip="LongLive's own LoRA, unless the MODEL has it; stock nodes cannot read lora.pt.",
+                ),
+                LoraStrengthInput,
+                AttentionInput,
+                FamilyInput,
+                SpeedInput,
+            ],
+            outputs=[ModelOutput],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str, **_) -> str:
+        """Changes with the file; what comes over a link is None here."""
+        return "" if lora in (None, NONE) else host.file_stamp(lora, LORAS)
+
+    @classmethod
+    def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
+        """Accept values that older workflows name; `execute` refuses unknown ones."""
+        return True
+
+    @classmethod
+    def execute(cls, model, lora, lora_strength, attention, family, speed=EAGER) -> io.NodeOutput:
+        speed, attention, replaced = known_choices(speed, attention)
+        attend, config = attention_backend(attention, host.device()), shared_config(model)
+        preset = replace(preset_of(model, family), model=config)
+        choices = chosen_loras([(lora, lora_strength)])
+        source = host.source_of(model) | added(choices, attention)
+        notes = [preset.name, *replaced, *unused_changes(model)]
+        if preset.needs_lora and not choices and not host.is_changed(model):
+            notes.append(NO_LORA)
+        for choice in choices:
+            model, report = with_lora(model, config, choice)
+            notes.append(report)
+        shared = host.Managed(model, lambda: shared_transformer(model, config, attend))
+        precision = precision_of(host.bytes_per_weight(model))
+        generator = StreamModel(preset, shared, precision, source, speed)
+        return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))
+
+
+class LongLiveLoadVAE(io.ComfyNode):
+    """A VAE for the files that the stock loader does not know, and for decoding in tiles."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveLoadVAE",
+            display_name="LongLive: Load VAE",
+            category=CATEGORY,
+            description=(
+                "Loads a tiny decoder of Wan latents (taew2_1: fast, little memory) or a Wan 2.1 VAE, which "
+                "may decode in tiles. For a Wan VAE without tiles the stock Load VAE does as well."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=host.file_names(*VAES),
+                    tooltip="A file in models/vae or models/vae_approx: wan_2.1_vae, taew2_1, lighttaew2_1.",
+                ),
+                io.Boolean.Input(
+                    "tiled",
+                    default=False,
+                    tooltip="Decode in blended tiles of 256 pixels: slower, with a fraction of the memory.",
+                ),
+            ],
+            outputs=[
+                io.Vae.Output(
+                    display_name="vae",
+                    tooltip="Goes into LongLive: Stream or Decode. Also works with VAE Decode.",
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name: str, **_) -> str:
+        """Changes with the file; what comes over a link is None here."""
+        return "" if vae_name is None else host.file_stamp(vae_name, *VAES)
+
+    @classmethod
+    def execute(cls, vae_name: str, tiled: bool) -> io.NodeOutput:
+        path = host.file_path(vae_name, *VAES)
+        autoencoder = load_vae(path, host.vae_dtype(), host.vae_offload_device())
+        return io.NodeOutput(OwnVae(autoencoder, LONGLIVE_1_3B, tiled))
+
+
+def known_choices(speed: str, attention: str) -> tuple[str, str, list[str]]:
+    """Speed and attention as they are now, and notes where a workflow names one that was replaced."""
+    (speed, *notes), (attention, *more) = known_speed(speed), known_attention(attention)
+    return speed, attention, [note for note in (*notes, *more) if note]
+
+
+def default_precision() -> str:
+    """The precision that ComfyUI would choose on this machine."""
+    dtype = host.model_dtype()
+    return precision_of(dtype.itemsize, dtype)
+
+
+def chosen_files(checkpoint: str, accept_licence: bool, loras: dict) -> tuple[Path, list[LoraChoice]]:
+    """The chosen checkpoint and LoRAs; the published ones are downloaded first, if they were chosen."""
+    pairs = ("lora", "lora_strength"), ("second_lora", "second_strength")
+    choices = chosen_loras((loras[name], loras[strength]) for name, strength in pairs)
+    if checkpoint != DOWNLOAD:
+        return host.file_path(checkpoint, MODELS), choices
+    base, own = downloaded(accept_licence)
+    return base, [LoraChoice(own, loras["lora_strength"]), *choices] if loras["lora"] == NONE else choices
+
+
+def downloaded(accept_licence: bool) -> list[Path]:
+    """LongLive's checkpoint and LoRA; ValueError with sizes and licences unless they are accepted."""
+    terms: list[str] = []
+
+    def confirm(text: str) -> bool:
+        terms.append(" ".join(text.split()))
+        return accept_licence
+
+    paths = download(PUBLISHED, host.models_folder(), confirm=confirm)
+    if not paths:
+        raise ValueError(f"nothing was downloaded, because accept_licence is off: {terms[0]}")
+    return paths
+
+
+def chosen_loras(chosen: Iterable[tuple[str, float]]) -> list[LoraChoice]:
+    """(name, strength) of widgets -> files."""
+    return [LoraChoice(host.file_path(name, LORAS), strength) for name, strength in chosen if name != NONE]
+
+
+def added(choices: Sequence[LoraChoice], attention: str) -> dict[str, Any]:
+    """What a video's metadata names next to its checkpoint."""
+    return {"loras": {choice.path.name: choice.strength for choice in choices}, "attention": attention}
+
+
+def preset_of(model: Any, family: str) -> Preset:
+    """The chosen preset, or the one of the kind that ComfyUI takes the file for."""
+    if family != AUTO:
+        return RELATIVES[family]
+    return RELATIVES[FRAME_WISE] if host.is_frame_wise(model) else LONGLIVE_1_3B
+
+
+def unused_changes(model: Any) -> list[str]:
+    """A warning about what other nodes did to the MODEL, if they did."""
+    changes = ", ".join(host.other_changes(model))
+    return [f"of this MODEL only its weights and LoRAs are used, not: {changes}"] if changes else []

@@ -1,4 +1,4 @@
-"""The HTTP routes of live runs: JSON in, JSON out, and a sentence where something is not possible."""
+"""The HTTP routes of live runs: JSON in, JSON out; an error is a status and a sentence."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Refused(Exception):
-    """A request that cannot be read, and the HTTP status that says so."""
+    """A request that cannot be read, and its HTTP status."""
 
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
@@ -30,7 +30,7 @@ STATUS_OF = {NoSuchRun: 404, LiveError: 409, ScheduleError: 400, TooManyPrompts:
 
 
 def answered(handler: Handler) -> Handler:
-    """The handler, whose errors become a status and a sentence."""
+    """A handler whose errors become a status and a sentence."""
 
     @wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -65,7 +65,7 @@ async def send_prompt(request: web.Request) -> web.Response:
 
 
 def commanded(command: Callable[[LiveControl], None]) -> Handler:
-    """Lets a run's control do something, and answers with what came of it."""
+    """A handler that calls a method of a run's control and answers with the snapshot."""
 
     @answered
     async def handle(request: web.Request) -> web.Response:
@@ -88,7 +88,7 @@ async def show_video(request: web.Request) -> web.StreamResponse:
 
 
 async def fields_of(request: web.Request) -> dict[str, Any]:
-    """The JSON object of a prompt; Refused unless it is one, small enough, and named for what it is."""
+    """The JSON object of a prompt; Refused if it is none, too large, or of another content type."""
     if request.content_type != "application/json":
         raise Refused(415, f"the body came as {request.content_type}; send it as application/json")
     try:
@@ -103,7 +103,7 @@ async def fields_of(request: web.Request) -> dict[str, Any]:
 
 
 async def body_of(request: web.Request) -> bytes:
-    """The body, read no further than the limit; Refused beyond it."""
+    """The body; Refused as soon as it is larger than the limit."""
     body = b""
     while part := await request.content.readany():
         body += part

@@ -9,7 +9,6 @@ from torch import Tensor
 from ..longlive_core.config import WindowConfig
 from ..longlive_core.schedule.schedule import PromptSchedule
 from . import host
-from .errors import plain_errors
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType
 
 EXAMPLE = """0:00 a red circle drifts right over navy
@@ -28,7 +27,7 @@ class LongLivePromptSchedule(io.ComfyNode):
             display_name="LongLive: Prompt Schedule",
             category=CATEGORY,
             description=(
-                "Timed prompts, one a line. Shows on the node when each of them takes effect, in blocks of 3 "
+                "Timed prompts, one a line. The node shows when each of them takes effect, in blocks of 3 "
                 "latent frames (0.75 s)."
             ),
             inputs=[
@@ -59,28 +58,27 @@ class LongLivePromptSchedule(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors()
+    @host.plain_errors()
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
         timeline = schedule.resolve(WindowConfig().block_latent_frames)
-        lines = [*timeline.warnings, *unread(clip, schedule), *timeline.report()]
+        lines = [*timeline.warnings, *unknown_words(clip, schedule), *timeline.report()]
         return io.NodeOutput(encoded(clip, schedule), ui=host.shown(cls.hidden.unique_id, lines))
 
 
-def unread(clip, schedule: PromptSchedule) -> list[str]:
-    """What of the prompts is not understood, by an encoder that can tell: Mini's has few words."""
-    tell = getattr(clip, "warnings", lambda prompt: [])
+def unknown_words(clip, schedule: PromptSchedule) -> list[str]:
+    """Warnings about words that the encoder does not know; only Mini's has any."""
+    warnings_of = getattr(clip, "warnings", lambda prompt: [])
     prompts = dict.fromkeys(cue.prompt for cue in schedule.cues)
-    return [warning for prompt in prompts for warning in tell(prompt)]
+    return [warning for prompt in prompts for warning in warnings_of(prompt)]
 
 
 def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:
-    """Every prompt of the schedule, encoded once, and the way to encode more."""
+    """Encode every prompt of the schedule once; the result can encode more."""
     embeds: dict[str, Tensor] = {}
-    for cue in schedule.cues:
-        if cue.prompt not in embeds:
-            host.throw_if_interrupted()
-            embeds[cue.prompt] = encode(clip, cue.prompt)
+    for prompt in dict.fromkeys(cue.prompt for cue in schedule.cues):
+        host.throw_if_interrupted()
+        embeds[prompt] = encode(clip, prompt)
     return EncodedSchedule(schedule, embeds, partial(encode, clip), partial(host.has_room_for, clip))
 
 

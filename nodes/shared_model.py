@@ -1,7 +1,7 @@
-"""A stock MODEL as LongLive's transformer: the host keeps and moves the weights, our layers call its linears.
+"""A stock MODEL as LongLive's transformer: ComfyUI keeps and moves the weights, our layers call its linears.
 
-Calling the host's own layers, and not only reading their weights, keeps everything right that the host does
-to them: LoRAs, quantised formats, weights that come to the card a layer at a time.
+Calling ComfyUI's own layers, and not only reading their weights, keeps all that ComfyUI does to them: LoRAs,
+quantised formats, weights that are moved to the GPU a layer at a time.
 """
 
 from typing import Any
@@ -33,9 +33,9 @@ HINT = "connect a Wan 2.1 text-to-video model of 1.3B (LongLive or a relative)"
 
 
 def shared_config(model: Any) -> ModelConfig:
-    """Sizes of the transformer in a MODEL; ValueError in one sentence if it is none that we can run."""
+    """Sizes of the transformer in a MODEL; ValueError in one sentence if it cannot be run."""
     if not host.is_wan(model):
-        raise ValueError(f"this MODEL is no Wan 2.1, but {type(model.model).__name__}; {HINT}")
+        raise ValueError(f"this MODEL is {type(model.model).__name__}, not Wan 2.1; {HINT}")
     network = host.network_of(model)
     theirs = shapes_in(dict(network.named_parameters()))
     if (looks := family(theirs)) != WAN_TEXT_TO_VIDEO:
@@ -56,7 +56,7 @@ def shapes_of(config: ModelConfig) -> Shapes:
 def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any, str]:
     """A MODEL with a LoRA in any naming, and a line on what of it was used; ValueError if nothing was.
 
-    Stock nodes skip the names of LongLive's own LoRA without a word.
+    Stock nodes skip LongLive's own LoRA silently, since they do not know its names.
     """
     lora = open_lora(choice, shapes_of(config))
     found, tensors = lora.file.tensors, {}
@@ -88,7 +88,7 @@ def shared_transformer(model: Any, config: ModelConfig, attend: Attend) -> Causa
 
 
 def small_weight(network: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What our layers hold themselves: norms, modulations, patches; a few MB, copied."""
+    """A copy of what our layers hold themselves: norms, modulation, patch embedding; a few MB."""
     owner, _, leaf = name.rpartition(".")
     if leaf == "modulation":
         return network.get_parameter(foreign_name(name, "wan")).to(device, dtype)

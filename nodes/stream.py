@@ -1,8 +1,8 @@
-"""LongLiveStream: model, schedule and decoder -> a video file, written while it is made, and its latents."""
+"""LongLiveStream: model, schedule and decoder -> a video file that grows as it is made, and its latents."""
 
 import time
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from comfy_api.latest import io
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig
 from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
+from ..longlive_core.memory import GIB, Needs, Setting, estimate, fitting
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, environment
 from ..longlive_core.resume import Ending, VideoState
@@ -17,8 +18,6 @@ from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
 from ..longlive_core.steering.live import FULL_SPEED, PACES
 from . import host
-from .budget import run_bytes, shortage
-from .errors import plain_errors
 from .io_types import (
     CATEGORY,
     FRAMES_KEY,
@@ -33,12 +32,14 @@ from .io_types import (
     WindowType,
     latent_space,
 )
-from .live import RUNS, LiveRun, Turns
+from .live import RUNS, LiveRun, UnloadingRoom
 from .vaes import BLOCK, StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
 STEPS = tuple(SigmaConfig().choices)
-MAX_CUT_OFF = num_frames(2 * BLOCK) - num_frames(BLOCK) - 1  # a block adds so many frames, and one was shown
+MAX_CUT_OFF = num_frames(2 * BLOCK) - num_frames(BLOCK) - 1  # all frames of a block but one
+NUM_SHOWN = 3  # settings that would fit
+SIDE = {"default": 0, "min": 0, "max": MAX_SIDE, "step": PIXEL_MULTIPLE}
 
 
 class LongLiveStream(io.ComfyNode):
@@ -60,7 +61,7 @@ class LongLiveStream(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors()
+    @host.plain_errors()
     def execute(
         cls, model, schedule, vae, window=None, continue_from=None, pace=FULL_SPEED, keep_state=False, **made
     ) -> io.NodeOutput:
@@ -69,17 +70,18 @@ class LongLiveStream(io.ComfyNode):
         plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
         settings = plan.settings() | environment(host.device()) | model.settings()
         settings |= {"past_latent_frames": past.num_frames}
+        steering = {"pace": pace, "room": UnloadingRoom(schedule.has_room, lambda: parts.load(plan))}
+        steering |= {"on_switch": window.on_switch if window else None}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
-        live = LiveRun(cls.hidden.unique_id, size, settings, workflow)
-        run = Run(parts, plan, past, host.Progress(cls.hidden.unique_id, num_steps(plan)), keep_state)
-        live.steered(pace, window.on_switch if window else None, run.turns)
+        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, **steering)
+        run = Run(parts, plan, past, cls.hidden.unique_id, keep_state)
         with live.going_on(), host.video_file(PREFIX, live.id) as video:
             run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
         return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing() | live.as_listing())
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> int:
-        """Other than last time after a run that was steered: to run it again is to make it anew."""
+        """Changes after a steered run, so that ComfyUI runs the node again."""
         return RUNS.num_steered(cls.hidden.unique_id)
 
 
@@ -87,23 +89,13 @@ INPUTS = [
     ModelType.Input("model", tooltip="The generator, from LongLive: Load Model, Use Model or Load Mini."),
     ScheduleType.Input("schedule", tooltip="The timed prompts, from LongLive: Prompt Schedule."),
     io.Vae.Input(
-        "vae", tooltip="The VAE that belongs to the model: a Wan 2.1 VAE, or Mini's. It decodes meanwhile."
+        "vae", tooltip="The VAE that belongs to the model: a Wan 2.1 VAE, or Mini's. It decodes every block."
     ),
     io.Int.Input(
-        "width",
-        default=0,
-        min=0,
-        max=MAX_SIDE,
-        step=PIXEL_MULTIPLE,
-        tooltip="Width of the video in pixels, a multiple of 16. 0: what the model was trained at.",
+        "width", **SIDE, tooltip="Width in pixels, a multiple of 16. 0: what the model was trained at."
     ),
     io.Int.Input(
-        "height",
-        default=0,
-        min=0,
-        max=MAX_SIDE,
-        step=PIXEL_MULTIPLE,
-        tooltip="Height of the video in pixels, a multiple of 16. 0: what the model was trained at.",
+        "height", **SIDE, tooltip="Height in pixels, a multiple of 16. 0: what the model was trained at."
     ),
     io.Float.Input(
         "seconds",
@@ -137,8 +129,8 @@ INPUTS = [
         default=False,
         optional=True,
         tooltip=(
-            "Hand on the exact state with the latent, so that continue_from goes on as if there had been no "
-            "end. It takes as much memory as the model remembers: 3.2 GiB at 832x480."
+            "Put the exact state into the latent, so that continue_from goes on as if there had been no end. "
+            "It takes as much RAM as the KV cache: 3.2 GiB at 832x480."
         ),
     ),
     WindowType.Input(
@@ -158,7 +150,7 @@ INPUTS = [
         max=max(STEPS),
         optional=True,
         tooltip=(
-            "Denoising steps a block, of the 4 that the model learned. With Mini, 3 are 1.3 times as fast, "
+            "Denoising steps per block, of the 4 that the model learned. With Mini, 3 are 1.3 times as fast, "
             "the first block a little worse; 2 are 1.6 times as fast, more first blocks go wrong, and a "
             "background may change at a switch."
         ),
@@ -177,7 +169,7 @@ OUTPUTS = [
 
 @dataclass(frozen=True)
 class Parts:
-    """The connected parts; ValueError unless they belong together."""
+    """The connected parts; ValueError unless they fit each other."""
 
     model: StreamModel
     schedule: EncodedSchedule
@@ -187,7 +179,7 @@ class Parts:
         expected = self.model.preset.model.text_dim
         if self.schedule.text_dim != expected:
             raise ValueError(
-                f"the prompts were encoded {self.schedule.text_dim} wide and this model reads {expected}; "
+                f"the prompts were encoded {self.schedule.text_dim} wide and this model takes {expected}; "
                 "connect the CLIP that belongs to the model"
             )
         if latent_space(self.vae.preset) != self.space:
@@ -201,35 +193,51 @@ class Parts:
         return latent_space(self.model.preset)
 
     def pipeline(self, plan: Plan) -> Pipeline:
-        """All of it in memory, with room for the run."""
+        """The pipeline of a run, with all parts in memory."""
         return Pipeline(self.model.preset, *self.load(plan), self.encode, speed=self.model.speed)
 
     def load(self, plan: Plan) -> list:
         """Transformer and decoder in memory, with room for the run."""
-        parts = [self.model.transformer, self.vae.decoder]
-        return host.load(parts, run_bytes(self.model, self.vae, plan))
+        return host.load([self.model.transformer, self.vae.decoder], self.run_bytes(plan))
 
     def encode(self, prompt: str) -> Tensor:
         """The embedding of a prompt; ComfyUI's encoders make more rows of a long one than the model takes."""
         return self.schedule.embeds_of(prompt)[:, : self.model.preset.model.text_tokens]
 
+    def needs(self, plan: Plan) -> tuple[Setting, Needs]:
+        """What the memory of a run depends on, and how much it takes."""
+        model, kind = self.model, self.vae.kind
+        setting = Setting(plan.width, plan.height, model.precision, kind, plan.window, plan.blocks.stop)
+        return setting, estimate(model.preset, setting, host.device())
+
+    def run_bytes(self, plan: Plan) -> int:
+        """Bytes that a run needs next to the weights and the context of a GPU; ComfyUI counts only GPUs."""
+        if host.device().type == "cpu":
+            return 0
+        needs = self.needs(plan)[1]
+        return needs.total - needs.weights - needs.decoder - needs.gpu_context
+
     def shortage(self, plan: Plan) -> str:
-        return shortage(self.model, self.vae, plan)
+        """One sentence: what was needed, how much this device has, and settings that should fit."""
+        (wanted, needs), usable = self.needs(plan), host.usable_bytes()
+        fits = (setting for setting, _ in fitting(self.model.preset, wanted, usable, host.device()))
+        shown = map(str, islice((setting for setting in fits if setting != wanted), NUM_SHOWN))
+        table = ", ".join(" ".join(line.split()) for line in needs.lines())
+        return (
+            f"not enough memory for {wanted}: it needs {table}, of {usable / GIB:.2f} GiB here; "
+            f"what should fit: {' | '.join(shown) or 'only a smaller size'} "
+            "(tiny decoder: LongLive: Load VAE; fp8: LongLive: Load Model; window: LongLive: Frame Sink)"
+        )
 
 
 def request_of(
     schedule: EncodedSchedule, window: WindowChoice | None, past: "Past", preset: Preset, **made
 ) -> Request:
-    """What the widgets ask for; 0 seconds are until stopped."""
+    """The request of the widgets; 0 seconds are until stopped."""
     seconds = made.pop("seconds") or UNTIL_STOPPED
     made |= {"state": past.state} if past.state else {"past": past.scene, "cut_off": past.cut_off}
     request = Request(schedule.schedule, seconds, **made)
     return window.apply_to(request, preset) if window else request
-
-
-def num_steps(plan: Plan) -> int:
-    """Denoising steps of the whole video."""
-    return len(plan.blocks) * len(plan.sigmas)
 
 
 class Past:
@@ -248,24 +256,24 @@ class Past:
         self.scene = None if normalised is None else normalised[:, :, since:]
         self.num_pixel_frames = num_frames(self.num_frames)
         cut_off = self.num_pixel_frames - latent.get(FRAMES_KEY, self.num_pixel_frames) if latent else 0
-        # other nodes may have shortened the samples, and know nothing of the frames
+        # other nodes may have shortened the samples without changing the number of frames
         self.cut_off = cut_off if 0 <= cut_off <= MAX_CUT_OFF else 0
         self.state: VideoState | None = latent.get(STATE_KEY) if latent else None
         if self.state and not self._has_made(space.raw(self.state.newest_latents)):
             self.state = None
 
     def _has_made(self, newest: Tensor) -> bool:
-        """Whether the state is still that of the samples: other nodes may have changed these."""
+        """Whether the state still belongs to the samples, which other nodes may have changed."""
         made = self.state.num_blocks * self.state.rollout.window.block_latent_frames
         return made == self.num_frames and torch.equal(self.samples[:, :, -newest.shape[2] :], newest)
 
 
 class Run(Hook):
-    """One video in the making: what is recorded, and what the node shows meanwhile."""
+    """One video as it is made: what is kept of it, and what the node shows."""
 
-    def __init__(self, parts: Parts, plan: Plan, past: Past, progress: host.Progress, keep_state: bool):
-        self._made_of, self._plan, self._progress = parts, plan, progress
-        self.turns = Turns(parts.schedule.has_room, lambda: parts.load(plan))
+    def __init__(self, parts: Parts, plan: Plan, past: Past, node_id: str, keep_state: bool):
+        self._parts, self._plan = parts, plan
+        self._progress = host.Progress(node_id, len(plan.blocks) * len(plan.sigmas))
         self._past, self._num_latents = past.samples, past.num_frames
         self._made: list[Tensor] = []  # in the model's dtype: half of what a LATENT takes
         self._scenes = list(past.scenes)
@@ -283,19 +291,19 @@ class Run(Hook):
         self._progress.step()
 
     def record(self, live: LiveRun, writer: VideoWriter) -> None:
-        """Make the video; whatever happens, the file is closed and playable.
+        """Make the video; the file is closed and playable in any case.
 
-        Raises host.OutOfMemory, with a sentence that helps, when memory does not suffice.
+        Raises host.OutOfMemory, which names settings that fit, if memory does not suffice.
         """
         host.within_memory(
             lambda: self._record(live, writer),
-            lambda: f"{self._made_of.shortage(self._plan)}{self._kept(writer)}",
+            lambda: f"{self._parts.shortage(self._plan)}{self._kept(writer)}",
         )
 
     def _record(self, live: LiveRun, writer: VideoWriter) -> None:
         try:
             with live.recording(writer):
-                pipeline = self._made_of.pipeline(self._plan)
+                pipeline = self._parts.pipeline(self._plan)
                 for chunk in pipeline.run(self._plan, self, live.control, self._ending):
                     self._keep(chunk, writer)
         except BaseException:
@@ -304,14 +312,14 @@ class Run(Hook):
         self._progress.text(host.some_lines([self._summary(), *self._notes, *self._plan.timeline.warnings]))
 
     def latents(self) -> dict:
-        """All clean latents as a LATENT, with what a video that continues this one must know."""
+        """All clean latents as a LATENT, with what continue_from needs."""
         made = {"samples": self._samples(), SCENES_KEY: tuple(self._scenes)}
         made[FRAMES_KEY] = self._past_frames + self._frames
         return made | ({STATE_KEY: self._ending.state} if self._ending else {})
 
     def _samples(self) -> Tensor:
-        """Those of the earlier video and those made, filled in part by part."""
-        space, end = self._made_of.space, 0
+        """Samples of the earlier video and of this one, filled in part by part."""
+        space, end = self._parts.space, 0
         past = () if self._past is None else (self._past,)
         shape = list(self._made[0].shape)
         shape[2] = self._num_latents
@@ -322,10 +330,9 @@ class Run(Hook):
         return whole
 
     def _kept(self, writer: VideoWriter) -> str:
-        """What an error adds about the part that was made."""
-        return (
-            f"; the first {self._frames / FRAME_RATE:.1f} s are kept as {writer.path}" if self._frames else ""
-        )
+        """What an error says of the part that was made."""
+        seconds = self._frames / FRAME_RATE
+        return f"; the first {seconds:.1f} s are kept as {writer.path}" if seconds else ""
 
     def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
         if chunk.block.opens_scene:

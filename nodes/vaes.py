@@ -1,4 +1,4 @@
-"""VAEs as streaming decoders: ours with the face of the host's, the host's with their weights shared."""
+"""VAEs as streaming decoders: ours for stock nodes, ComfyUI's with their weights shared."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..longlive_core.config import LONGLIVE_1_3B, Preset, WindowConfig
 from ..longlive_core.geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
-from ..longlive_core.memory import decoder_bytes
 from ..longlive_core.vae.autoencoder import WanAutoencoder
+from ..longlive_core.vae.memory import decoder_bytes
 from ..longlive_core.vae.streaming import Decoder, StreamingDecoder
 from ..longlive_core.vae.tiled import TiledDecoder
 from ..longlive_core.vae.tiny import TinyAutoencoder
@@ -23,9 +23,21 @@ BLOCK = WindowConfig().block_latent_frames
 Autoencoder = WanAutoencoder | TinyAutoencoder
 
 
-@dataclass(frozen=True)
+class PlacedDecoder:
+    """A decoder on its device, in tiles if asked; it takes latents from any device."""
+
+    def __init__(self, decoder: Decoder, device: torch.device, is_tiled: bool = False):
+        self._decoder = TiledDecoder(decoder, past_device="cpu") if is_tiled else decoder
+        self._device = device
+
+    def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+        """As the decoder itself."""
+        return self._decoder.decode(latents.to(self._device), past)
+
+
+@dataclass(eq=False)
 class StreamVae:
-    """A streaming decoder in the host's care, and the preset whose latents it decodes.
+    """A streaming decoder whose weights ComfyUI manages, and the preset whose latents it decodes.
 
     `kind` names it for estimates of memory: wan, tiled or tiny.
     """
@@ -35,55 +47,35 @@ class StreamVae:
     kind: str
 
 
-class PlacedDecoder:
-    """A decoder that takes latents from any device to its own."""
-
-    def __init__(self, decoder: Decoder, device: torch.device):
-        self._decoder, self._device = decoder, device
-
-    def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
-        """As the decoder itself."""
-        return self._decoder.decode(latents.to(self._device), past)
-
-
-class OwnVae:
-    """An autoencoder of ours: pictures [F, H, W, 3] in [0, 1] <-> LATENT samples, as stock nodes ask it."""
+class OwnVae(StreamVae):
+    """An autoencoder of ours behind a VAE socket: frames [F, H, W, 3] in [0, 1] <-> LATENT samples."""
 
     def __init__(self, autoencoder: Autoencoder, preset: Preset, is_tiled: bool = False):
-        self._weights = host.managed_vae(autoencoder)
-        self._preset = preset
-        self._is_tiled = is_tiled
-
-    def stream(self) -> StreamVae:
-        """This VAE as our nodes use it."""
-        kind = "tiny" if isinstance(self._weights.bind(), TinyAutoencoder) else "wan"
-        return StreamVae(
-            host.Managed(self._weights.patcher, self._decoder),
-            self._preset,
-            "tiled" if self._is_tiled else kind,
-        )
+        decoder = PlacedDecoder(autoencoder, host.vae_device(), is_tiled)
+        kind = "tiny" if isinstance(autoencoder, TinyAutoencoder) else "wan"
+        super().__init__(host.managed_vae(autoencoder, decoder), preset, "tiled" if is_tiled else kind)
+        self._autoencoder = autoencoder
 
     def decode(self, samples: Tensor, **_: Any) -> Tensor:
         """Samples [B, C, T, H, W] -> frames [B, F, H, W, 3]: those of the stream, bit for bit."""
-        return gathered(samples, decoded(self.stream(), samples))
+        return gathered(samples, decoded(self, samples))
 
-    def decode_tiled(self, samples: Tensor, **_: Any) -> Tensor:
-        """The same: streaming already bounds the memory."""
-        return self.decode(samples)
+    decode_tiled = decode  # streaming already bounds the memory
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Frames [F, H, W, 3] -> samples [1, C, T, H, W]; F beyond 1 + 4n are left out."""
-        (autoencoder,) = host.load([self._weights])
-        if autoencoder.encoder is None:
-            raise ValueError("a tiny decoder only decodes; connect the Wan 2.1 VAE to encode pictures")
+        if self._autoencoder.encoder is None:
+            raise ValueError("a tiny decoder only decodes; connect the Wan 2.1 VAE to encode images")
         height, width = pixels.shape[-3:-1]
         if height % SPACE_STRIDE or width % SPACE_STRIDE:
             raise ValueError(
-                f"pictures of {width}x{height} do not divide into latents of {SPACE_STRIDE} pixels; crop"
+                f"images of {width}x{height} cannot be encoded: "
+                f"both sides must be multiples of {SPACE_STRIDE}; crop or resize them"
             )
+        host.load([self.decoder])
         frames = pixels[..., :3].reshape(1, -1, height, width, 3).permute(0, 1, 4, 2, 3)
-        latents = autoencoder.encode(frames.to(host.vae_device(), torch.float32)).cpu()
-        return latent_space(self._preset).raw(latents)
+        latents = self._autoencoder.encode(frames.to(host.vae_device(), torch.float32)).cpu()
+        return latent_space(self.preset).raw(latents)
 
     def spacial_compression_decode(self) -> int:
         return SPACE_STRIDE
@@ -91,20 +83,11 @@ class OwnVae:
     def temporal_compression_decode(self) -> int:
         return TIME_STRIDE
 
-    def _decoder(self) -> Decoder:
-        autoencoder = self._weights.bind()
-        return PlacedDecoder(tiled(autoencoder) if self._is_tiled else autoencoder, host.vae_device())
-
-
-def tiled(decoder: Decoder) -> TiledDecoder:
-    """In tiles, whose pasts wait on the CPU for their turn."""
-    return TiledDecoder(decoder, past_device="cpu")
-
 
 def stream_vae(vae: Any) -> StreamVae:
     """A VAE as our nodes use it; ValueError if it cannot decode a stream."""
-    if isinstance(vae, OwnVae):
-        return vae.stream()
+    if isinstance(vae, StreamVae):
+        return vae
     if host.is_wan_vae(vae):
         return shared(vae, build_wan_autoencoder, "wan")
     if host.is_tiny_vae(vae):
@@ -115,7 +98,7 @@ def stream_vae(vae: Any) -> StreamVae:
 
 
 def shared(vae: Any, build: Callable[[dict[str, Tensor]], nn.Module], kind: str) -> StreamVae:
-    """A VAE of the host's, decoded by our layers from the very weights that the host holds."""
+    """A VAE of ComfyUI's, decoded by our layers with the very weights that ComfyUI holds."""
 
     def bind() -> Decoder:
         try:
@@ -137,7 +120,7 @@ def decoded(vae: StreamVae, samples: Tensor, scenes: tuple[int, ...] = ()) -> It
 
 
 def pieces(num_latents: int, scenes: Sequence[int]) -> list[tuple[int, int]]:
-    """Where latents are parted to be decoded: into blocks, and where a scene begins within one.
+    """Where latents are split to be decoded: into blocks, and where a scene begins within one.
 
     Scenes of a frame-wise model begin anywhere; those beyond the end were cut off by another node.
     """
@@ -146,7 +129,7 @@ def pieces(num_latents: int, scenes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def decode_bytes(vae: StreamVae, samples: Tensor) -> int:
-    """Room to ask the host for beside the weights; it keeps account of cards only."""
+    """Bytes that decoding needs next to the weights; ComfyUI accounts for GPUs only."""
     if host.vae_device().type == "cpu":
         return 0
     size = (samples.shape[4] * SPACE_STRIDE, samples.shape[3] * SPACE_STRIDE)

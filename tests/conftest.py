@@ -1,5 +1,7 @@
 """Shared options and the golden folder. The root goes last on sys.path, so the host's `nodes` wins."""
 
+import ctypes
+import gc
 import sys
 from pathlib import Path
 
@@ -7,6 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators have none
+    # Large tensors stay with the process when they are freed: else every new one costs its page faults.
+    mallopt(M_MMAP_THRESHOLD, 2**30)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,6 +32,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                     scenarios.append(pytest.param(file, id=file.stem))
         missing = pytest.param(None, marks=pytest.mark.skip(f"no scenario in {folder}"), id="none")
         metafunc.parametrize("dit_golden", scenarios or [missing])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_not_searched() -> None:
+    """What is there before a module's tests, all of torch among it, is no garbage of theirs."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

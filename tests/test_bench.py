@@ -1,8 +1,10 @@
 """The benchmarks run and say what they mean; no figure of theirs is judged here."""
 
+import importlib
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +12,17 @@ from PIL import Image
 
 from benchmarks import gpu
 from longlive_core import cli
+from longlive_core.bench import random_model
+from longlive_core.bench.end_to_end import late_to_early
 from longlive_core.bench.limits import block_flops, frames_per_second, least_seconds
-from longlive_core.bench.phases import Phases, late_to_early
-from longlive_core.config import LONGLIVE_1_3B
+from longlive_core.bench.phases import MEMORY, Phases
+from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, Preset, WanAutoencoderConfig
 from longlive_core.pipeline import Request, load_pipeline
 from longlive_core.schedule.schedule import PromptSchedule
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.vae.tiny import TinyAutoencoder
 
+SCRIPTS = Path(gpu.__file__).parent
 SCHEDULE = "0 a red circle drifts right over navy\n4s => it turns into a blue star"
 
 
@@ -48,14 +55,21 @@ def test_late_to_early_compares_the_ends() -> None:
     assert late_to_early([1.0, 1.0, 1.0], 2) is None
 
 
+def narrow_decoder(preset: Preset, name: str) -> torch.nn.Module:
+    if name == "wan":
+        return WanAutoencoder(WanAutoencoderConfig(width=8))
+    return TinyAutoencoder(replace(TINY_WAN, widths=(16, 16, 8, 8)))
+
+
 FIRST = ("ready", "latents", "frames", "first_frames")
 
 
-def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, capsys) -> None:
-    """Every case of benchmarks/gpu.py with two narrow layers, the compiler left out."""
+def test_the_script_for_gpus_runs_here_at_a_small_size(tmp_path, monkeypatch, capsys) -> None:
+    """Every case of benchmarks/gpu.py with two narrow layers and decoders, the compiler left out."""
     narrow = replace(LONGLIVE_1_3B.model, dim=96, ffn_dim=192, num_heads=2, text_dim=16, text_tokens=8)
     monkeypatch.setattr(gpu, "LONGLIVE_1_3B", replace(LONGLIVE_1_3B, model=narrow))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(random_model, "build_decoder", narrow_decoder)
     monkeypatch.setattr(gpu, "PLAIN_BLOCKS", 1)
     monkeypatch.setattr(gpu, "first_frames_figures", partial(gpu.first_frames_figures, repeats=1))
     monkeypatch.setattr(gpu, "SWITCH_EVERY_SECONDS", 3.5)
@@ -65,7 +79,7 @@ def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, c
     cases = json.loads(out.read_text())["cases"]
     assert list(cases) == list(gpu.Bench(gpu.parse(options)).cases())
     assert not [case for case in cases.values() if "failed" in case], cases
-    for name in ("dit plain", "dit graphs", "dit compiled", "dit fp8-fast", "dit int8"):
+    for name in ("dit plain", "dit compiled", "dit fp8-fast"):
         assert cases[name]["frames_per_second"] > 0 and cases[name]["recache_seconds"] > 0
         assert len(cases[name]["seconds_by_block"]) == cases[name]["blocks"] == 6
     for name in ("all tiny", "all wan"):
@@ -73,8 +87,17 @@ def test_the_script_for_cards_runs_here_at_a_small_size(tmp_path, monkeypatch, c
     for name in ("first tiny", "first wan"):
         ready, latents, frames, whole = (cases[name][f"{part}_seconds"] for part in FIRST)
         assert 0 < max(ready, latents, frames) < whole < 2 * (ready + latents + frames)
+    for setting in gpu.SETTINGS:
+        assert set(cases[f"memory {' '.join(setting)}"]) == {"planned_gib", *MEMORY, "commit"}
+    assert cases["attention"]["sdpa"] > 0 and "needs an NVIDIA GPU" in cases["attention"]["cudnn-even"]
     assert Image.open(out.with_suffix(".png")).width == 1500
     assert "dit plain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda file: file.stem)
+def test_every_script_finds_what_it_imports(script) -> None:
+    module = importlib.import_module(f"benchmarks.{script.stem}")
+    assert hasattr(module, "main") == ("__main__" in script.read_text())
 
 
 def test_the_bench_command(capsys) -> None:

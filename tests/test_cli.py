@@ -1,6 +1,7 @@
-"""The longlive command on the packaged Mini: what it writes, what it says back, and what it refuses."""
+"""The longlive command on the packaged Mini: what it writes, what it prints, and what it refuses."""
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -18,15 +19,26 @@ from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.cli import build_parser, main
 from longlive_core.cli.generate import request_from
 from longlive_core.cli.options import lora
+from longlive_core.config import MINI, VERSION
 from longlive_core.mini.loader import WEIGHTS, load_mini
+from longlive_core.model.attention import REMOVED
 from longlive_core.output.contact_sheet import ContactSheet
-from longlive_core.output.video import VideoWriter
+from longlive_core.output.video import VideoWriter, read_settings
 from longlive_core.pipeline import Request
 from longlive_core.resume import VideoState
 from longlive_core.rollout.rollout import Hook
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"
+COMMANDS = ("generate", "live", "info", "plan", "download", "bench")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mini_once():
+    """All commands here run on one Mini, which none of them changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longlive_core.pipeline.load_mini", functools.cache(load_mini))
+        yield
 
 
 def num_video_frames(path: Path) -> int:
@@ -111,7 +123,7 @@ def test_interrupt_leaves_a_playable_file_and_exit_code_130(tmp_path) -> None:
     process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out.exists() and out.stat().st_size > 20_000):
-        time.sleep(0.2)
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert num_video_frames(out) > 12
@@ -140,7 +152,7 @@ def not_a_number(noise, block: int, step: int) -> torch.Tensor:
     return torch.full(noise.shape, float("nan"))
 
 
-def test_a_cue_of_a_continued_video_counts_from_where_it_goes_on() -> None:
+def test_a_cue_of_a_continued_video_counts_from_its_beginning() -> None:
     timeline = PromptSchedule.parse("0s a\n0.75s b").resolve(3, 3.0, first_block=5)
     assert [(s.block, s.seconds) for s in timeline.segments] == [(0, 0.0), (1, 0.75)]
 
@@ -150,6 +162,58 @@ def test_automatic_positions_also_with_a_window_of_ones_own(seconds, endless) ->
     options = build_parser().parse_args(["generate", "--prompt", "a", "--seconds", seconds, "--window", "9"])
     pipeline = load_pipeline("mini")
     assert pipeline.plan(request_from(options, pipeline.preset)).window.endless is endless
+
+
+def test_longlive_alone_prints_help(capsys) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n    {command} " in printed for command in COMMANDS)
+
+
+def test_the_version(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"longlive {VERSION}\n"
+
+
+def test_a_video_has_ten_seconds_unless_asked_otherwise() -> None:
+    options = build_parser().parse_args(["generate", "--prompt", "a"])
+    assert request_from(options, MINI).seconds == 10 and options.out == Path("longlive.mp4")
+
+
+def test_a_download_that_is_missing_is_named(tmp_path, capsys) -> None:
+    out, model = tmp_path / "v.mp4", ["--model", "longlive-1.3b", "--folder", str(tmp_path / "models")]
+    assert main(["generate", "--prompt", "a", "--out", str(out), *model]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"longlive: longlive-1.3b needs {tmp_path / 'models'}")
+    assert error.endswith(f"run longlive download longlive-1.3b --folder {tmp_path / 'models'}\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("attention", REMOVED)
+@pytest.mark.parametrize("command", [["generate", "--prompt", PROMPT], ["bench"]], ids=lambda c: c[0])
+def test_names_of_earlier_versions_are_replaced_with_a_note(command, attention, capsys) -> None:
+    options = build_parser().parse_args([*command, "--speed", "graphs", "--attention", attention])
+    assert (options.speed, options.attention) == ("compiled", "auto")
+    notes = capsys.readouterr().err
+    assert "speed graphs was replaced by compiled" in notes and f"attention {attention} was replaced" in notes
+
+
+def test_a_video_is_made_with_an_attention_of_an_earlier_version(tmp_path, capsys) -> None:
+    out = tmp_path / "v.mp4"
+    old = ["--attention", "sdpa-flash", "--seconds", "0.1", "--out", str(out)]
+    assert main(["generate", "--prompt", PROMPT, *old]) == 0
+    assert capsys.readouterr().err.count("sdpa-flash was replaced by auto") == 1
+    assert read_settings(out)["attention"] == "auto" and num_video_frames(out) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"), [("--speed", "plain, compiled"), ("--attention", "auto, sdpa, ")]
+)
+def test_an_unknown_speed_or_attention_names_those_that_exist(option, allowed, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "--prompt", PROMPT, option, "warp"])
+    assert f"{option}: unknown " in (error := capsys.readouterr().err) and f"choose one of {allowed}" in error
 
 
 BAD = {
@@ -194,7 +258,7 @@ def test_a_video_of_no_pixels_is_not_the_default(command, capsys) -> None:
 
 
 @pytest.mark.parametrize("vram", ["inf", "nan", "1e300", "-1"])
-def test_a_card_has_a_memory_that_is_possible(vram, capsys) -> None:
+def test_a_gpu_has_a_memory_that_is_possible(vram, capsys) -> None:
     assert main(["plan", f"--vram={vram}"]) == 2
     assert "is not possible; choose more than 0" in capsys.readouterr().err
 
@@ -211,7 +275,9 @@ def test_a_sheet_that_fails_loses_neither_the_video_nor_its_state(tmp_path, monk
     monkeypatch.setattr(ContactSheet, "save", fail(KeyError("PNG")))
     arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--contact-sheet", "v.png"]
     assert main([*arguments, "--state", "a.state"]) == 2
-    assert "the contact sheet v.png cannot be written ('PNG')" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "the contact sheet v.png cannot be written ('PNG')" in error
+    assert error.endswith("longlive: longlive.mp4 is complete, its contact sheet is missing\n")
     assert num_video_frames(Path("longlive.mp4")) == VideoState.load("a.state").num_frames == 16
     monkeypatch.setattr("longlive_core.cli.generate.film", fail(OSError("no room")))
     assert main(arguments) == 2
@@ -300,7 +366,7 @@ def test_ten_thousand_cues(tmp_path) -> None:
     assert len(timeline.segments) == 134 and timeline.warnings
 
 
-def test_a_continued_video_goes_on_with_the_frames_asked_for() -> None:
+def test_a_continued_video_has_the_frames_asked_for() -> None:
     pipeline = load_pipeline("mini")
     schedule = PromptSchedule.single(PROMPT)
     first = torch.cat([c.block.latents for c in pipeline.run(pipeline.plan(Request(schedule, 3.0)))], dim=2)
@@ -335,15 +401,15 @@ def test_a_part_is_not_overwritten_by_the_next_unless_it_is_named(tmp_path, monk
     assert main([*made, "--resume", "a.state"]) == 0 and Path("longlive.mp4").exists()
 
 
-def test_all_scripts_come_out_of_a_pipe_of_windows(tmp_path) -> None:
+def test_all_scripts_come_out_of_a_pipe_of_windows(tmp_path, monkeypatch) -> None:
     """There Python gives a pipe an encoding that knows few letters."""
     out = tmp_path / "v.mp4"
     assert main(["generate", "--prompt", "دائرة a red circle 🔴", "--seconds", "0.1", "--out", str(out)]) == 0
-    command = [sys.executable, "-m", "longlive_core", "info", str(out)]
-    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "دائرة a red circle 🔴" in json.loads(done.stdout.decode())["schedule"]
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="cp1252"))
+    assert main(["info", str(out)]) == 0
+    sys.stdout.flush()
+    assert "دائرة a red circle 🔴" in json.loads(pipe.getvalue().decode())["schedule"]
 
 
 def test_what_cannot_fit_any_memory_is_one_sentence_too(tmp_path, capsys) -> None:

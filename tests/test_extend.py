@@ -62,7 +62,7 @@ def random_model(loud_model) -> CausalWan:
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("policies", [(Policy.RECACHE, Policy.REFRESH), (Policy.KEEP, Policy.CUT)])
-def test_a_rollout_goes_on_from_its_state(random_model, window, policies) -> None:
+def test_a_rollout_continues_from_its_state(random_model, window, policies) -> None:
     """Switches before the seam, right at it and behind it; what a state holds is copied, not shared."""
     shape = (1, 4, window.block_latent_frames, 4, 6)
     switches = {0: Switch(PROMPTS[0]), 2: Switch(PROMPTS[1], policies[0])}
@@ -87,9 +87,20 @@ def pipeline() -> Pipeline:
     return load_pipeline("mini")
 
 
-@torch.inference_mode()
-def made(pipeline, text: str, seconds: float, live=None, **request):
+PLAIN = {}  # videos of a schedule and a length alone: several tests begin with the same one
+
+
+def made(pipeline, text: str, seconds: float, **options):
     """Frames [F, H, W, 3], latents [1, C, T, H, W] and the state at the end of a video of Mini."""
+    if options:
+        return rendered(pipeline, text, seconds, **options)
+    if (text, seconds) not in PLAIN:
+        PLAIN[text, seconds] = rendered(pipeline, text, seconds)
+    return PLAIN[text, seconds]
+
+
+@torch.inference_mode()
+def rendered(pipeline, text: str, seconds: float, live=None, **request):
     ending = Ending()
     asked = Request(PromptSchedule.parse(text), seconds, seed=3, **request)
     chunks = list(pipeline.run(pipeline.plan(asked), live=live, ending=ending))
@@ -105,16 +116,6 @@ def joined(*parts) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=2)
 
 
-WHOLE = {}
-
-
-def whole_of(pipeline, text: str):
-    """A video of SECONDS in one run; made once."""
-    if text not in WHOLE:
-        WHOLE[text] = made(pipeline, text, SECONDS)
-    return WHOLE[text]
-
-
 def is_same(one, other) -> bool:
     return all(map(torch.equal, one[:2], other[:2]))
 
@@ -126,7 +127,7 @@ PARTED = {
     "no switch": (f"0 {RED}", 3.0, f"0 {RED}"),
     "a switch at the seam": (f"0 {RED}\n3s => {BLUE}", 3.0, f"0 {BLUE}"),
     "a switch behind": (f"0 {RED}\n4s => {BLUE}", 3.0, f"0 {RED}\n1s => {BLUE}"),
-    "the same prompt, told to": (f"0 {RED}\n3s => refresh: {RED}", 3.0, f"0 => refresh: {RED}"),
+    "the same prompt, with a policy": (f"0 {RED}\n3s => refresh: {RED}", 3.0, f"0 => refresh: {RED}"),
     "a blend across": (f"0 {RED}\n2s => blend 3s: {GREEN}", 3.0, f"0 {GREEN}"),
     "a blend cut short": (
         f"0 {RED}\n2s => blend 3s: {GREEN}\n3s => blend: {BLUE}",
@@ -149,7 +150,7 @@ def test_two_parts_are_the_whole(pipeline, case) -> None:
     one = made(pipeline, first, seam)
     assert len(one[0]) == round(seam * FRAME_RATE) == one[2].num_frames
     other = made(pipeline, second, SECONDS - seam, state=one[2])
-    assert is_same(joined(one, other), whole_of(pipeline, whole))
+    assert is_same(joined(one, other), made(pipeline, whole, SECONDS))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_many_parts_and_a_saved_state_are_the_whole_too(pipeline, tmp_path) -> N
         parts.append(made(pipeline, f"0 {RED}", seconds, state=state))
         parts[-1][2].save(tmp_path / f"{index}.safetensors")
         state = VideoState.load(tmp_path / f"{index}.safetensors")
-    assert is_same(joined(*parts), whole_of(pipeline, f"0 {RED}"))
+    assert is_same(joined(*parts), made(pipeline, f"0 {RED}", SECONDS))
     assert is_same(parts[1], made(pipeline, f"0 {RED}", 0.75, state=parts[0][2])), "a state serves twice"
 
 
@@ -208,7 +209,7 @@ def test_times_of_the_second_part_count_from_the_end_of_the_first(pipeline) -> N
 
 
 @pytest.mark.parametrize("seconds", [24 / FRAME_RATE, 4.5])
-def test_latents_alone_go_on_smoothly_and_on_the_same_clock(pipeline, seconds) -> None:
+def test_latents_alone_continue_smoothly_and_on_the_same_clock(pipeline, seconds) -> None:
     """The step across the seam is an ordinary one, as large as those around it in the video itself."""
     one = made(pipeline, f"0 {RED}", seconds)
     cut_off = len(one[2].cut_off)
@@ -223,25 +224,25 @@ def test_latents_alone_go_on_smoothly_and_on_the_same_clock(pipeline, seconds) -
     assert max(steps[seam] for seam in seams) < 1.5 * ordinary.max()
 
 
-def test_a_hook_is_told_everything_also_where_the_state_is_kept(pipeline) -> None:
-    told = []
+def test_a_hook_gets_every_event_also_where_the_state_is_kept(pipeline) -> None:
+    events = []
 
     class Recording(Hook):
         def __getattribute__(self, name):
             return (
-                (lambda *_: told.append(name)) if name.startswith("on_") else super().__getattribute__(name)
+                (lambda *_: events.append(name)) if name.startswith("on_") else super().__getattribute__(name)
             )
 
     asked = Request(PromptSchedule.parse(f"0 {RED}\n0.5s => {BLUE}"), 1.0, seed=3)
     with torch.inference_mode():
         list(pipeline.run(pipeline.plan(asked), Recording()))
-        alone, told = told, []
+        alone, events = events, []
         list(pipeline.run(pipeline.plan(asked), Recording(), ending=Ending()))
-    assert alone == told and {"on_open", "on_step", "on_commit", "on_recache"} <= set(told)
+    assert alone == events and {"on_open", "on_step", "on_commit", "on_recache"} <= set(events)
 
 
 def test_a_first_cue_may_cut_also_where_there_are_latents_alone(pipeline) -> None:
-    latents, ending = whole_of(pipeline, f"0 {RED}")[1][:, :, :12], Ending()
+    latents, ending = made(pipeline, f"0 {RED}", SECONDS)[1][:, :, :12], Ending()
     asked = Request(PromptSchedule.parse(f"0 {PLUM}"), 2.0, seed=3, past=latents)
     with torch.inference_mode():
         chunks = list(pipeline.run(pipeline.plan(asked), ending=ending))
@@ -258,7 +259,7 @@ DECODERS = {
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", DECODERS)
-def test_any_decoder_goes_on_from_its_state(kind, tmp_path) -> None:
+def test_any_decoder_continues_from_its_state(kind, tmp_path) -> None:
     torch.manual_seed(0)
     autoencoder, blocks = DECODERS[kind](), torch.randn(3, 1, 16, 3, 2, 6)
     whole = StreamingDecoder(autoencoder)
@@ -281,21 +282,17 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
     state = made(pipeline, f"0 {RED}", 1.0)[2]
     asked = Request(PromptSchedule.single(RED), 1.0, state=state)
     bad = {
-        "made by other, and the model is mini": replace(asked, state=replace(state, model="other")),
-        "of 64x64 pixels, and 128x64 are asked for": replace(asked, width=128),
-        "sink 3, blocks of 3, absolute positions, and a window of 9": replace(
-            asked, window=WindowConfig(3, 3, 9)
-        ),
-        "absolute positions, and a window of 12, sink 3, blocks of 3, endless": replace(
-            asked, positions="endless"
-        ),
-        "choose more than 0.3125 seconds": replace(asked, seconds=0.3),
+        r"model other \(now mini\)": replace(asked, state=replace(state, model="other")),
+        r"size 64x64 \(now 128x64\)": replace(asked, width=128),
+        r"with window latent frames 12 \(now 9\); leave": replace(asked, window=WindowConfig(3, 3, 9)),
+        r"with endless False \(now True\); leave": replace(asked, positions="endless"),
+        "make the continuation longer than 0.3125 s": replace(asked, seconds=0.3),
     }
     for sentence, request in bad.items():
         with pytest.raises(ValueError, match=sentence):
             pipeline.plan(request)
     half = replace(state, dtype="torch.bfloat16")
-    with pytest.raises(ValueError, match=r"made in torch\.bfloat16, and the model runs in torch\.float32"):
+    with pytest.raises(ValueError, match=r"made with dtype torch\.bfloat16 \(now torch\.float32\)"):
         next(pipeline.run(pipeline.plan(replace(asked, state=half))))
     wrong = replace(state, decoder=replace(state.decoder, tensors=state.decoder.tensors[::-1]))
     with pytest.raises(ValueError, match="does not fit this VAE"):
@@ -315,6 +312,12 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
             VideoState.load(tmp_path / "parts")
 
 
+FACTS = {
+    *("format", "model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps"),
+    *("window", "end", "sink_position", "prompt", "blend", "decoder"),
+}
+
+
 def test_a_state_says_what_it_was_made_with_and_older_ones_need_not(pipeline, tmp_path) -> None:
     state = made(pipeline, f"0 {RED}", 1.0, steps=3)[2]
     assert (state.seed, state.steps) == (3, 3)
@@ -323,7 +326,9 @@ def test_a_state_says_what_it_was_made_with_and_older_ones_need_not(pipeline, tm
     state.save(tmp_path / "new")
     assert (loaded := VideoState.load(tmp_path / "new")).seed == 3 and loaded.steps == 3
     with safe_open(tmp_path / "new", "pt") as file:
-        facts = json.loads(file.metadata()[METADATA_KEY])
+        facts, names = json.loads(file.metadata()[METADATA_KEY]), list(file.keys())
+    assert {name.split(".")[0] for name in names} == {"rollout", "script", "decoder", "video"}
+    assert set(facts) == FACTS, "what earlier versions wrote"
     del facts["seed"], facts["steps"]
     save_file(load_file(tmp_path / "new"), tmp_path / "old", {METADATA_KEY: json.dumps(facts)})
     older = VideoState.load(tmp_path / "old")
@@ -344,12 +349,12 @@ def test_a_video_without_end_needs_someone_to_stop_it(pipeline) -> None:
         next(pipeline.run(pipeline.plan(Request(PromptSchedule.single(RED), UNTIL_STOPPED))))
 
 
-def pictures(path) -> np.ndarray:
+def frames_of(path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch) -> None:
+def test_the_command_line_continues_a_video(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     common = ["generate", "--prompt", RED, "--seed", "4"]
     assert main([*common, "--seconds", "1.3", "--window", "9", "--state", "a.state", "--out", "a.mp4"]) == 0
@@ -359,14 +364,14 @@ def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch) -> None:
     assert (made["seed"], made["past_latent_frames"]) == (4, 6)
     assert Path("a.state").stat().st_mode == Path("a.mp4").stat().st_mode
     assert main([*common, "--seconds", "2.3", "--window", "9", "--out", "whole.mp4"]) == 0
-    both = np.concatenate((pictures("a.mp4"), pictures("b.mp4")))
-    whole = pictures("whole.mp4")
+    both = np.concatenate((frames_of("a.mp4"), frames_of("b.mp4")))
+    whole = frames_of("whole.mp4")
     assert len(both) == len(whole) == 37 and VideoState.load("b.state").num_frames == 37
     assert np.abs(both.astype(int) - whole).mean() < 2, "but for what H.264 makes of them"
     capsys.readouterr()
     for wrong, sentence in (
         (["--resume", "a.mp4"], "cannot be read as the state"),
-        (["--resume", "a.state", "--size", "128x64"], "of 64x64 pixels, and 128x64 are asked for"),
+        (["--resume", "a.state", "--size", "128x64"], "size 64x64 (now 128x64)"),
         (["--resume", "a.state", "--state", "a.state"], "is the state itself"),
         (["--state", "c.mp4"], "are the same file"),
         (["--state", "/nowhere/a.state"], "cannot be written"),

@@ -365,40 +365,52 @@ class Keeper(Hook):
             self.recording[f"{event}.layer1.{kind}.slotmean"] = mean
 
 
-OTHER_MODEL = dict(
-    dim=40, ffn_dim=56, num_heads=2, num_layers=2, freq_dim=24, text_dim=12, text_len=9, in_dim=16, out_dim=16
-)
-OTHER_SCENARIO = dict(
-    scenario="other", block=2, frames=10, batch=2, local_attn_size=5, sink_size=1, shift=3.0, lora=0
-) | dict(denoising_step_list=[1000, 600, 200], switch_frame_indices=[0, 5], effective_switch_frames=[0, 6])
+OTHER_MODEL = {
+    **{"dim": 40, "ffn_dim": 56, "num_heads": 2, "num_layers": 2, "freq_dim": 24},
+    **{"text_dim": 12, "text_len": 9, "in_dim": 16, "out_dim": 16},
+}
+OTHER_SCENARIO = {
+    **{"scenario": "other", "block": 2, "frames": 10, "batch": 2, "local_attn_size": 5, "sink_size": 1},
+    **{"lora": 0, "shift": 3.0, "denoising_step_list": [1000, 600, 200]},
+    **{"switch_frame_indices": [0, 5], "effective_switch_frames": [0, 6]},
+}
+
+
+def other_inputs(batch: int, block: int, blocks: int, steps: int) -> dict[str, torch.Tensor]:
+    """Noise and three prompts for a video of 6x4 latents."""
+    prompts = {f"batch{batch}.prompt_embeds.{i}": torch.randn(batch, 9, 12) for i in range(3)}
+    noise = torch.randn(batch, blocks * block, 16, 6, 4)
+    renoise = torch.randn(blocks, steps - 1, batch * block, 16, 6, 4)
+    return {f"batch{batch}.noise": noise, f"batch{batch}.renoise": renoise, **prompts}
 
 
 def write_other_golden(folder: Path, **settings: str) -> Path:
-    """A golden of our own of other sizes, whose second prompt begins at frame 0 as the first one does."""
+    """A golden of other sizes, made by us; two of its three prompts begin at frame 0: the later counts."""
     meta = {name: json.dumps(value) for name, value in OTHER_SCENARIO.items()} | settings
-    batch, block, frames, latent = 2, 2, 10, (16, 6, 4)
-    noise, renoise = torch.randn(batch, frames, *latent), torch.randn(5, 2, batch * block, *latent)
-    prompts = [torch.randn(batch, 9, 12) for _ in range(3)]
-    named = {f"batch2.prompt_embeds.{i}": prompt for i, prompt in enumerate(prompts)}
-    inputs = {"batch2.noise": noise, "batch2.renoise": renoise, **named}
+    inputs = other_inputs(batch=2, block=2, blocks=5, steps=3)
     about = {"seed": "3", "set_model": json.dumps(OTHER_MODEL)}
     save_file(inputs, folder / "dit_inputs.safetensors", about)
     policy = Policy.RECACHE if meta["global_sink"] == "true" else Policy.REFRESH
-    begins = {0: Switch(prompts[1], policy), 3: Switch(prompts[2], policy)}
-    recording = {}
-    keeper = Keeper(recording, (3, 2), block)
+    begins = {
+        block: Switch(inputs[f"batch2.prompt_embeds.{prompt}"], policy) for block, prompt in ((0, 1), (3, 2))
+    }
+
+    def noise(block: int, step: int) -> torch.Tensor:
+        if step:
+            return inputs["batch2.renoise"][block, step - 1].unflatten(0, (2, 2)).transpose(1, 2)
+        return inputs["batch2.noise"][:, 2 * block : 2 * block + 2].transpose(1, 2)
+
+    keeper = Keeper(recording := {}, (3, 2), 2)
     made = rollout(
         seeded_model(model_config(about["set_model"]), 3),
         begins.get,
-        lambda i, step: (
-            renoise[i, step - 1].unflatten(0, (batch, block)) if step else noise[:, i * block :][:, :block]
-        ).transpose(1, 2),
+        noise,
         shifted_sigmas(SigmaConfig((1000, 600, 200), 3.0)),
-        WindowConfig(block, 1, 5, endless=meta["infinity"] == "true"),
-        range(frames // block),
+        WindowConfig(2, 1, 5, endless=meta["infinity"] == "true"),
+        range(5),
         hook=keeper,
     )
-    recording["latents"] = torch.cat([made.latents for made in made], dim=2).transpose(1, 2).contiguous()
+    recording["latents"] = torch.cat([block.latents for block in made], dim=2).transpose(1, 2).contiguous()
     recording["x0_steps"] = torch.stack(keeper.x0_steps).unflatten(0, (-1, 3))
     save_file(recording, folder / "dit_other.safetensors", meta)
     return folder / "dit_other.safetensors"

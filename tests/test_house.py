@@ -1,10 +1,14 @@
 """The rooms of the house: who may import whom, and how long anything may get."""
 
 import ast
+import re
+import sys
 from pathlib import Path
 from statistics import median
 
 import pytest
+
+from longlive_core.config import VERSION
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "longlive_core"
@@ -25,7 +29,7 @@ DOORS = {
     "steering": {"schedule", "rollout", "config", "geometry"},
     "mini": {"config", "weights", "text", "model", "vae", "geometry"},
     "output": {"geometry"},
-    "memory": {"weights", "vae", "fast", "config", "geometry"},
+    "memory": {"weights", "vae", "config", "geometry"},
     "resume": {"steering", "rollout", "vae", "config", "geometry"},
     "pipeline": {
         *("fast", "resume", "steering", "mini", "schedule", "rollout", "model", "vae", "text", "weights"),
@@ -121,3 +125,31 @@ def test_executes_are_thin() -> None:
 def test_the_prompt_room_needs_no_torch() -> None:
     for file in (CORE / "geometry.py", *(CORE / "schedule").glob("*.py")):
         assert not any(module.split(".")[0] == "torch" for _, module, _ in imports(file))
+
+
+DISTRIBUTIONS = {"PIL": "pillow"}  # where a package is not called as it is imported
+OWN = {"longlive_core", "longlive_training"}
+
+
+def third_party(folders: tuple[str, ...]) -> set[str]:
+    """Distributions that the files of these folders import; `library("name")` imports one late."""
+    found = set()
+    for file in (f for folder in folders for f in (ROOT / folder).rglob("*.py")):
+        found |= {module.split(".")[0] for level, module, _ in imports(file) if level == 0}
+        found |= set(re.findall(r'library\("(\w+)"\)', file.read_text()))
+    return {DISTRIBUTIONS.get(name, name) for name in found - sys.stdlib_module_names - OWN}
+
+
+def test_every_dependency_is_imported_and_every_import_declared() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    declared = {
+        part: set(re.findall(r'"([A-Za-z_]+)', re.search(rf"^{part} = \[(.*?)\]", text, re.M | re.S)[1]))
+        for part in ("dependencies", "text", "train", "bench")
+    }
+    assert third_party(("longlive_core",)) == declared["dependencies"] | declared["text"]
+    assert third_party(("longlive_training",)) <= declared["dependencies"] | declared["train"]
+    assert declared["bench"] <= third_party(("benchmarks",))
+
+
+def test_the_version_has_one_value() -> None:
+    assert f'version = "{VERSION}"' in (ROOT / "pyproject.toml").read_text()

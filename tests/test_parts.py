@@ -10,7 +10,7 @@ from types import ModuleType
 import av
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from longlive_core.cli import EXIT_BAD_INPUT, main
 from longlive_core.config import LONGLIVE_1_3B, VERSION, ModelConfig
@@ -135,7 +135,7 @@ def test_the_plan_lists_what_fits(capsys) -> None:
     assert main(["plan", "--vram", "8"]) == 0
     text = capsys.readouterr().out
     assert text in (HERE.parent / "README.md").read_text(), "as the README shows it"
-    assert "kv cache" in text and "tiny decoder" in text
+    assert "kv cache" in text and "tiled decoder" in text
     caches = []
     for seconds in ("5", "60"):
         assert main(["plan", "--window", "0", "--seconds", seconds]) == 0
@@ -157,7 +157,8 @@ def test_a_download_is_loaded_by_its_name(files, tmp_path) -> None:
     """Where `longlive download` put the files; what is missing there is named."""
     with pytest.raises(ValueError, match=r"longlive-1.3b needs .*run longlive download longlive-1.3b"):
         load_pipeline("longlive-1.3b", folder=tmp_path)
-    sources = {"diffusion_models": files.model, "loras": files.lora[0].path, "vae": files.vae}
+    torch.save(load_file(files.lora[0].path), tmp_path / "lora.pt")
+    sources = {"diffusion_models": files.model, "loras": tmp_path / "lora.pt", "vae": files.vae}
     for file in DOWNLOADS["longlive-1.3b"]:
         target = tmp_path / file.kind / file.name
         target.parent.mkdir(exist_ok=True)

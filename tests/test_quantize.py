@@ -3,7 +3,6 @@
 import importlib.util
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from benchmarks.plain_products import multiply_by, plain, plain_unscaled
 from longlive_core.config import LONGLIVE_1_3B, ModelConfig, Policy, SigmaConfig, WindowConfig
 from longlive_core.fast import products
-from longlive_core.fast.products import FP8, LARGEST, fp8_linear, quantise
+from longlive_core.fast.products import FP8, fp8_linear, quantise
 from longlive_core.geometry import tokens_per_frame
 from longlive_core.memory import Setting, smaller, transformer_bytes, weight_bytes
 from longlive_core.model.cache import QuantisedBuffer
@@ -41,19 +41,6 @@ GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(
 AGREE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}  # kernel and plain: order of sums; one or two roundings
 LOSS = {FP8: 0.04, torch.int8: 0.01}  # relative rms of one linear: 3 bits of mantissa; 127 steps to the peak
 CONFIG = ModelConfig(dim=64, ffn_dim=128, num_heads=2, num_layers=2, text_dim=16, text_tokens=8, freq_dim=16)
-
-
-def plain(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Products of 8 bits with a scale for each token, multiplied as fp32."""
-    small, token_scale = quantise(x, weight.dtype)
-    out = F.linear(small.float(), weight.float()) * token_scale
-    return torch.addcmul(bias.float(), out, scale).to(x.dtype)
-
-
-def plain_unscaled(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """What `fp8_linear` computes: tokens rounded without a scale, multiplied as fp32."""
-    out = F.linear(x.clamp(-LARGEST[FP8], LARGEST[FP8]).to(FP8).float(), weight.float())
-    return torch.addcmul(bias.float(), out, scale).to(x.dtype)
 
 
 def relative(ours: Tensor, right: Tensor) -> float:
@@ -169,17 +156,11 @@ def golden(dtype: torch.dtype | None = None, product=None, has_small_cache=False
     model = deepcopy(recorded.model())  # which is shared
     if dtype:
         quantize(model, dtype)
-        for linear in pass_linears(model).values():
-            linear.forward = partial(multiplied, product, linear)
+        multiply_by(product, model)
     window = replace(recorded.window(), has_small_cache=has_small_cache)
     blocks = range(recorded.frames // recorded.block)
     made = rollout(model, recorded.script, recorded.noise, recorded.sigmas(), window, blocks)
     return [block.latents for block in made]
-
-
-def multiplied(product, linear: Linear, x: Tensor) -> Tensor:
-    """A linear layer by another product."""
-    return product(x, linear.weight, linear.scale, linear.bias)
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +221,9 @@ def test_the_plan_knows_8_bits() -> None:
     kinds = ("bf16", "fp8", "fp8-fast", "int8")
     weights = {precision: weight_bytes(few, precision, torch.bfloat16) for precision in kinds}
     assert weights["fp8"] == weights["fp8-fast"] == weights["int8"] < 0.6 * weights["bf16"]
-    config, small = replace(CONFIG, num_heads=1), WindowConfig(has_small_cache=True)
-    cache = [transformer_bytes(config, w, (64, 64), torch.bfloat16)[0] for w in (WindowConfig(), small)]
+    preset = replace(LONGLIVE_1_3B, model=replace(CONFIG, num_heads=1))
+    settings = [Setting(64, 64, window=WindowConfig(has_small_cache=small)) for small in (False, True)]
+    cache = [transformer_bytes(preset, setting, torch.bfloat16)[0] for setting in settings]
     heads = 2 * CONFIG.num_layers * 12 * tokens_per_frame(8, 8)
     assert cache[0] - cache[1] == heads * (2 * 64 - (64 + 4)), "8 bits, and a scale a head"
     assert {setting.precision for setting in smaller(Setting(832, 480, "int8"))} == {"int8"}

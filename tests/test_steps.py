@@ -1,4 +1,4 @@
-"""Fewer denoising steps than the model was trained on: which they are, what they make, and who says so."""
+"""Fewer denoising steps than the model was trained on: which they are, what they make, where it is kept."""
 
 import json
 from dataclasses import replace
@@ -39,6 +39,12 @@ def made(pipeline: Pipeline, hook: Hook | None = None, ending: Ending | None = N
     return torch.cat([c.frames for c in chunks]), torch.cat([c.block.latents for c in chunks], dim=2)
 
 
+@pytest.fixture(scope="module")
+def usual(pipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is made in all steps."""
+    return made(pipeline)
+
+
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_every_preset_can_leave_steps_out(preset) -> None:
     sigmas = preset.sigmas
@@ -66,13 +72,13 @@ def test_other_numbers_are_refused_with_those_that_are_possible(pipeline, steps,
 
 
 @pytest.mark.parametrize("steps", STEPS)
-def test_fewer_steps_are_those_of_a_preset_that_has_no_more(pipeline, steps) -> None:
+def test_fewer_steps_are_those_of_a_preset_that_has_no_more(pipeline, usual, steps) -> None:
     other = replace(pipeline, preset=replace(MINI, sigmas=SigmaConfig(STEPS[steps])))
     hook = Counting()
     ours, theirs = made(pipeline, hook, steps=steps), made(other)
     assert all(map(torch.equal, ours, theirs)) and len(ours[0]) == 32
     assert hook.steps == [(block, step) for block in range(3) for step in range(steps)]
-    assert torch.equal(ours[1], made(pipeline)[1]) == (steps == 4)
+    assert torch.equal(ours[1], usual[1]) == (steps == 4)
 
 
 def test_a_video_says_how_many_steps_it_was_made_in(pipeline) -> None:
@@ -82,7 +88,7 @@ def test_a_video_says_how_many_steps_it_was_made_in(pipeline) -> None:
     assert plan.settings()["steps"] == len(plan.sigmas) == 2
 
 
-def test_a_state_goes_on_in_another_number_of_steps(pipeline) -> None:
+def test_a_state_is_continued_in_another_number_of_steps(pipeline) -> None:
     """And back again; only new blocks are made otherwise."""
     ending, again = Ending(), Ending()
     made(pipeline, ending=ending)

@@ -66,9 +66,13 @@ def about(folder: Path) -> dict[str, str]:
         return file.metadata()
 
 
+def settings(folder: Path) -> dict[str, int]:
+    return json.loads(about(folder)["cfg"])
+
+
 def rounding(folder: Path) -> float:
     """How the rounding of fp32 grows with a golden's sizes (measured against fp64 up to 128 by 6 layers)."""
-    cfg = json.loads(about(folder)["cfg"])
+    cfg = settings(folder)
     return cfg["num_layers"] * cfg["dim"] ** 0.5
 
 
@@ -386,10 +390,10 @@ def test_tokenizers_that_are_none(layouts: Layouts, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     (tmp_path / "other.model").write_bytes(train_pieces(pad_id=-1, eos_id=2, bos_id=1, unk_id=0))
     wrong = {
-        "missing": "choose a folder with tokenizer.json",
+        "missing": "choose tokenizer.json, spiece.model or a folder",
         "bad.json": "not a readable tokenizer",
         "other.model": "another model",
-        path.name: "choose a folder with tokenizer.json",
+        path.name: "choose tokenizer.json, spiece.model or a folder",
     }
     for name, reason in wrong.items():
         with one_sentence(reason):

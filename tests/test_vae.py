@@ -5,6 +5,7 @@ Golden weights are a pure function of their names and shapes, so only these are 
 """
 
 import copy
+import functools
 import importlib.util
 import itertools
 import json
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from longlive_core.vae.compiled import compile_decoder, release_decoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,14 +25,13 @@ from torch.testing import assert_close
 from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
-from longlive_core.memory import LiveBytes
 from longlive_core.mini.loader import load_mini
-from longlive_core.vae import winograd
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.layers import (
     CausalConv,
     ChannelNorm,
     Downsample,
+    LatentSpace,
     Upsample,
     frame_by_frame,
 )
@@ -45,6 +44,7 @@ from longlive_core.weights.vae_files import (
     from_reference,
     load_vae,
 )
+from tests.live_bytes import LiveBytes
 
 ATOL = 1e-4
 RESTART = re.compile(r"decode\.restart_from_latent(\d+)")
@@ -80,9 +80,15 @@ SHAPES = shapes_in(CARRIED_META)
 DIFFUSERS = dict(zip(SHAPES, CARRIED_META["diffusers"].split(), strict=True))
 
 
+@functools.cache
+def parameter(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A weight that all states share; none is written to."""
+    return seeded.vae_param(seed, name, shape)
+
+
 def wan_state(seed: int = SEED, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Tensor]:
     """A small Wan VAE under the reference's names."""
-    return {name: seeded.vae_param(seed, name, shape) for name, shape in shapes.items()}
+    return {name: parameter(seed, name, shape) for name, shape in shapes.items()}
 
 
 def taehv_shapes(latent_channels: int = 16) -> dict[str, tuple[int, ...]]:
@@ -105,7 +111,7 @@ def taehv_shapes(latent_channels: int = 16) -> dict[str, tuple[int, ...]]:
 
 
 def taehv_state(latent_channels: int = 16, seed: int = SEED) -> dict[str, Tensor]:
-    return {n: seeded.vae_param(seed, n, shape) for n, shape in taehv_shapes(latent_channels).items()}
+    return {name: parameter(seed, name, shape) for name, shape in taehv_shapes(latent_channels).items()}
 
 
 @pytest.fixture(scope="module")
@@ -373,144 +379,93 @@ def test_half_precision_stays_near(wan, latents, dtype, error) -> None:
     assert (frames - wan.decode(latents[:, :, :3])[0]).abs().max() < error
 
 
-# Fewer multiplications
+# Slow twins
 
 
 def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize("size", [(4, 4), (5, 9), (13, 20), (1, 1)], ids=str)
-@pytest.mark.parametrize(("parts", "times"), [((2, 4), 3), ((2, 1), 3), ((4,), 1)], ids=str)
-@pytest.mark.parametrize("chunk_bytes", [1, 2**18, 2**26])
-def test_convolving_tiles_is_convolving(size, parts, times, chunk_bytes, monkeypatch) -> None:
-    """Against the direct sum in fp64."""
-    monkeypatch.setattr(winograd, "CHUNK_BYTES", chunk_bytes)
-    x = [channels_last(seeded.normal(SEED, f"part {i}", (2, 8, n, *size))) for i, n in enumerate(parts)]
-    weight, bias = seeded.normal(SEED, "weight", (12, 8, times, 3, 3)), seeded.normal(SEED, "bias", (12,))
-    exact = nn.functional.conv3d(torch.cat(x, 2).double(), weight.double(), bias.double(), padding=(0, 1, 1))
-    ours = winograd.convolve(x, weight, bias)
-    assert ours.shape == exact.shape and rms(ours - exact) < 2e-6 * rms(exact)
-
-
 def rms(x: Tensor) -> float:
     return x.double().square().mean().sqrt().item()
 
 
-@pytest.fixture(scope="module")
-def wide() -> WanAutoencoder:
-    """A decoder wide enough for the convolutions that save multiplications, its numbers of one scale."""
-    config = WanAutoencoderConfig(width=64, multipliers=(1, 1, 2, 2), num_residuals=1)
-    torch.manual_seed(0)
-    vae = WanAutoencoder(config).requires_grad_(False)
-    for name, weight in vae.decoder.named_parameters():
-        if weight.ndim > 3 and "gamma" not in name:
-            weight.normal_(0, weight[0].numel() ** -0.5)
-    return vae
-
-
-@pytest.fixture
-def counted(monkeypatch) -> list[int]:
-    """One entry for every convolution that saves multiplications."""
-    calls, convolve = [], winograd.convolve
-    monkeypatch.setattr(winograd, "convolve", lambda *args: calls.append(1) or convolve(*args))
-    return calls
-
-
-def test_fewer_multiplications_change_no_more_than_rounding(wide, counted) -> None:
-    """Ours against the plain twin (cat, clone, Conv3d), both measured against fp64."""
-    latents = seeded.normal(SEED, "wide", (1, 16, 2, 5, 8))
-    ours = wide.decode(latents)[0]
-    assert len(counted) >= 10
-    plain = PlainDecoder(wide).decode(latents)[0]
-    exact = PlainDecoder(copy.deepcopy(wide).double()).decode(latents.double())[0]
+def test_the_decoder_is_its_plain_twin(wan, latents) -> None:
+    """Cat, clone and Conv3d; both are measured against fp64."""
+    ours, plain = wan.decode(latents)[0], PlainDecoder(wan).decode(latents)[0]
+    exact = PlainDecoder(copy.deepcopy(wan).double()).decode(latents.double())[0]
     assert ours.std() > 0.1
     assert rms(ours - exact) < 4 * rms(plain - exact) and (ours - plain).abs().max() < ATOL
 
 
-@pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1]], ids=str)
-def test_with_fewer_multiplications_streamed_is_whole_bit_for_bit(wide, counted, sizes) -> None:
-    latents = seeded.normal(SEED, "wide", (1, 16, 3, 5, 8))
-    assert torch.equal(decode_in(wide, latents, sizes), wide.decode(latents)[0]) and counted
-
-
-def test_a_past_that_was_stored_goes_on_bit_for_bit(wide) -> None:
+def test_a_past_that_was_stored_goes_on_bit_for_bit(wan, latents) -> None:
     """What was stored may lie otherwise in memory."""
-    latents = seeded.normal(SEED, "wide", (1, 16, 3, 5, 8))
-    _, past = wide.decode(latents[:, :, :2])
+    _, past = wan.decode(latents[:, :, :2])
     stored = [tensor.contiguous() for tensor in past]
-    frames, again = (wide.decode(latents[:, :, 2:], p)[0] for p in (past, stored))
+    frames, again = (wan.decode(latents[:, :, 2:], p)[0] for p in (past, stored))
     assert torch.equal(frames, again)
 
 
-def test_the_memory_plan_counts_what_fewer_multiplications_take(wide) -> None:
-    """On the meta device as on the CPU."""
-    peaks, latents = [], seeded.normal(SEED, "wide", (1, 16, 2, 5, 8))
+def test_the_meta_device_allocates_what_a_cpu_does(wan, latents) -> None:
+    peaks = []
     for device in ("cpu", "meta"):
-        vae = copy.deepcopy(wide).to(device)
+        vae = copy.deepcopy(wan).to(device)
         with LiveBytes(has_copies=True) as live:
-            vae.decode(latents.to(device))
+            vae.decode(latents[:1, :, :2].to(device))
         peaks.append(live.peak)
     assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
 
 
-def test_multiplications_are_saved_only_where_that_pays() -> None:
-    video, weight = torch.zeros(1, 64, 4, 24, 24), torch.zeros(64, 64, 3, 3, 3)
-    assert winograd.pays(video, weight) and winograd.pays(video.to("meta"), weight.to("meta"))
-    assert not winograd.pays(video.bfloat16(), weight.bfloat16())
-    assert not winograd.pays(video[..., :12], weight) and not winograd.pays(video, weight[:3])
-    assert not winograd.pays(video, weight[..., :1])
-    with torch.enable_grad():
-        assert not winograd.pays(video, weight)
+class OnGpu(Tensor):
+    """A tensor of a CPU that is computed as on a GPU."""
+
+    is_cuda = True
 
 
-def test_narrow_convolutions_and_norms_of_cards_are_those_of_cpus() -> None:
-    torch.manual_seed(0)
-    conv, norm = CausalConv(20, 6).double(), ChannelNorm(20).double()
-    assert conv.is_narrow and not CausalConv(192, 6).is_narrow and not CausalConv(20, 6, (3, 1, 1)).is_narrow
-    norm.gamma.data.normal_()
-    x, past = (channels_last(torch.randn(2, 20, frames, 10, 12).double()) for frames in (4, 2))
-    with torch.no_grad():
-        right, beside = conv(x, past)[0], conv.side_by_side(torch.cat((past, x), dim=2))
-        assert_close(beside, right)
-        assert beside.is_contiguous(memory_format=torch.channels_last_3d)
-        x[:, :, 0, 0, 0] = 0
-        assert_close(norm.in_one(x), norm(x))
+@pytest.mark.parametrize(
+    ("conv", "is_narrow"),
+    [
+        (CausalConv(20, 6), True),
+        (CausalConv(192, 6), False),
+        (CausalConv(20, 6, (3, 1, 1)), False),
+        (CausalConv(20, 6, (3, 1, 1), stride=2), False),
+    ],
+    ids=["narrow", "wide", "of time", "half the frames"],
+)
+def test_convolutions_of_gpus_are_those_of_cpus(conv, is_narrow, monkeypatch) -> None:
+    """Narrow ones are computed in two axes there."""
+    calls, in_two_axes = [], conv.double().in_two_axes
+    monkeypatch.setattr(conv, "in_two_axes", lambda x: calls.append(1) or in_two_axes(x))
+    channels = conv.in_channels
+    x = channels_last(seeded.normal(SEED, "x", (2, channels, 4, 10, 12)).double())
+    past = channels_last(seeded.normal(SEED, "past", (2, channels, conv.num_past, 10, 12)).double())
+    right, right_past = conv(x, past)
+    assert not calls
+    ours, new_past = conv(x.as_subclass(OnGpu), past)
+    assert bool(calls) == is_narrow and torch.equal(new_past, right_past)
+    assert_close(ours.as_subclass(Tensor), right)
+    assert not is_narrow or ours.is_contiguous(memory_format=torch.channels_last_3d)
+    assert_close(conv(x.as_subclass(OnGpu), None)[0].as_subclass(Tensor), conv(x, None)[0])
 
 
-@pytest.mark.parametrize("name", ["wan", "tiny"])
-def test_a_decoder_is_compiled_for_mid_video_alone(name, monkeypatch) -> None:
-    """And is itself again when released, or when there is no compiler."""
-    small = WanAutoencoderConfig(width=8)
-    decoder = (WanAutoencoder(small) if name == "wan" else TinyAutoencoder(TINY_WAN)).requires_grad_(False)
-    latents, calls = torch.randn(1, 16, 3, 4, 4), []
-    right = StreamingDecoder(decoder).push(latents)
+def test_norms_of_gpus_are_those_of_cpus() -> None:
+    norm = ChannelNorm(20).double()
+    norm.gamma.data.normal_(generator=torch.Generator().manual_seed(0))
+    x = channels_last(seeded.normal(SEED, "x", (2, 20, 4, 10, 12)).double())
+    x[:, :, 0, 0, 0] = 0
+    assert_close(norm(x.as_subclass(OnGpu)).as_subclass(Tensor), norm(x))
 
-    def compiler(function, **_):
-        return lambda *given: calls.append(given[1].shape) or function(*given)
 
-    monkeypatch.setattr(torch, "compile", compiler)
-    assert "decoder compiled in" in compile_decoder(decoder, latents.shape)
-    calls.clear()
-    stream = StreamingDecoder(decoder)
-    assert torch.equal(stream.push(latents), right)
-    stream.push(latents)
-    stream.push(latents[:, :, :2])
-    expected = [(1, 16, 1, 4, 4)] * 7 if name == "wan" else [(1, 16, 3, 4, 4)]
-    assert calls == expected
-    release_decoder(decoder)
-    assert torch.equal(StreamingDecoder(decoder).push(latents), right) and calls == expected
-
-    def fails(*_, **__):
-        raise RuntimeError("Compiler: cl is not found.")
-
-    monkeypatch.setattr(torch, "compile", fails)
-    assert compile_decoder(decoder, latents.shape) == "decoder not compiled: Compiler: cl is not found."
-    assert torch.equal(StreamingDecoder(decoder).push(latents), right)
+def test_latents_of_the_transformer_are_those_of_the_decoder_scaled() -> None:
+    raw, values = seeded.normal(SEED, "raw", (2, 3, 4, 2, 2)), ((0.5, -1.0, 0.0), (2.0, 0.25, 1.0))
+    for space in (LatentSpace(*values), LatentSpace(*map(torch.tensor, values))):
+        ours = space.normalised(raw)
+        assert_close(ours[:, 1], (raw[:, 1] + 1) / 0.25)
+        assert_close(space.raw(ours), raw)
 
 
 def test_the_decoder_compiles_without_a_break() -> None:
-    """In mid-video it is one graph, for whoever compiles it (traced only: no compiler is needed)."""
+    """In mid-video it is one graph (traced only: no compiler is needed)."""
     config = WanAutoencoderConfig(width=8, multipliers=(1, 1, 1, 1), num_residuals=0)
     decoder, latents = WanAutoencoder(config).decoder, seeded.normal(SEED, "small", (1, 16, 1, 2, 2))
     first, again = decoder(latents)[1], decoder(latents)[1]

@@ -6,12 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..config import LONGLIVE_1_3B, Preset
+from ..config import LONGLIVE_1_3B, Preset, TinyAutoencoderConfig
 from ..fast.compiled import EAGER
-from ..memory import build_decoder
 from ..model.attention import AUTO, attention_backend
 from ..model.causal_wan import CausalWan
 from ..pipeline import Pipeline
+from ..vae.autoencoder import WanAutoencoder
+from ..vae.memory import decoder_config
+from ..vae.tiny import TinyAutoencoder
 
 WEIGHT_STD = 0.02
 PROMPT_ROWS = 64  # of the rows of text, those that a prompt of a few sentences fills; the rest is padding
@@ -38,13 +40,19 @@ def random_pipeline(
     )
 
 
+def build_decoder(preset: Preset, name: str) -> WanAutoencoder | TinyAutoencoder:
+    """The decoder called wan, tiled or tiny, its weights not yet random; a preset's own comes first."""
+    config = decoder_config(preset, name)
+    is_tiny = isinstance(config, TinyAutoencoderConfig)
+    return TinyAutoencoder(config) if is_tiny else WanAutoencoder(config)
+
+
 @torch.no_grad()
 def randomised(module: nn.Module) -> nn.Module:
-    """Every matrix drawn anew, small enough that nothing overflows; in place."""
-    generator: torch.Generator | None = None
+    """Every matrix random, small enough that nothing overflows; in place."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(0)
     for parameter in module.requires_grad_(False).eval().parameters():
         if parameter.ndim > 1:
-            generator = generator or torch.Generator(parameter.device).manual_seed(0)
             parameter.normal_(std=WEIGHT_STD, generator=generator)
     return module
 

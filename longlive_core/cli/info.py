@@ -21,25 +21,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print it as JSON."""
-    if options.file.name.endswith(WEIGHTS):
-        facts = weights_facts(options.file)
-    elif options.file.is_file():
-        facts = read_settings(options.file)
-    else:
-        raise ValueError(f"{options.file} is not a file")
+    is_weights = options.file.name.endswith(WEIGHTS)
+    facts = weights_facts(options.file) if is_weights else read_settings(options.file)
     print(json.dumps(facts, indent=2, ensure_ascii=False))
 
 
 def weights_facts(path: Path) -> dict[str, Any]:
-    """What a file of tensors is, told from names and shapes."""
+    """What a file of tensors is, by their names and shapes."""
     file = open_tensors(path, SECTIONS)
-    values = sum(math.prod(shape) for shape in file.shapes.values())
-    dtypes = {tensor.dtype for tensor in file.tensors.values()}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in file.tensors.values()}
     return {
         "file": path.name,
         "is": family(file.shapes),
         "tensors": len(file.shapes),
-        "parameters": values,
-        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
+        "parameters": sum(map(math.prod, file.shapes.values())),
+        "dtypes": sorted(dtypes),
         "metadata": file.metadata,
     }

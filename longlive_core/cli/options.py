@@ -1,9 +1,11 @@
-"""Options that more than one command has, and how their texts are read."""
+"""Options that more than one command has, and how they are read."""
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from ..fast import compiled
 from ..model import attention
 from ..weights.lora import LoraChoice
 from ..weights.quantize import PRECISIONS
+from .stderr import STDERR
 
 
 def size(text: str) -> tuple[int, int]:
@@ -30,93 +33,83 @@ def lora(text: str) -> LoraChoice:
     except ValueError:  # a colon that belongs to the path
         return LoraChoice(Path(text))
     if not math.isfinite(choice.strength):
-        raise argparse.ArgumentTypeError(f"a LoRA of strength {strength} is none; choose a number like 0.8")
+        raise argparse.ArgumentTypeError(f"a LoRA cannot have strength {strength}; choose a number like 0.8")
     return choice
 
 
 def add_size_and_window(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=size, metavar="WxH", help="default: the model's own")
-    parser.add_argument("--window", type=int, help="latent frames a block sees, 0 for all")
-    parser.add_argument("--sink", type=int, help="first latent frames that are never forgotten")
-    parser.add_argument(
-        "--kv-cache",
-        choices=("full", "fp8"),
-        default="full",
-        help="fp8: half its memory, see docs/precision.md",
-    )
+    add = parser.add_argument
+    add("--size", type=size, metavar="WxH", help="default: the model's own")
+    add("--window", type=int, help="latent frames that a block attends to, 0 for all")
+    add("--sink", type=int, help="first latent frames, which never leave the window")
+    cache = "fp8: half the memory, see docs/precision.md"
+    add("--kv-cache", choices=("full", "fp8"), default="full", help=cache)
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--steps",
-        type=int,
-        choices=tuple(SigmaConfig().choices),
-        help="denoising steps a block (default: 4). With mini, 3 are 1.3 times as fast, the first block a "
-        "little worse; 2 are 1.6 times as fast, more first blocks and backgrounds after switches go wrong",
+    speedups = (
+        "denoising steps a block (default: 4). With mini, 3 are 1.3 times as fast, the first block a "
+        "little worse; 2 are 1.6 times as fast, more first blocks and backgrounds after switches go wrong"
     )
+    parser.add_argument("--steps", type=int, choices=tuple(SigmaConfig().choices), help=speedups)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model", default="mini", metavar="NAME", help="mini (built in), a download by name, or a checkpoint"
     )
-    parser.add_argument("--folder", type=Path, default=Path("models"), help="of downloads; default: models")
-    parser.add_argument(
-        "--lora", type=lora, action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated"
-    )
-    parser.add_argument("--vae", type=Path, metavar="FILE", help="the Wan 2.1 VAE, or a tiny decoder for it")
-    parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="UMT5-XXL: a file or a folder")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the text encoder has none")
-    parser.add_argument("--keep-text-encoder", action="store_true", help="do not free it after reading")
-    parser.add_argument("--family", help="longlive-1.3b, self-forcing, ...; default: told from the file")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="bf16",
-        help="of the stored weights; fp8-fast also multiplies in fp8, on GPUs that can",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument(
-        "--tile", type=int, default=0, metavar="PIXELS", help="decode in tiles to save memory"
-    )
+    add("--folder", type=Path, default=Path("models"), help="of downloads; default: models")
+    strength = "FILE[:STRENGTH]"
+    add("--lora", type=lora, action="append", default=[], metavar=strength, help="may be repeated")
+    add("--vae", type=Path, metavar="FILE", help="the Wan 2.1 VAE, or a tiny decoder for it")
+    add("--text-encoder", type=Path, metavar="FILE", help="UMT5-XXL: a file or a folder")
+    add("--tokenizer", type=Path, metavar="FOLDER", help="where the text encoder has none")
+    add("--keep-text-encoder", action="store_true", help="do not unload it once the prompts are encoded")
+    add("--family", help="longlive-1.3b, self-forcing, ...; default: by the name of the file")
+    precision = "of the stored weights; fp8-fast also multiplies in fp8, on GPUs that can"
+    add("--precision", choices=PRECISIONS, default="bf16", help=precision)
+    add("--device", default="auto", help="auto, cpu, cuda, ...")
+    add("--tile", type=int, default=0, metavar="PIXELS", help="decode in tiles to save memory")
     add_attention(parser)
     add_speed(parser)
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:
     names = (attention.AUTO, *attention.BACKENDS)
-    parser.add_argument(
-        "--attention",
-        choices=(*names, *attention.REMOVED),
-        metavar=f"{{{','.join(names)}}}",
-        default=attention.AUTO,
-        help="auto: the fastest exact one here",
-    )
+    fastest = "auto: the fastest exact one on this device"
+    parser.add_argument("--attention", **choice(names, attention.known_attention), help=fastest)
 
 
 def add_speed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--speed",
-        choices=(*compiled.SPEEDS, *compiled.REMOVED),
-        metavar=f"{{{','.join(compiled.SPEEDS)}}}",
-        default=compiled.EAGER,
-        help="compiled: the layers are compiled, up to two minutes the first time",
-    )
+    compiles = "compiled: compile the layers, which takes up to two minutes the first time"
+    parser.add_argument("--speed", **choice(compiled.SPEEDS, compiled.known_speed), help=compiles)
+
+
+def choice(names: tuple[str, ...], known: Callable[[str], tuple[str, str | None]]) -> dict[str, Any]:
+    """One of `names`, by default the first; `known` replaces removed names and says so in a note."""
+
+    def parse(text: str) -> str:
+        try:
+            name, note = known(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        if note:
+            print(note, file=STDERR)
+        return name
+
+    return {"type": parse, "default": names[0], "metavar": f"{{{','.join(names)}}}"}
 
 
 def window_from(options: argparse.Namespace, preset: Preset) -> WindowConfig | None:
-    """The window that the options ask for; None when they leave everything to the preset."""
-    changes = {}
+    """The window of the options; None if they leave everything to the preset."""
+    if options.window == 0 and options.sink:
+        raise ValueError("--window 0 attends to all frames and needs no --sink; leave one of them out")
+    changes = {"has_small_cache": True} if options.kv_cache == "fp8" else {}
     if options.window is not None:
         changes["window_latent_frames"] = options.window or None
     if options.sink is not None:
-        if options.window == 0 and options.sink:
-            raise ValueError(
-                "--window 0 sees everything, so there is no --sink to keep; leave one of them out"
-            )
         changes["sink_latent_frames"] = options.sink
-    if options.kv_cache == "fp8":
-        changes["has_small_cache"] = True
     return replace(preset.window, **changes) if changes else None
 
 

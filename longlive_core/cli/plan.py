@@ -5,14 +5,13 @@ from itertools import islice
 
 from .. import geometry
 from ..config import LONGLIVE_1_3B
-from ..fast.compiled import EAGER as PLAIN
-from ..fast.compiled import SPEEDS
-from ..memory import GIB, Setting, bounded, estimate, fitting
+from ..fast.compiled import EAGER, known_speed
+from ..memory import DECODERS, GIB, Setting, estimate, fitting
 from ..pipeline import checked_frames
 from ..weights.quantize import PRECISIONS
-from .options import add_size_and_window, device_named, preset_named, window_from
+from .options import add_size_and_window, add_speed, device_named, preset_named, window_from
 
-HELP = "tell the memory that a run needs, and what would fit a smaller card"
+HELP = "estimate the memory that a run needs, and list settings that fit a smaller GPU"
 NUM_SHOWN = 4
 MAX_VRAM_GIB = 1_000_000
 
@@ -21,11 +20,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=LONGLIVE_1_3B.name, help="a model by name")
     add_size_and_window(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
-    parser.add_argument("--decoder", choices=("wan", "tiled", "tiny"), default="wan")
-    parser.add_argument("--speed", choices=SPEEDS, default=PLAIN)
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu: in what the arithmetic runs")
+    parser.add_argument("--decoder", choices=DECODERS, default="wan")
+    add_speed(parser)  # compiled layers need no more
+    parser.add_argument("--device", default="cuda", help="cuda or cpu: where the video is made")
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="of the video; only with --window 0 longer ones need more"
+        "--seconds", type=float, default=10.0, help="of the video; longer ones need more only with --window 0"
     )
     parser.add_argument("--vram", type=float, metavar="GIB", help="also list settings that fit")
 
@@ -39,9 +38,10 @@ def run(options: argparse.Namespace) -> None:
     preset, device = preset_named(options.model), device_named(options.device)
     width, height = options.size or (preset.width, preset.height)
     num_blocks = geometry.num_blocks(checked_frames(options.seconds), preset.window.block_latent_frames)
-    window = bounded(window_from(options, preset) or preset.window, num_blocks)
-    wanted = Setting(width, height, options.precision, options.decoder, window, options.speed)
-    print(wanted)
+    window = window_from(options, preset) or preset.window
+    wanted = Setting(width, height, options.precision, options.decoder, window, num_blocks)
+    speed, _ = known_speed(options.speed)
+    print(wanted if speed == EAGER else f"{wanted}, speed {speed}")
     print("\n".join(estimate(preset, wanted, device).lines()))
     if options.vram is not None:
         print(f"\nwithin {options.vram:g} GiB:")

@@ -1,4 +1,4 @@
-"""What is told beside the result. Where it cannot be shown it is dropped: the work goes on."""
+"""Notes and progress bars: where stderr cannot show them they are dropped, and the render continues."""
 
 import sys
 from contextlib import suppress
@@ -6,15 +6,15 @@ from typing import Any
 
 
 class Stderr:
-    """sys.stderr as it is now; when it is closed, or nobody reads it any more, what is written is lost."""
+    """sys.stderr at the time of each call; text is lost when it is closed or its reader has gone."""
 
     def write(self, text: str) -> None:
         with suppress(OSError, ValueError, AttributeError):
             sys.stderr.write(text)
+            sys.stderr.flush()
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+        """Nothing to do after `write`."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)

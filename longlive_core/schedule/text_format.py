@@ -1,8 +1,7 @@
 """Schedule text, one cue a line <-> cues. docs/schedule.md documents the grammar."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..config import Policy
@@ -42,15 +41,6 @@ class _Line(NamedTuple):
     @property
     def is_continuation(self) -> bool:
         return self.text[0].isspace()
-
-
-@contextmanager
-def _located(line: int, column: int) -> Iterator[None]:
-    """Add a place in the text to the errors raised inside."""
-    try:
-        yield
-    except ScheduleError as error:
-        raise error.at(line, column) from None
 
 
 def checked_text(text: Any) -> str:
@@ -120,12 +110,14 @@ def _plain_prompt(lines: Sequence[_Line]) -> str:
 
 
 def _read_cue(first: _Line, *more: _Line) -> Cue:
-    parts = _CUE_LINE.match(first.text)
-    with _located(first.number, first.column):
+    parts, column = _CUE_LINE.match(first.text), first.column
+    try:
         seconds = read_time(parts["time"])
-    with _located(first.number, first.column + parts.start("words")):
+        column += parts.start("words")
         words = " ".join([parts["words"], *(line.text for line in more)]).lstrip()
         return Cue(seconds, *_read_words(words))
+    except ScheduleError as error:
+        raise error.at(first.number, column) from None
 
 
 def _read_words(words: str) -> tuple[str, str, float | None]:

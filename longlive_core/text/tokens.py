@@ -2,7 +2,6 @@
 
 import html
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from ..config import ModelConfig
 TEXT_TOKENS = ModelConfig().text_tokens
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 END, END_ID = "</s>", 1
-_SPACE = re.compile(r"\s+")
 
 
 def library(name: str) -> ModuleType:
@@ -30,7 +28,7 @@ def library(name: str) -> ModuleType:
 def clean_prompt(prompt: str) -> str:
     """Repair broken Unicode, undo HTML escapes (twice: `&amp;lt;` is `<`), collapse whitespace."""
     repaired = html.unescape(html.unescape(library("ftfy").fix_text(prompt)))
-    return _SPACE.sub(" ", repaired).strip()
+    return " ".join(repaired.split())
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if path.is_dir():
         path = next((path / name for name in TOKENIZER_FILES if (path / name).is_file()), path)
     if not path.is_file() or path.suffix not in (".json", ".model"):
-        raise ValueError(
-            f"{path} is no tokenizer: choose a folder with tokenizer.json or spiece.model, or such a file"
-        )
+        raise ValueError(f"{path} is no tokenizer; choose tokenizer.json, spiece.model or a folder with one")
     if path.suffix == ".json":
         return _from_json(path)
     return tokenizer_from_pieces(path.read_bytes(), str(path))
@@ -96,6 +92,4 @@ def _from_json(path: Path) -> Tokenizer:
 
 def _check_end(end: int | None, origin: str) -> None:
     if end != END_ID:
-        raise ValueError(
-            f"{origin} is the tokenizer of another model: its {END} is {end}, not {END_ID}; use umt5-xxl's"
-        )
+        raise ValueError(f"{origin} is of another model: its {END} is {end}, not {END_ID}; use umt5-xxl's")

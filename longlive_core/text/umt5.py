@@ -9,7 +9,6 @@ they are used: 8-bit files stay 8-bit in memory, and on a CPU a memory-mapped fi
 """
 
 import re
-from math import prod
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ..fast.products import stored_linear
 from ..weights.files import INDEX_SUFFIX, TensorFile, open_tensors
 from ..weights.names import SCALE, family, misfits, renamed, shapes_in
+from ..weights.quantize import dequantised
 from .tokens import TEXT_TOKENS, Tokenizer, find_tokenizer, library, load_tokenizer, tokenizer_from_pieces
 
 TOKENIZER_PAGE = "https://huggingface.co/Wan-AI/Wan2.1-T2V-1.3B/tree/main/google/umt5-xxl"
@@ -80,15 +80,16 @@ def load_umt5(
         raise ValueError(f"UMT5 cannot compute in {dtype}; choose torch.bfloat16 or torch.float32")
     path = Path(path)
     file = open_tensors(_weights_path(path))
-    names = _names(file)
-    model = _checked_skeleton(file, names)
+    encoder = [name for name in file.tensors if name != PIECES and not _DECODER.match(name)]
+    names = renamed(encoder, _transformers_name)
+    tensors = {ours: file.tensors[theirs] for ours, theirs in names.items()}
+    model = _checked_skeleton(file, tensors)
     words = _tokenizer(file, path, tokenizer)
     if words.size > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {words.size} tokens, but {path} only {model.config.vocab_size}: "
             "they belong to different models; use umt5-xxl's for both"
         )
-    tensors = {ours: file.tensors[theirs] for ours, theirs in names.items()}
     fill_umt5(model, tensors, torch.float32 if torch.device(device).type == "cpu" else dtype)
     return PromptEncoder(model.to(device), words, dtype)
 
@@ -119,33 +120,27 @@ def _weights_path(path: Path) -> Path:
     return path / "text_encoder" if (path / "text_encoder").is_dir() else path
 
 
-def _names(file: TensorFile) -> dict[str, str]:
-    """transformers' name -> the file's, of the encoder alone."""
-    encoder = [name for name in file.tensors if name != PIECES and not _DECODER.match(name)]
-    return renamed(encoder, _transformers_name)
-
-
 def _transformers_name(name: str) -> str:
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def _checked_skeleton(file: TensorFile, names: dict[str, str]) -> nn.Module:
-    """The encoder on `meta`; ValueError unless every tensor of the file belongs to it."""
-    scales = {name: name.removesuffix(SCALE) for name in names if name.endswith(SCALE)}
-    shapes = {ours: file.shapes[theirs] for ours, theirs in names.items() if ours not in scales}
+def _checked_skeleton(file: TensorFile, tensors: dict[str, Tensor]) -> nn.Module:
+    """The encoder on `meta`; ValueError unless every tensor, by transformers' name, belongs to it."""
+    scales = {name: name.removesuffix(SCALE) for name in tensors if name.endswith(SCALE)}
+    shapes = {name: shape for name, shape in shapes_in(tensors).items() if name not in scales}
     model = umt5_skeleton(shapes)
     if model is None:
         raise _misfit(file, "its tensors are not named or shaped like one")
     expected = shapes_in(dict(model.named_parameters()))
     expected.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight
-    strange = [name for name in shapes if file.tensors[names[name]].dtype not in STORED]
+    strange = [name for name in shapes if tensors[name].dtype not in STORED]
     if wrong := misfits(expected, shapes, strange):
         raise _misfit(file, wrong)
     for scale, weight in scales.items():
-        if weight not in shapes or prod(file.shapes[names[scale]]) not in (1, shapes[weight][0]):
-            raise _misfit(file, f"{names[scale]} is no scale of a weight or of its rows")
+        if weight not in shapes or tensors[scale].numel() not in (1, shapes[weight][0]):
+            raise _misfit(file, f"{scale} is no scale of a weight or of its rows")
     return model
 
 
@@ -180,10 +175,8 @@ def umt5_skeleton(shapes: dict[str, tuple[int, ...]]) -> nn.Module | None:
 
 
 def _misfit(file: TensorFile, reason: str) -> ValueError:
-    kind = family(file.shapes)
-    kind = f"looks like {kind}" if kind.startswith("a ") else "is something else"
     return ValueError(
-        f"{file.path} does not hold a whole UMT5 encoder: {reason}; it {kind}. Choose Wan's "
+        f"{file.path} is no whole UMT5 encoder: {reason}; it looks like {family(file.shapes)}. Choose Wan's "
         "models_t5_umt5-xxl-enc-bf16.pth, ComfyUI's umt5_xxl_*.safetensors or a Hugging Face folder"
     )
 
@@ -199,15 +192,9 @@ def fill_umt5(model: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) 
             model.set_submodule(name, StoredLinear(*stored(name)))
     model.set_input_embeddings(StoredEmbedding(*stored("shared"), dtype))
     small = [name for name, _ in model.named_parameters()]
-    full = {name: _dequantised(*stored(name.removesuffix(".weight"))).to(dtype) for name in small}
+    full = {name: dequantised(*stored(name.removesuffix(".weight"))).to(dtype) for name in small}
     model.load_state_dict(full, assign=True, strict=False)
     model.requires_grad_(False)
-
-
-def _dequantised(stored: Tensor, scale: Tensor | None) -> Tensor:
-    """Weight in float32; `scale` is one number or one per row."""
-    full = stored.float()
-    return full if scale is None else full * scale.float().reshape(-1, *[1] * (full.ndim - 1))
 
 
 class StoredLinear(nn.Module):

@@ -5,23 +5,11 @@ the whole, bit for bit. Knows neither prompts nor files.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import WanAutoencoderConfig
 from ..geometry import SPACE_STRIDE, TIME_STRIDE
-from .layers import (
-    CausalConv,
-    ChannelNorm,
-    Downsample,
-    LatentSpace,
-    Middle,
-    Stage,
-    Upsample,
-    channels_last,
-    through,
-    used_up,
-)
+from .layers import CausalConv, ChannelNorm, Downsample, LatentSpace, Middle, Stage, Upsample, run_in_order
 
 RGB = 3
 
@@ -45,11 +33,8 @@ class WanEncoder(nn.Module):
 
     def forward(self, video: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Video [B, 3, F, 8H, 8W] -> (moments [B, 2C, T, H, W], new past): F is 1 at the start, then 4."""
-        olds = used_up(past)
-        x, first = self.stem(channels_last(video), next(olds))
-        x, news = through((*self.stages, self.middle), x, olds)
-        x, last = self.head(F.silu(self.norm(x), inplace=True), next(olds))
-        return self.moments(x), [first, *news, last]
+        x, past = run_in_order(self, (*self.stages, self.middle), video, past)
+        return self.moments(x), past
 
 
 class WanDecoder(nn.Module):
@@ -72,11 +57,7 @@ class WanDecoder(nn.Module):
 
     def forward(self, latent: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Latent [B, C, 1, H, W] -> (video [B, 3, F, 8H, 8W], new past): F is 1 without a past, else 4."""
-        olds = used_up(past)
-        x, first = self.stem(channels_last(self.unpack(latent)), next(olds))
-        x, news = through((self.middle, *self.stages), x, olds)
-        x, last = self.head(F.silu(self.norm(x), inplace=True), next(olds))
-        return x, [first, *news, last]
+        return run_in_order(self, (self.middle, *self.stages), self.unpack(latent), past)
 
 
 class WanAutoencoder(nn.Module):
@@ -85,9 +66,7 @@ class WanAutoencoder(nn.Module):
     def __init__(self, config: WanAutoencoderConfig):
         super().__init__()
         self.config = config
-        self.space = LatentSpace(
-            config.latent_mean, config.latent_std
-        )  # a cast of weights must not round them
+        self.space = LatentSpace(config.latent_mean, config.latent_std)  # no buffers: a cast would round them
         self.encoder = WanEncoder(config)
         self.decoder = WanDecoder(config)
 

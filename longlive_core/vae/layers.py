@@ -28,11 +28,6 @@ def used_up(past: list[Tensor] | None) -> Olds:
         yield past.pop()
 
 
-def on_gpu(x: Tensor) -> bool:
-    """Whether a GPU computes this; on the meta device half precision stands for a GPU's."""
-    return x.is_cuda or (x.is_meta and x.dtype != torch.float32)
-
-
 def channels_last(x: Tensor) -> Tensor:
     """The same [B, C, F, H, W] with the channels of a position side by side."""
     return x.contiguous(memory_format=torch.channels_last_3d)
@@ -54,8 +49,9 @@ class CausalConv(nn.Conv3d):
         past = channels_last(self.no_past(x) if past is None else past)
         frames = torch.cat((past, x), dim=2)
         is_narrow = self.kernel_size == (3, 3, 3) and self.in_channels < NARROW
-        y = self.in_two_axes(frames) if is_narrow and on_gpu(x) else super().forward(frames)
-        return y, self.end_of(past, x)
+        is_gpu = x.is_cuda or (x.is_meta and x.dtype != torch.float32)  # on meta half precision stands for it
+        y = self.in_two_axes(frames) if is_narrow and is_gpu else super().forward(frames)
+        return y, frames[:, :, -self.num_past :].clone()  # a view would keep all of the frames in memory
 
     def in_two_axes(self, x: Tensor) -> Tensor:
         """The same convolution of images: three frames become one of three times the channels."""
@@ -69,13 +65,6 @@ class CausalConv(nn.Conv3d):
 
     def no_past(self, x: Tensor) -> Tensor:
         return x.new_zeros(*x.shape[:2], self.num_past, *x.shape[3:])
-
-    def end_of(self, past: Tensor, x: Tensor) -> Tensor:
-        """The past that both leave; a copy, because a view would keep all of x in memory."""
-        missing = self.num_past - x.shape[2]
-        if missing > 0:
-            return torch.cat((past[:, :, -missing:], x), dim=2)
-        return x[:, :, -self.num_past :].clone()
 
 
 class ChannelNorm(nn.Module):
@@ -183,14 +172,9 @@ class Upsample(nn.Module):
                 new = self.time.no_past(x)
             else:
                 x, new = self.time(x, past)
-                x = twice_the_frames(x)
+                x = rearrange(x, "b (two c) f h w -> b c (f two) h w", two=2)  # side by side -> in order
             news.append(new)
         return frame_by_frame(lambda frames: self.space(F.interpolate(frames, scale_factor=2)), x), news
-
-
-def twice_the_frames(x: Tensor) -> Tensor:
-    """Two frames side by side in the channels -> one after the other."""
-    return rearrange(x, "b (two c) f h w -> b c (f two) h w", two=2)
 
 
 def through(layers: Iterable[nn.Module], x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
@@ -213,6 +197,17 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
         return through((*self.residuals, *([self.resample] if self.resample else [])), x, olds)
+
+
+def run_in_order(
+    net: nn.Module, stages: Iterable[nn.Module], x: Tensor, past: list[Tensor] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """x [B, C, F, H, W] through an encoder or decoder: stem, stages, norm, head -> (x, new past)."""
+    olds = used_up(past)
+    x, first = net.stem(channels_last(x), next(olds))
+    x, news = through(stages, x, olds)
+    x, last = net.head(F.silu(net.norm(x), inplace=True), next(olds))
+    return x, [first, *news, last]
 
 
 class LatentSpace(NamedTuple):

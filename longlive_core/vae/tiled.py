@@ -3,8 +3,8 @@
 Each tile has a past of its own, so streaming stays exact within it. Knows no decoder's insides.
 """
 
-import math
 from itertools import product
+from math import ceil, prod
 from typing import NamedTuple
 
 import torch
@@ -49,11 +49,8 @@ class TiledDecoder:
         overlap_pixels: int = OVERLAP_PIXELS,
         past_device: torch.device | str | None = None,
     ):
-        if (
-            tile_pixels % SPACE_STRIDE
-            or overlap_pixels % SPACE_STRIDE
-            or not 0 <= overlap_pixels < tile_pixels
-        ):
+        is_uneven = tile_pixels % SPACE_STRIDE or overlap_pixels % SPACE_STRIDE
+        if is_uneven or not 0 <= overlap_pixels < tile_pixels:
             raise ValueError(
                 f"tiles of {tile_pixels} pixels that overlap by {overlap_pixels} are not possible: "
                 f"both must be multiples of {SPACE_STRIDE}, the overlap the smaller one; try 256 and 64"
@@ -65,9 +62,7 @@ class TiledDecoder:
     def decode(self, latents: Tensor, past: TiledPast | None = None) -> tuple[Tensor, TiledPast]:
         """Latents [B, C, T, H, W] and the past -> frames [B, F, 3, 8H, 8W] in [0, 1], new past."""
         height, width = latents.shape[-2:]
-        tiles = list(
-            product(spans(height, self._tile, self._overlap), spans(width, self._tile, self._overlap))
-        )
+        tiles = list(product(*(spans(side, self._tile, self._overlap) for side in (height, width))))
         frames, news = None, []
         for (row, column), old in zip(tiles, past or [None] * len(tiles), strict=True):
             tile, new = self._decode_tile(latents[..., row.latents, column.latents], old)
@@ -91,13 +86,13 @@ class TiledDecoder:
 def num_tiles(height: int, width: int) -> int:
     """How many tiles of the usual size a TiledDecoder makes of latents so high and wide."""
     tile, overlap = TILE_PIXELS // SPACE_STRIDE, OVERLAP_PIXELS // SPACE_STRIDE
-    return len(spans(height, tile, overlap)) * len(spans(width, tile, overlap))
+    return prod(len(spans(side, tile, overlap)) for side in (height, width))
 
 
 def spans(size: int, tile: int, overlap: int) -> list[Span]:
     """Tiles along an axis of `size` latents, evenly spread; their weights sum to 1 at every pixel."""
     tile = min(tile, size)
-    num_steps = math.ceil((size - tile) / (tile - overlap)) if tile < size else 0
+    num_steps = ceil((size - tile) / (tile - overlap)) if tile < size else 0
     firsts = [round(step * (size - tile) / max(1, num_steps)) for step in range(num_steps + 1)]
     found = [Span(first, _weights(tile, overlap, first > 0, first + tile < size)) for first in firsts]
     total = torch.zeros(size * SPACE_STRIDE)

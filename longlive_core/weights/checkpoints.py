@@ -20,14 +20,7 @@ from ..model.causal_wan import CausalWan
 from .files import TensorFile, open_tensors
 from .lora import Lora, LoraChoice, open_lora
 from .names import SCALE, WAN_TEXT_TO_VIDEO, Shapes, family, from_wan, misfits, shapes_in
-from .quantize import (
-    PRECISIONS,
-    compute_dtype,
-    from_8_bits,
-    stored_small,
-    to_8_bits,
-    use_fp8_products,
-)
+from .quantize import PRECISIONS, compute_dtype, dequantised, stored_small, to_8_bits, use_fp8_products
 
 SECTIONS = ("generator", "generator_ema", "model")
 EMA_SECTIONS = ("generator_ema", "generator", "model")
@@ -75,7 +68,9 @@ def load_transformer(
     with torch.device("meta"):
         transformer = CausalWan(config, attend).requires_grad_(False)
     shapes = shapes_in(transformer.state_dict())
-    check_shapes(file, shapes)
+    no_numbers = [name for name, tensor in file.tensors.items() if not tensor.is_floating_point()]
+    if wrong := misfits(shapes, file.shapes, no_numbers):
+        raise ValueError(f"{file.path}: incomplete or wrong checkpoint: {wrong}; use a Wan 2.1 1.3B file")
     opened = [open_lora(choice, shapes) for choice in loras]
     fill(transformer, file, opened, precision, torch.device(device), on_progress)
     notes = [lora.report() for lora in opened]
@@ -115,7 +110,6 @@ def config_of(shapes: Shapes, source: object, num_heads: int | str | None = None
 
 
 def _preset_of_name(name: str) -> Preset:
-    """The preset whose family is part of a file's name."""
     spelled = name.lower().replace("_", "-")
     return next((p for p in RELATIVES.values() if p.family in spelled), LONGLIVE_1_3B)
 
@@ -128,15 +122,6 @@ def _preset_of_metadata(metadata: dict[str, str]) -> Preset | None:
         is_framewise = False
     marked = RELATIVES["causal-forcing-framewise"] if is_framewise else None
     return RELATIVES.get(metadata.get("preset"), marked)
-
-
-def check_shapes(file: TensorFile, expected: Shapes) -> None:
-    """One ValueError that lists every tensor that is missing, unexpected or does not fit."""
-    no_numbers = [name for name, tensor in file.tensors.items() if not tensor.is_floating_point()]
-    if wrong := misfits(expected, file.shapes, no_numbers):
-        raise ValueError(
-            f"{file.path}: incomplete or wrong checkpoint: {wrong}; choose the complete Wan 2.1 1.3B file"
-        )
 
 
 def fill(
@@ -176,8 +161,7 @@ def merged(
 ) -> tuple[Tensor, Tensor | None]:
     """A weight with every LoRA that changes it, in fp32; an unchanged one keeps its dtype and scale."""
     for lora in (lora for lora in loras if name in lora.patches):
-        tensor, scale = tensor.float() if scale is None else from_8_bits(tensor, scale), None
-        tensor = tensor + lora.change(name).view(tensor.shape)
+        tensor, scale = dequantised(tensor, scale) + lora.change(name).view(tensor.shape), None
         check_finite(name, tensor, lora.choice.path)
     return tensor, scale
 
@@ -192,7 +176,7 @@ def cast(tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tens
     """A weight in the dtype that it is stored in; 8 bits come with a scale for each row."""
     if scale is not None and tensor.dtype == dtype:
         return tensor, scale.float().flatten().expand(len(tensor)).clone()
-    tensor = tensor if scale is None else from_8_bits(tensor, scale)
+    tensor = tensor if scale is None else dequantised(tensor, scale)
     if dtype.itemsize > 1:
         return tensor.to(dtype), None
     return to_8_bits(tensor.float() if tensor.itemsize == 1 else tensor, dtype)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -124,18 +123,14 @@ def _open_pickle(path: Path, sections: tuple[str, ...]) -> TensorFile:
     if damaged:
         raise ValueError(f"{path} is damaged: {damaged} fails its check sum; download it again")
     content = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
-    return TensorFile(path, _section(path, content, sections), {})
-
-
-def _section(path: Path, content: Any, sections: tuple[str, ...]) -> dict[str, Tensor]:
-    """The state dict of a pickled file."""
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no named tensors, but {type(content).__name__}")
     state = next((content[key] for key in sections if isinstance(content.get(key), dict)), content)
-    if tensors := {name: value for name, value in state.items() if isinstance(value, Tensor)}:
-        return tensors
-    keys = ", ".join(map(str, list(state)[:5]))
-    raise ValueError(f"{path} holds no named tensors, but a dictionary of {keys or 'nothing'}")
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        keys = ", ".join(map(str, list(state)[:5]))
+        raise ValueError(f"{path} holds no named tensors, but a dictionary of {keys or 'nothing'}")
+    return TensorFile(path, tensors, {})
 
 
 def sha256_of(path: Path) -> str:

@@ -16,14 +16,9 @@ from .names import Shapes, family, foreign_name, our_name, some
 
 SECTIONS = ("generator_lora",)
 Patch = dict[str, str]  # down, up, alpha, diff: the tensors in the file that change one weight, by name
-_KINDS = {
-    **dict.fromkeys(("lora_A", "lora_down", "lora.down"), "down"),
-    **dict.fromkeys(("lora_B", "lora_up", "lora.up"), "up"),
-    **{"alpha": "alpha", "diff": "diff", "diff_b": "diff"},
-}
-_TENSOR = re.compile(
-    r"^(.+?)\.(?:(lora_A|lora_down|lora\.down|lora_B|lora_up|lora\.up)(?:\.default)?\.weight"
-    r"|(alpha|diff|diff_b))$"
+_TENSOR = re.compile(  # the outer groups after the stem are the names of a Patch
+    r"^(?P<stem>.+?)\.(?:(?:(?P<down>lora_A|lora_down|lora\.down)|(?P<up>lora_B|lora_up|lora\.up))"
+    r"(?:\.default)?\.weight|(?P<alpha>alpha)|(?P<diff>diff(?P<of_bias>_b)?))$"
 )
 _UNDERSCORED = re.compile(r"^lora_(?:unet|transformer)__?")
 
@@ -78,9 +73,8 @@ def open_lora(choice: LoraChoice, shapes: Shapes) -> Lora:
     underscored = {foreign_name(n, s).replace(".", "_"): n for n in shapes for s in ("wan", "diffusers")}
     for name in sizes:
         if match := _TENSOR.match(name):
-            stem, kind = match[1], match[2] or match[3]
-            target = _target(stem, ".bias" if kind == "diff_b" else ".weight", underscored)
-            patches.setdefault(target, {})[_KINDS[kind]] = name
+            target = _target(match["stem"], ".bias" if match["of_bias"] else ".weight", underscored)
+            patches.setdefault(target, {})[match.lastgroup] = name
         else:
             lora.unknown.append(name)
     for target, patch in patches.items():

@@ -56,9 +56,10 @@ def to_8_bits(weight: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]
     return small, scale.flatten()
 
 
-def from_8_bits(weight: Tensor, scale: Tensor) -> Tensor:
-    """8 bits [out, in] and their scale, one number or one a row -> fp32."""
-    return weight.float() * (scale.float().view(-1, 1) if scale.numel() > 1 else scale.float())
+def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
+    """A weight and its scale, one number, one a row or None -> fp32."""
+    full = weight.float()
+    return full if scale is None else full * scale.float().reshape(-1, *[1] * (full.ndim - 1))
 
 
 def layer_linears(transformer: CausalWan) -> dict[str, Linear]:

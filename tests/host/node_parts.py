@@ -53,11 +53,11 @@ def a_scene_that_begins_within_a_block() -> None:
     assert vaes.pieces(9, (0, 4, 6, 30)) == [(0, 3), (3, 4), (4, 6), (6, 9)]
     assert vaes.pieces(4, ()) == [(0, 3), (3, 4)]
     autoencoder = load_mini().autoencoder
-    vae = vaes.OwnVae(autoencoder, MINI).stream()
+    vae = vaes.OwnVae(autoencoder, MINI)
     samples = torch.randn(1, MINI.model.latent_channels, 9, 8, 8)
     whole = vaes.gathered(samples, vaes.decoded(vae, samples, (0, 4)))
     scene = vaes.gathered(samples[:, :, 4:], vaes.decoded(vae, samples[:, :, 4:]))
-    begin = num_frames(4) + 3  # its first picture is held for the three before
+    begin = num_frames(4) + 3  # its first frame is held for the three before
     assert whole.shape[1] == num_frames(9) and torch.allclose(whole[:, begin:], scene, atol=1e-5)
     print("OK a scene that begins within a block is decoded on its own")
 
@@ -73,19 +73,19 @@ def frames_that_no_block_holds() -> None:
 def latents_as_the_model_made_them() -> None:
     """Half the memory while the video is made, and the very samples that were kept before."""
     past = stream.Past({"samples": torch.randn(1, 16, 3, 4, 4)}, SPACE)
-    parts = SimpleNamespace(space=SPACE, schedule=SimpleNamespace(has_room=None))
+    parts = SimpleNamespace(space=SPACE)
     stream.host.Progress = lambda *_: SimpleNamespace(preview=lambda _: None, text=lambda _: None)
-    plan = SimpleNamespace(is_until_stopped=True, blocks=range(9))
-    run = stream.Run(parts, plan, past, stream.host.Progress(), keep_state=False)
+    plan = SimpleNamespace(is_until_stopped=True, blocks=range(9), sigmas=range(4))
+    run = stream.Run(parts, plan, past, "1", keep_state=False)
     made = [torch.randn(1, 16, 3, 4, 4).bfloat16() for _ in range(3)]
-    pictures = np.zeros((12, 8, 8, 3), np.uint8)
+    frames = np.zeros((12, 8, 8, 3), np.uint8)
     for index, latents in enumerate(made):
         block = SimpleNamespace(index=index, latents=latents, opens_scene=index == 1)
-        chunk = SimpleNamespace(block=block, pictures=lambda: pictures)
+        chunk = SimpleNamespace(block=block, uint8=lambda: frames)
         run._keep(chunk, SimpleNamespace(append=lambda _: None))
     assert {part.dtype for part in run._made} == {torch.bfloat16}
     latent = run.latents()
-    expected = torch.cat([past.samples, *map(SPACE.samples, made)], dim=2)
+    expected = torch.cat([past.samples, *map(SPACE.raw, made)], dim=2)
     assert latent["samples"].dtype == torch.float32 and torch.equal(latent["samples"], expected)
     assert latent[io_types.SCENES_KEY] == (6,) and latent[io_types.FRAMES_KEY] == 9 + 36
     print("OK latents wait as the model made them")

@@ -1,4 +1,4 @@
-"""Run by a checkout's Python: a stock MODEL in the states the host may leave it in -> flows that agree.
+"""Run by a checkout's Python: a stock MODEL in the states that ComfyUI may leave it in -> flows that agree.
 
 Arguments: checkout, pack, models folder. Prints the largest difference of each state from our own loader.
 """
@@ -6,6 +6,7 @@ Arguments: checkout, pack, models folder. Prints the largest difference of each 
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from pack_of import pack_of
 
@@ -18,7 +19,7 @@ import torch  # noqa: E402
 
 host, shared = ours("nodes.host"), ours("nodes.shared_model")
 checkpoints, sdpa = ours("longlive_core.weights.checkpoints"), ours("longlive_core.model.attention").sdpa
-budget, io_types, vaes = ours("nodes.budget"), ours("nodes.io_types"), ours("nodes.vaes")
+io_types, stream, vaes = ours("nodes.io_types"), ours("nodes.stream"), ours("nodes.vaes")
 config_room, pipeline = ours("longlive_core.config"), ours("longlive_core.pipeline")
 LONGLIVE_1_3B, WindowConfig = config_room.LONGLIVE_1_3B, config_room.WindowConfig
 PromptSchedule = ours("longlive_core.schedule.schedule").PromptSchedule
@@ -48,57 +49,58 @@ def of_file(path: str, *loras) -> torch.Tensor:
 
 
 def check_room(config) -> None:
-    """What the host is asked for on a card holds all keys and values of full attention; on a CPU, nothing."""
+    """ComfyUI is asked for all keys and values of full attention on a GPU, and for nothing on a CPU."""
     preset = replace(LONGLIVE_1_3B, model=config)
     model = io_types.StreamModel(preset, host.Managed(None, lambda: None), "bf16")
     vae = vaes.StreamVae(host.Managed(None, lambda: None), preset, "tiny")
     window = WindowConfig(window_latent_frames=None)
     plan = pipeline.Plan(preset, pipeline.Request(PromptSchedule.single("x"), 3.0, window=window))
-    assert budget.run_bytes(model, vae, plan) == 0
+    parts = stream.Parts(model, SimpleNamespace(text_dim=config.text_dim), vae)
+    assert parts.run_bytes(plan) == 0
     host.device = lambda: torch.device("cuda")
     tokens = plan.blocks.stop * window.block_latent_frames * 60 * 104 // 4
     keys_and_values = 2 * config.num_layers * tokens * config.dim * torch.bfloat16.itemsize
-    assert keys_and_values < budget.run_bytes(model, vae, plan) < keys_and_values + 4 * 2**30
+    assert keys_and_values < parts.run_bytes(plan) < keys_and_values + 4 * 2**30
 
 
-def tell(state: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+def report(state: str, found: torch.Tensor, expected: torch.Tensor) -> None:
     print("STATE", state, f"{(found - expected).abs().max() / expected.abs().max():.2e}")
 
 
 @torch.inference_mode()
 def main() -> None:
     plain, changed = of_file(FILE), of_file(FILE, LoraChoice(Path(LORA)))
-    tell("a-lora-changes-it", changed, plain)
+    report("a-lora-changes-it", changed, plain)
 
     model = comfy.sd.load_diffusion_model(FILE)
     host.load([host.Managed(model, lambda: None)])
-    tell("loaded", of_stock(model), plain)
+    report("loaded", of_stock(model), plain)
     state = comfy.utils.load_torch_file(LORA)
     patched = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0)[0]
     host.load([host.Managed(patched, lambda: None)])
-    tell("patched", of_stock(patched), changed)
+    report("patched", of_stock(patched), changed)
     host.load([host.Managed(model, lambda: None)])
-    tell("unpatched", of_stock(model), plain)
+    report("unpatched", of_stock(model), plain)
     model.detach()
 
     patched.load(CPU, lowvram_model_memory=1)
     assert patched.model.lowvram_patch_counter > 0
-    tell("low-vram", of_stock(patched), changed)
+    report("low-vram", of_stock(patched), changed)
     patched.detach()
 
     packed = comfy.sd.load_diffusion_model(PACKED)
     host.load([host.Managed(packed, lambda: None)])
-    tell("fp8", of_stock(packed), of_file(PACKED))
+    report("fp8", of_stock(packed), of_file(PACKED))
 
-    for_a_card = checkpoints.load_transformer(FILE, (), "fp8").transformer
-    checkpoints.settle(for_a_card, "fp8", torch.device("cuda"))
-    assert for_a_card.dtype == torch.bfloat16
-    tell("fp8-for-a-card", flow(for_a_card).float(), plain)
-    check_room(for_a_card.config)
+    for_a_gpu = checkpoints.load_transformer(FILE, (), "fp8").transformer
+    checkpoints.settle(for_a_gpu, "fp8", torch.device("cuda"))
+    assert for_a_gpu.dtype == torch.bfloat16
+    report("fp8-for-a-gpu", flow(for_a_gpu).float(), plain)
+    check_room(for_a_gpu.config)
 
     whole = host.managed(checkpoints.load_transformer(FILE, (), "fp32").transformer)
     whole.patcher.partially_load(CPU, 1)
-    tell("whole", torch.tensor(whole.patcher.loaded_size()), torch.tensor(whole.patcher.model_size()))
+    report("whole", torch.tensor(whole.patcher.loaded_size()), torch.tensor(whole.patcher.model_size()))
 
 
 main()

@@ -84,10 +84,12 @@ def test_latents_alone_are_on_the_same_clock_and_smooth(server):
 
 def test_a_state_that_does_not_fit_is_one_sentence(server):
     error = server.run(parted(True, 33, width=128)).event("execution_error")
-    assert "of 64x64 pixels, and 128x64 are asked for" in error["exception_message"]
+    assert "size 64x64 (now 128x64)" in error["exception_message"]
     prompt = parted(True, 33, window=["sink", 0])
     prompt["sink"] = node("LongLiveFrameSink", window=9, sink=3, on_switch="recache", positions="auto")
-    assert "window of 9" in server.run(prompt).event("execution_error")["exception_message"]
+    assert (
+        "window latent frames 12 (now 9)" in server.run(prompt).event("execution_error")["exception_message"]
+    )
 
 
 def test_latents_that_were_changed_go_on_without_the_state(server):

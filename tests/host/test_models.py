@@ -1,5 +1,6 @@
 """Models from files and from stock nodes, in a real ComfyUI: small random ones in the published layouts."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,9 @@ from pathlib import Path
 import av
 import pytest
 import torch
+
+from longlive_core.config import VERSION
+from longlive_core.output.video import read_settings
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("longlive_*.json"))
 PROMPTS = "0 a red star drifts over\n0.5s => a blue circle\n"
@@ -40,9 +44,10 @@ def stock_lora(model: str, strength: float = 1.0) -> dict:
     return node("LoraLoaderModelOnly", model=[model, 0], **lora)
 
 
-def shared(model: str, lora: str = "none") -> dict:
-    options = {"lora": lora, "lora_strength": 1.0, "attention": "sdpa", "family": "auto"}
-    return node("LongLiveUseModel", model=[model, 0], **options)
+def shared(model: str, lora: str = "none", **options) -> dict:
+    """LongLiveUseModel."""
+    inputs = {"lora": lora, "lora_strength": 1.0, "attention": "sdpa", "family": "auto"}
+    return node("LongLiveUseModel", model=[model, 0], **{**inputs, **options})
 
 
 def stream(model: str, seed: int = 4, **inputs) -> dict:
@@ -292,11 +297,50 @@ def test_a_frame_wise_file_is_known_by_its_metadata(server, models):
         assert dumped(server, "stock").shape[2] == 7
 
 
+@pytest.mark.parametrize("way", ["LongLiveLoadModel", "LongLiveUseModel"])
+def test_choices_of_older_workflows_run_with_a_note(server, models, way):
+    old = {"attention": "sdpa-cudnn", "speed": "graphs"}
+    if way == "LongLiveLoadModel":
+        prompt = graph(made=own_model(**old), video=stream("made", seed=13, **SHORT))
+    else:
+        prompt = graph(unet=stock_model(), made=shared("unet", **old), video=stream("made", seed=13, **SHORT))
+    save = {"video": ["video", 0], "filename_prefix": "old", "format": "auto", "codec": "auto"}
+    done = run(server, prompt | {"saved": node("SaveVideo", **save)})
+    (note,) = done.outputs["made"]["text"]
+    assert "speed graphs was replaced by compiled" in note
+    assert "attention sdpa-cudnn was replaced by auto" in note
+    assert len(frames_of(server.path_of(done.outputs["saved"]["images"][0]))) == 12
+
+
+def test_an_unknown_speed_or_attention_is_refused(server, models):
+    for name, sentence in (("speed", "unknown speed 'warp'"), ("attention", "attention backend 'warp'")):
+        prompt = graph(own=own_model(**{name: "warp"}), video=stream("own"))
+        assert sentence in error_of(server, prompt)
+
+
+def test_a_video_names_what_it_was_made_with(server, models):
+    own = {"own": own_model("small_wan.safetensors", "longlive_lora.pt"), "one": stream("own", 14, **SHORT)}
+    stock = {"unet": stock_model(), "stock": shared("unet"), "other": stream("stock", 14, **SHORT)}
+    dumps = {name: dump(name, latent=[name, 1]) for name in ("one", "other")}
+    outputs = run(server, graph(**own, **stock) | {f"{n}_out": d for n, d in dumps.items()}).outputs
+    one, other = (read_settings(server.path_of(outputs[n]["longlive_video"][0])) for n in dumps)
+    system = server.get("/system_stats")["system"]
+    for settings in (one, other):
+        assert settings["version"] == VERSION and settings["torch"] == system["pytorch_version"]
+        assert (settings["device"], settings["precision"], settings["speed"]) == ("cpu", "fp32", "plain")
+    file = models / "diffusion_models" / "small_wan.safetensors"
+    assert one["checkpoint"] == file.name and one["loras"] == {"longlive_lora.pt": 1.0}
+    assert one["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (other["model_class"], other["is_patched"], other["loras"]) == ("WAN21", False, {})
+    if not server.version.startswith("0.3.6"):  # which keeps no name of the file
+        assert other["checkpoint"] == file.name
+
+
 def test_wrong_parts_end_in_one_sentence(server, models):
     unet = {"unet": stock_model("small_i2v.safetensors"), "own": shared("unet"), "video": stream("own")}
     assert "this MODEL is a Wan image-to-video model" in error_of(server, graph(**unet))
     flash = graph(own=own_model(attention="flash2"), video=stream("own"))
-    assert "needs an NVIDIA card; choose sdpa" in error_of(server, flash)
+    assert "needs an NVIDIA GPU; choose sdpa" in error_of(server, flash)
     i2v = graph(own=own_model("small_i2v.safetensors"), video=stream("own"))
     assert "this is a Wan image-to-video model" in error_of(server, i2v)
     mini = graph(mini=node("LongLiveLoadMini"), own=own_model(), video=stream("own", vae=["mini", 2]))
@@ -305,7 +349,7 @@ def test_wrong_parts_end_in_one_sentence(server, models):
     assert "this VAE cannot decode a stream" in error_of(server, pixels)
     words = graph(mini=node("LongLiveLoadMini"), own=own_model(), video=stream("own"))
     words["schedule"]["inputs"]["clip"] = ["mini", 1]
-    assert "encoded 64 wide and this model reads 4096" in error_of(server, words)
+    assert "encoded 64 wide and this model takes 4096" in error_of(server, words)
     run(server, graph(own=own_model(), video=stream("own", seed=11), out=dump("good", latent=["video", 1])))
 
 

@@ -1,4 +1,4 @@
-"""Weights that the host holds, in every state it may leave them in; run by the Python of each checkout."""
+"""Weights that ComfyUI holds, in every state it may leave them in; run by the Python of each checkout."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("shared_weights.py")
 LIMITS = {"loaded": 1e-6, "patched": 1e-5, "unpatched": 1e-6, "low-vram": 1e-5, "fp8": 0.05, "whole": 0}
-LIMITS["fp8-for-a-card"] = 0.05
+LIMITS["fp8-for-a-gpu"] = 0.05
 
 
 def test_flows_agree_in_every_state(checkout, small_models):

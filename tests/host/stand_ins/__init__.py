@@ -143,7 +143,7 @@ class Dump:
         if conditioning is not None:
             found = conditioning[0][0]
         if longlive_schedule is not None:
-            found = {p: longlive_schedule.encode(p, 512) for p in longlive_schedule.embeds}
+            found = {p: longlive_schedule.embeds_of(p) for p in longlive_schedule.embeds}
         torch.save(found, Path(folder_paths.get_output_directory(), f"{name}.pt"))
         return {}
 

@@ -3,9 +3,9 @@
 import time
 from statistics import median
 
-from ..pipeline import Pipeline, Plan
-from ..rollout.rollout import Hook
-from ..rollout.scene import Scene
+from longlive_core.pipeline import Pipeline, Plan
+from longlive_core.rollout.rollout import Hook
+from longlive_core.rollout.scene import Scene
 
 REPEATS = 5
 
@@ -13,8 +13,7 @@ REPEATS = 5
 class Opening(Hook):
     """Marks when the rollout begins: the model is ready, the prompt encoded, the cache allocated."""
 
-    def __init__(self):
-        self.time = 0.0
+    time = 0.0
 
     def on_open(self, scene: Scene) -> None:
         self.time = time.perf_counter()
