@@ -1,4 +1,4 @@
-"""Episodes: short encoded films of the procedural world, the training data of Mini's transformer.
+"""Episodes: short encoded videos of the procedural world, the training data of Mini's transformer.
 
 An episode has 11 blocks of latents with one change of attributes at a block boundary. A near one is a video
 from its start. A far one begins with the first block of a video and goes on somewhere in the middle of the
@@ -88,7 +88,7 @@ def _coin(rng: torch.Generator) -> bool:
 
 
 class Pool:
-    """Many episodes of every kind, kept in `path` for a resumed run; a share is shot anew now and then."""
+    """Many episodes of every kind, kept in `path` for a resumed run; a share is rendered again at times."""
 
     def __init__(
         self, autoencoder: TinyAutoencoder, per_kind: int, size: int, rng: torch.Generator, path: Path
@@ -119,6 +119,6 @@ class Pool:
         return self._episodes[kind].pick(count, self._rng)
 
     def refresh(self) -> None:
-        """Shoot the next kind anew."""
+        """Render the next kind again."""
         self._episodes[self._oldest] = self._shoot(self.kinds[self._oldest])
         self._oldest = (self._oldest + 1) % len(self.kinds)

@@ -245,7 +245,7 @@ def evaluate(
 ) -> None:
     """Print every figure: `videos` for each bar, `ablation` for each row of the paper's tables (0: none).
 
-    `untuned` is a packaged Mini as teacher forcing left it: what its videos show is measured beside.
+    `untuned` is a packaged Mini as teacher forcing left it: its videos are measured too.
     """
     mini, figures = load_mini(weights), {}
     if videos:
@@ -285,7 +285,7 @@ def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
 
 
 def with_figures(card: str, figures: dict[str, dict[str, float]]) -> str:
-    """The model card with these groups of figures written anew; groups not measured this time stay."""
+    """The model card with these groups of figures replaced; groups not measured this time stay."""
     before, rest = card.split(OPENING)
     table, after = rest.split(CLOSING)
     kept = [

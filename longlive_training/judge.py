@@ -31,10 +31,10 @@ GROUND_STRIDE = 4  # pixels between the samples that choose the background
 GROUND_TOLERANCE = 0.25  # a sample further off than this belongs to the shape, however far it is
 CONTRAST = 0.2  # RGB distance from the background from which on a pixel may show a shape
 CORE = 0.75  # share of the strongest contrast that the shape's interior has
-STRONGEST = 0.98  # quantile of the contrast; the smallest shape covers a tenth of the picture
+STRONGEST = 0.98  # quantile of the contrast; the smallest shape covers a tenth of the frame
 SCALES = (0.85, 1.0, 1.15)  # of the outlines: a swollen circle is still a circle
 LAG = 4  # frames over which a velocity is measured: jitter counts a quarter
-STEP_UNIT = 64  # steps are told in pixels of the 64 px picture
+STEP_UNIT = 64  # steps are given in pixels of the 64 px frame
 STRAY = 1.5  # velocity error, in units of SPEED, beyond which a frame is just an outlier
 WINDOW = 48
 SHORTEST_WINDOW = 32
@@ -44,7 +44,7 @@ SHORTEST_WINDOW = 32
 class Reading:
     """What every frame shows: indices [F] into COLOURS, SHAPES and BACKGROUNDS, place [F, 2] and mass [F].
 
-    Places are (x, y) in [0, 1) on the torus. Mass is the share of the picture that the shape covers: 0.10 to
+    Places are (x, y) in [0, 1) on the torus. Mass is the share of the frame that the shape covers: 0.10 to
     0.15, or twice that for two shapes. At a mass near 0 colour, shape and place mean nothing.
     """
 
@@ -196,7 +196,7 @@ def _profiles(steps: int) -> tuple[Tensor, Tensor]:
 
 
 def position_steps(places: Tensor) -> Tensor:
-    """How far the shape moves from frame to frame, in 64ths of the picture: path [F, 2] -> [F - 1]."""
+    """How far the shape moves from frame to frame, in 64ths of the frame: path [F, 2] -> [F - 1]."""
     return STEP_UNIT * _toward(places[:-1], places[1:]).norm(dim=1)
 
 

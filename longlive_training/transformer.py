@@ -136,7 +136,7 @@ def pass_sigmas(layout: Layout, batch: int, rng: torch.Generator) -> Tensor:
 def predict(
     model: Generator, latents: Tensor, sigmas: Tensor, layout: Layout, episodes: Episodes, gap: int
 ) -> Tensor:
-    """Flow of all passes; clean passes are told timestep 0 whatever their noise, as in inference."""
+    """Flow of all passes; clean passes get timestep 0 whatever their noise, as in inference."""
     transformer = model.transformer
     is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
     prompts = [prompt for three in episodes.prompts for prompt in three]

@@ -43,7 +43,7 @@ from .world import (
 
 VIDEOS = 12
 FORCING_BATCH = 3
-LENGTHS = (6, 12, 40, 160)  # blocks of a rollout before it starts anew
+LENGTHS = (6, 12, 40, 160)  # blocks of a rollout before it starts again
 SEGMENT_BLOCKS = (3, 14)
 SETTLED_FRAMES = 24  # after this long under one motion, its clock can be read from the path
 LOOKS = {"colour", "shape", "background"}
@@ -254,7 +254,7 @@ def tune(
     seed: int = 0,
     lr: float = 3e-4,
 ) -> None:
-    """Tune a teacher-forced transformer on its own rollouts, with a little teacher forcing beside it."""
+    """Tune a teacher-forced transformer on its own rollouts, with a little teacher forcing in between."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     model = load_generator(transformer)

@@ -1,6 +1,6 @@
 """The procedural world of LongLive Mini: one soft-edged shape moving on a torus over a gradient.
 
-Attributes in, pixel frames out; it knows nothing of models. Lengths are fractions of the picture's width,
+Attributes in, pixel frames out; it knows nothing of models. Lengths are fractions of the frame's width,
 so one world serves every size. Colours are RGB in [0, 1]. A change of attributes fades over a few frames
 while position and velocity continue.
 """
@@ -49,7 +49,7 @@ START_SPREAD = 0.10  # a video starts within this of the centre
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a prompt says of the picture; every field is a word of the grammar."""
+    """What a prompt says of the frame; every field is a word of the grammar."""
 
     colour: str
     shape: str

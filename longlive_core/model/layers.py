@@ -21,7 +21,7 @@ CHUNK_BYTES = 24 << 20  # larger buffers go back to the OS at once, and page fau
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weight may be stored small: in bf16, or in 8 bits with a `scale` [out] beside it.
+    """A linear layer whose weight may be stored small: in bf16, or in 8 bits with a `scale` [out].
 
     A stored weight is dequantised at its use. With `has_fp8_product` an fp8 weight is multiplied as it is.
     """

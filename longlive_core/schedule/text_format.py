@@ -1,4 +1,4 @@
-"""Schedule text, one cue a line <-> cues. README documents the grammar."""
+"""Schedule text, one cue a line <-> cues. docs/schedule.md documents the grammar."""
 
 import re
 from collections.abc import Sequence

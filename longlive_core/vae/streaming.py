@@ -49,8 +49,8 @@ class StreamingDecoder:
     def push(self, latents: Tensor, opens_scene: bool = False) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, F, 3, 8H, 8W] in [0, 1].
 
-        A new scene in mid-video forgets the old one; its first latent frame makes one frame, which is held
-        for the four that are due, so that the clock of the video goes on. Raises ValueError where the past of
+        A new scene in mid-video drops the past; its first latent frame makes one frame, which is repeated for
+        the four that are due, so that times in the video stay right. Raises ValueError where the past of
         another decoder was restored.
         """
         held = TIME_STRIDE - 1 if opens_scene and not self._is_first_scene else 0
@@ -61,7 +61,7 @@ class StreamingDecoder:
             if not is_restored or "memory" in str(error):
                 raise
             raise ValueError(
-                "what the decoder remembers of the earlier video does not fit this VAE; "
+                "the decoder's state from the earlier video does not fit this VAE; "
                 "connect the one that the video was made with, on the same device"
             ) from error
         self._is_first_scene = False
