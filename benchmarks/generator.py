@@ -1,7 +1,7 @@
 """`python -m benchmarks.generator`: a block and a recache of ours against the plain twin, at true width.
 
 Two layers, 390 tokens a latent frame, the window full: small enough for a CPU, with the proportions of the
-real thing. All variants take turns in one run; ratios are those of medians. With `--threads 1` the clock is
+real thing. All variants alternate in one run; ratios are those of medians. With `--threads 1` the clock is
 the CPU time of the process, so that other work on the machine counts little. `--dtype bf16` compares what our
 loader makes of bf16 on this machine with bf16 throughout. `--size 64x64 --out /tmp/tried` tries it out.
 """

@@ -1,6 +1,6 @@
 """`python -m benchmarks.live`: what watching and steering a run costs, and whether its memory stays flat.
 
-Two runs of Mini take turns, span by span: one plain with a cue every 3 s, one with a LiveControl that is sent
+Two runs of Mini alternate, span by span: one plain with a cue every 3 s, one with a LiveControl that is sent
 as many prompts, a snapshot as JSON at every change and a JPEG preview every block, made in another thread as
 ComfyUI's server makes them. All blocks are made, decoded and written; the ratio is of one run on one machine.
 """

@@ -1,7 +1,7 @@
 """The memory that a run needs: a closed formula and an upper bound. No module is built for it.
 
 A run holds weights, KV cache, text cache, decoder and the decoder's past, and the larger of two working sets
-that take turns: a pass of the transformer, the decoding of a block. A GPU adds its context and fragments. On
+that alternate: a pass of the transformer, the decoding of a block. A GPU adds its context and fragments. On
 the H200 to which this is fitted (torch 2.11, 832x480, window 12, one stream) fp8 with the tiny decoder took
 8.4 GiB, with cudaMallocAsync 9.1: planned are 9.2; bf16 with the Wan decoder took 12.8: planned are 13.9.
 """

@@ -19,7 +19,7 @@ BANNED = {  # what not to write -> what to write
     r"tape": "capture, replay",
     r"told": "log, report, warn",
     r"the plain way": "eager",
-    r"tak(?:e|es|ing) turns": "unload, offload, alternate",
+    r"takes? turns": "unload, offload, alternate",
     r"pictures?": "image, frame",
     r"what it said": "its embeddings",
     r"remembers": "the KV cache, the state",
