@@ -10,7 +10,7 @@ from longlive_core.config import MINI
 from longlive_core.geometry import tokens_per_frame
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.noise import TIMESTEP_SCALE, shifted_sigmas
-from longlive_core.text import WordEncoder
+from longlive_core.text.words import WordEncoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 from .autoencoder import load_autoencoder

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..longlive_core.text import WordEncoder
+from ..longlive_core.text.words import WordEncoder
 
 Tokens = dict[str, list[list[tuple[int, float]]]]
 

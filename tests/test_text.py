@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longlive_core.fast.products import upcast
-from longlive_core.text import WordEncoder
 from longlive_core.text.cache import CachedEncoder, default_folder, encode_all
 from longlive_core.text.tokens import TEXT_TOKENS, clean_prompt, load_tokenizer
 from longlive_core.text.umt5 import (
@@ -38,6 +37,7 @@ from longlive_core.text.umt5 import (
     load_umt5,
     umt5_skeleton,
 )
+from longlive_core.text.words import WordEncoder
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 20250922

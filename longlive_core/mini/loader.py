@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from ..config import MINI
 from ..model.attention import Attend, sdpa
 from ..model.causal_wan import CausalWan
-from ..text import WordEncoder
+from ..text.words import WordEncoder
 from ..vae.tiny import TinyAutoencoder
 from ..weights.files import first_line
 

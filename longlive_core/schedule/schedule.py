@@ -131,9 +131,8 @@ class PromptSchedule:
     ) -> Timeline:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
-        Blocks count from `first_block`, the first that a continued video adds; times from its beginning,
-        which is `cut_off` pixel frames before that block. Raises ScheduleError if a cue is at or beyond
-        `total_seconds`, the length of the video.
+        Blocks count from `first_block`, the first of a continuation; times from `cut_off` pixel frames before
+        that block. Raises ScheduleError if a cue is at or beyond `total_seconds`, the length of the video.
         """
         start = geometry.block_seconds(first_block, block_latent_frames) - cut_off / geometry.FRAME_RATE
 

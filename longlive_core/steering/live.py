@@ -48,8 +48,7 @@ class Played:
 
 def shown(cue: Cue) -> dict[str, Any]:
     """A cue as snapshots show it."""
-    policy = cue.policy.value if cue.policy else None
-    return {"prompt": cue.prompt, "policy": policy, "blend": cue.blend_seconds}
+    return {"prompt": cue.prompt, "policy": cue.policy and cue.policy.value, "blend": cue.blend_seconds}
 
 
 class LiveControl:
@@ -173,8 +172,7 @@ class LiveControl:
     ) -> PromptScript:
         """The Script of the run: the timeline with all that is sent. It waits while the run is held.
 
-        A sent prompt and a cue at the same block: the sent one is played. The video begins `cut_off` pixel
-        frames before its first block.
+        Sent prompts win over cues at the same block. The video begins `cut_off` pixel frames before `blocks`.
         """
         start = block_seconds(blocks.start, block_latent_frames) - cut_off / FRAME_RATE
 

@@ -19,10 +19,7 @@ def library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
-            f"encoding prompts with UMT5 needs {name}, which is missing ({error}); "
-            f"install it with: pip install {name}"
-        ) from error
+        raise ValueError(f"UMT5 needs {name} ({error}); install it with: pip install {name}") from error
 
 
 def clean_prompt(prompt: str) -> str:

@@ -85,8 +85,7 @@ def load_umt5(
     words = _tokenizer(file, path, tokenizer)
     if words.size > model.config.vocab_size:
         raise ValueError(
-            f"the tokenizer has {words.size} tokens, but {path} only {model.config.vocab_size}: "
-            "they belong to different models; use umt5-xxl's for both"
+            f"{path} has only {model.config.vocab_size} tokens, its tokenizer {words.size}; use umt5-xxl's"
         )
     fill_umt5(model, tensors, torch.float32 if torch.device(device).type == "cpu" else dtype)
     return PromptEncoder(model.to(device), words, dtype)

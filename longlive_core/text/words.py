@@ -1,4 +1,4 @@
-"""Mini's text encoder: a small table of words, trained and shipped with its transformer."""
+"""Mini's text encoder, as UMT5 is LongLive's: a small table of words, shipped with the transformer."""
 
 import logging
 import re

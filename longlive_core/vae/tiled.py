@@ -15,7 +15,6 @@ from .streaming import Decoder
 
 UNSEEN = 3 / 8  # share of an overlap at a tile's edge that is decoded as context and not shown
 TiledPast = list[list[Tensor]]  # the past of every tile, row by row
-
 TILE_PIXELS, OVERLAP_PIXELS = 256, 64
 
 

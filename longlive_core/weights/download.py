@@ -36,7 +36,9 @@ def download(
             raise OSError(f"the server does not report size and version of {unknown[0]}")
         _check_disk_space(sizes := {target: version.size for target, version in versions.items()})
     licences = dict.fromkeys(LICENCES[file.repo] for file in missing.values())
-    if missing and not confirm("\n".join([*_table(sizes, links), "", *licences])):
+    table = [f"{_amount(size):>8}  {links[target]} -> {target}" for target, size in sizes.items()]
+    total = f"{_amount(sum(sizes.values())):>8}  in all"
+    if missing and not confirm("\n".join([*table, total, "", *licences])):
         return []
     with _explained(name, links):
         for target, file in missing.items():
@@ -59,11 +61,6 @@ def _explained(name: str, links: dict[Path, str]) -> Iterator[None]:
         heading = f"{name} cannot be downloaded ({first_line(error)}). Try again later, or download by hand:"
         lines = [f"{link} -> {target}" for target, link in links.items() if not target.exists()]
         raise OSError("\n".join([heading, *lines])) from error
-
-
-def _table(sizes: dict[Path, int], links: dict[Path, str]) -> list[str]:
-    lines = [f"{_amount(size):>8}  {links[target]} -> {target}" for target, size in sizes.items()]
-    return [*lines, f"{_amount(sum(sizes.values())):>8}  in all"]
 
 
 def _amount(size: int) -> str:

@@ -64,9 +64,7 @@ def open_tensors(path: Path, sections: tuple[str, ...] = ()) -> TensorFile:
     except Exception as error:
         if type(error) is ValueError:  # ours, in one sentence
             raise
-        raise ValueError(
-            f"{path} cannot be read: {first_line(error)}; it is damaged or incomplete, download it again"
-        ) from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}; download it again") from error
 
 
 def _one_file(path: Path) -> Path:

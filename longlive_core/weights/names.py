@@ -7,7 +7,7 @@ from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 SCALE = ".scale"  # after the name of a weight in 8 bits
-WAN_TEXT_TO_VIDEO, UNKNOWN = "a Wan text-to-video transformer", "an unknown kind of model"
+WAN_TEXT_TO_VIDEO = "a Wan text-to-video transformer"
 
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
@@ -15,29 +15,28 @@ _NAME = re.compile(r"(?:(?:blocks|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re
 _SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
 _NO_WEIGHTS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")
 
-_PARTS = (  # ours, Wan's, diffusers'
-    ("patch_embedding", "patch_embedding", "patch_embedding"),
-    ("text_embedding.0", "text_embedding.0", "condition_embedder.text_embedder.linear_1"),
-    ("text_embedding.2", "text_embedding.2", "condition_embedder.text_embedder.linear_2"),
-    ("time_embedding.0", "time_embedding.0", "condition_embedder.time_embedder.linear_1"),
-    ("time_embedding.2", "time_embedding.2", "condition_embedder.time_embedder.linear_2"),
-    ("time_projection.1", "time_projection.1", "condition_embedder.time_proj"),
-    ("head.proj", "head.head", "proj_out"),
-    ("head.modulation", "head.modulation", "scale_shift_table"),
-)
-_ATTENTIONS = (("self_attn", "attn1"), ("cross_attn", "attn2"))
-_PROJECTIONS = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
-_LAYER_PARTS = (
-    *((f"{a}.{p}", f"{a}.{p}", f"{b}.{q}") for a, b in _ATTENTIONS for p, q in _PROJECTIONS),
-    *((f"{a}.{n}", f"{a}.{n}", f"{b}.{n}") for a, b in _ATTENTIONS for n in ("norm_q", "norm_k")),
-    ("norm3", "norm3", "norm2"),
-    ("ffn.0", "ffn.0", "ffn.net.0.proj"),
-    ("ffn.2", "ffn.2", "ffn.net.2"),
-    ("modulation", "modulation", "scale_shift_table"),
-)
-_SPELLINGS = {"wan": 1, "diffusers": 2}
-_OURS = {name: row[0] for row in _PARTS for name in row}
-_OURS_IN_LAYER = {name: row[0] for row in _LAYER_PARTS for name in row}
+# Our names -> theirs, where they differ.
+_WAN = {"head.proj": "head.head"}
+_DIFFUSERS = {
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.proj": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_ATTENTIONS = {"self_attn": "attn1", "cross_attn": "attn2"}
+_INNER = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_DIFFUSERS_LAYER = {
+    **{f"{a}.{p}": f"{b}.{q}" for a, b in _ATTENTIONS.items() for p, q in _INNER.items()},
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
+}
+_OURS = {theirs: ours for parts in (_WAN, _DIFFUSERS) for ours, theirs in parts.items()}
+_OURS_IN_LAYER = {theirs: ours for ours, theirs in _DIFFUSERS_LAYER.items()}
 
 _LORA = re.compile(r"lora_|\.diff(_b)?$|hada_|lokr_")
 _VAE_NAMES = {"decoder.conv1.weight", "decoder.conv_in.weight", "first_stage_model.conv1.weight"}
@@ -58,8 +57,8 @@ def our_name(name: str) -> str:
 def foreign_name(name: str, spelling: str) -> str:
     """Translate one of our names to `wan` or `diffusers`."""
     layer, part, leaf = _NAME.fullmatch(name).groups("")
-    rows, column = (_LAYER_PARTS if layer else _PARTS), _SPELLINGS[spelling]
-    return (f"blocks.{layer}." if layer else "") + {row[0]: row[column] for row in rows}[part] + leaf
+    theirs = {"wan": _WAN, "diffusers": _DIFFUSERS_LAYER if layer else _DIFFUSERS}[spelling]
+    return (f"blocks.{layer}." if layer else "") + theirs.get(part, part) + leaf
 
 
 def bare_name(name: str) -> str:
@@ -113,7 +112,7 @@ def family(shapes: Shapes) -> str:
     if bare.keys() & _TEXT_NAMES:
         return "a text encoder"
     if patch is None or len(patch) not in (2, 5):
-        return UNKNOWN
+        return "an unknown kind of model"
     if any("vace" in name for name in bare):
         return "a Wan VACE model"
     has_image_input = any(name.startswith("img_emb") or ".k_img" in name for name in bare)

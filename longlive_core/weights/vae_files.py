@@ -16,7 +16,7 @@ from ..config import TINY_WAN, WanAutoencoderConfig
 from ..vae.autoencoder import WanAutoencoder
 from ..vae.tiny import TinyAutoencoder
 from .files import open_tensors
-from .names import UNKNOWN, Shapes, family, misfits, shapes_in
+from .names import Shapes, family, misfits, shapes_in
 
 RAW_LATENTS = "lighttae"  # files named so decode raw latents, taew2_1 normalised ones; nothing in them says
 OTHER_LATENTS = ("taehv", "taecvx")  # files named so are shaped as taew2_1 and decode other models' latents
@@ -125,9 +125,7 @@ def _build(state: dict[str, Tensor], file_name: str) -> WanAutoencoder | TinyAut
         return build_wan_autoencoder(state)
     if _is_most_of(TinyAutoencoder, TINY_WAN, from_taehv(state)):
         return build_tiny_decoder(state, is_raw=RAW_LATENTS in file_name)
-    looks = family(shapes)
-    looks = UNKNOWN if looks == "a VAE" else looks
-    raise ValueError(f"it is {looks}, with names such as {next(iter(state), '')!r}; {WANTED}")
+    raise ValueError(f"it is {family(shapes)}, with names such as {next(iter(state), '')!r}; {WANTED}")
 
 
 def _is_most_of(build: type[nn.Module], config: Any, ours: dict[str, Tensor]) -> bool:
