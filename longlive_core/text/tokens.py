@@ -50,10 +50,7 @@ def find_tokenizer(path: Path) -> Path | None:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a folder (`tokenizer.json` first, else `spiece.model`) or one such file.
-
-    Raises ValueError when there is none, or it is not one of the T5 family.
-    """
+    """Load a file or a folder (`tokenizer.json` first, else `spiece.model`); ValueError if it is no T5's."""
     if path.is_dir():
         path = next((path / name for name in TOKENIZER_FILES if (path / name).is_file()), path)
     if not path.is_file() or path.suffix not in (".json", ".model"):

@@ -94,10 +94,7 @@ def load_umt5(
 def encoder_identity(
     path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> str:
-    """Key of an encoder in the cache: names, sizes and times of its files, and the dtype.
-
-    Raises ValueError when a file does not exist.
-    """
+    """Key of an encoder in the cache: dtype, names, sizes and times of files; ValueError if one is absent."""
     weights = _weights_path(Path(path))
     folder = weights.parent if weights.name.endswith(INDEX_SUFFIX) else weights
     words = Path(tokenizer) if tokenizer else find_tokenizer(Path(path))

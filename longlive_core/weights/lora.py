@@ -64,10 +64,7 @@ class Lora:
 
 
 def open_lora(choice: LoraChoice, shapes: Shapes) -> Lora:
-    """Match a LoRA file with a model of these shapes (our names).
-
-    Raises ValueError when the file is no LoRA, or changes nothing in this model.
-    """
+    """Match a LoRA file with a model of these shapes (our names); ValueError if it changes nothing there."""
     lora = Lora(choice, open_tensors(choice.path, SECTIONS))
     sizes, patches = lora.file.shapes, {}
     underscored = {foreign_name(n, s).replace(".", "_"): n for n in shapes for s in ("wan", "diffusers")}

@@ -27,16 +27,9 @@ _DIFFUSERS = {
     "head.modulation": "scale_shift_table",
 }
 _ATTENTIONS = {"self_attn": "attn1", "cross_attn": "attn2"}
-_IN_ATTENTION = {
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "o": "to_out.0",
-    "norm_q": "norm_q",
-    "norm_k": "norm_k",
-}
+_INNER = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _DIFFUSERS_LAYER = {
-    **{f"{a}.{p}": f"{b}.{q}" for a, b in _ATTENTIONS.items() for p, q in _IN_ATTENTION.items()},
+    **{f"{a}.{p}": f"{b}.{q}" for a, b in _ATTENTIONS.items() for p, q in _INNER.items()},
     "norm3": "norm2",
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
