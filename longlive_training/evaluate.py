@@ -99,9 +99,9 @@ def held_out(count: int, seed: int = 0) -> list[Attributes]:
     return [pool[order[i % len(pool)]] for i in range(count)]
 
 
-def autoencoder_figures(mini: Mini, clips: int = 100) -> dict[str, float]:
+def autoencoder_figures(mini: Mini) -> dict[str, float]:
     """PSNR in dB over everything, and inside the object, on fresh films."""
-    frames = make_clips(clips, MINI.width, torch.Generator().manual_seed(99), 33).float() / 255
+    frames = make_clips(100, MINI.width, torch.Generator().manual_seed(99), 33).float() / 255
     with torch.no_grad():
         decoded = torch.cat(
             [mini.autoencoder.decode(mini.autoencoder.encode(p))[0] for p in frames.split(20)]

@@ -20,7 +20,7 @@ def mini() -> Mini:
 
 @torch.inference_mode()
 def test_the_autoencoder_is_sharp(mini) -> None:
-    figures = autoencoder_figures(mini, clips=40)
+    figures = autoencoder_figures(mini)
     assert figures["psnr"] >= 32 and figures["psnr_object"] >= 26
 
 
