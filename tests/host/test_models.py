@@ -299,7 +299,7 @@ def test_a_frame_wise_file_is_known_by_its_metadata(server, models):
 
 @pytest.mark.parametrize("way", ["LongLiveLoadModel", "LongLiveUseModel"])
 def test_choices_of_older_workflows_run_with_a_note(server, models, way):
-    old, one_block = {"attention": "sdpa-cudnn", "speed": "graphs"}, SHORT | {"seconds": 0.5}
+    old, one_block = {"attention": "sdpa-cudnn", "speed": "graphs"}, SHORT | {"seconds": 0.56}
     made = {"made": own_model(**old)}
     if way == "LongLiveUseModel":
         made = {"unet": stock_model(), "made": shared("unet", **old)}
@@ -309,7 +309,7 @@ def test_choices_of_older_workflows_run_with_a_note(server, models, way):
     (note,) = done.outputs["made"]["text"]
     assert "speed graphs was replaced by compiled" in note
     assert "attention sdpa-cudnn was replaced by auto" in note
-    assert len(frames_of(server.path_of(done.outputs["saved"]["images"][0]))) == 8
+    assert len(frames_of(server.path_of(done.outputs["saved"]["images"][0]))) == 9
 
 
 def test_an_unknown_speed_or_attention_is_refused(server, models):
