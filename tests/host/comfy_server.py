@@ -23,6 +23,8 @@ START_SECONDS = 180
 RUN_SECONDS = 180
 PREVIEW, TEXT = 1, 3  # kinds of binary messages
 FRONTEND_ONLY = ("MarkdownNote", "Note")
+# Threads that spin while they wait would take the CPU from the browser and the tests.
+SURROUNDINGS = {"NO_PROXY": "127.0.0.1,localhost", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def checkouts() -> list[Path]:
@@ -79,7 +81,7 @@ class Server:
                 cwd=checkout,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"HF_ENDPOINT": hub, "NO_PROXY": "127.0.0.1,localhost"},
+                env=os.environ | SURROUNDINGS | {"HF_ENDPOINT": hub},
             )
         self._wait_until_ready()
         self.start_log = self.log
