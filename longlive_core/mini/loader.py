@@ -37,25 +37,24 @@ def load_mini(weights: Path = WEIGHTS, attend: Attend = sdpa) -> Mini:
     try:
         with safe_open(weights, "pt") as file:
             vocabulary = tuple((file.metadata() or {})[WORDS_KEY].split())
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        mini = build_mini(vocabulary, attend)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+        mini = empty_mini(vocabulary, attend)
         for name, part in mini._asdict().items():
-            prefix = f"{name}."
-            part.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
+            own = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+            part.load_state_dict(own, assign=True)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = first_line(error)
         raise ValueError(
             f"LongLive Mini cannot be loaded from {weights}: {reason}; reinstall the pack to restore the file"
         ) from error
+    mini.autoencoder.to(memory_format=torch.channels_last)
     return Mini(*(part.eval().requires_grad_(False) for part in mini))
 
 
-def build_mini(vocabulary: tuple[str, ...], attend: Attend = sdpa) -> Mini:
-    """Mini with fresh weights."""
+def empty_mini(vocabulary: tuple[str, ...], attend: Attend) -> Mini:
+    """Mini on the meta device, to be given its weights."""
     config = MINI.model
-    with torch.device("cpu"):
-        transformer = CausalWan(config, attend)
-        autoencoder = TinyAutoencoder(MINI.autoencoder).to(memory_format=torch.channels_last)
-        return Mini(transformer, autoencoder, WordEncoder(vocabulary, config.text_tokens, config.text_dim))
+    with torch.device("meta"):
+        words = WordEncoder(vocabulary, config.text_tokens, config.text_dim)
+        return Mini(CausalWan(config, attend), TinyAutoencoder(MINI.autoencoder), words)
