@@ -325,7 +325,7 @@ def test_unit_rope(units: dict[str, torch.Tensor], head_dim: int, start: int) ->
 
 
 def rope_grid(x: torch.Tensor, turned: torch.Tensor) -> tuple[int, int, int]:
-    """Frames, rows and columns of a golden's tokens, told by where the angle of an axis first changes."""
+    """Frames, rows and columns of a golden's tokens, found by where the angle of an axis first changes."""
     time, row, _ = axis_sizes(x.shape[-1])
     before, after = (torch.view_as_complex(t.double().unflatten(-1, (-1, 2))) for t in (x, turned))
     turns = (after * before.conj()).sum((0, 2))  # [tokens, pairs]
