@@ -375,11 +375,10 @@ def load_pipeline(
     for the user. Raises ValueError in one sentence for everything that is wrong with options or files.
     """
     files = ModelFiles(model, **options)
-    speed, note = known_speed(files.speed)
-    for sentence in (note, known_attention(files.attention)[1]):
-        if sentence:
-            on_note(sentence)
-    files = replace(files, speed=speed)
+    (speed, *notes), (attention, *more) = known_speed(files.speed), known_attention(files.attention)
+    for note in filter(None, (*notes, *more)):
+        on_note(note)
+    files = replace(files, speed=speed, attention=attention)
     return load_built_in(files) if model == MINI.name else load_files(files.found(), on_progress, on_note)
 
 

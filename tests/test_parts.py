@@ -180,3 +180,5 @@ def test_python_refuses_what_the_command_line_refuses() -> None:
     notes = []
     assert load_pipeline("mini", speed="graphs", on_note=notes.append).speed == "compiled"
     assert "graphs was replaced by compiled" in notes[0]
+    assert load_pipeline("mini", attention="sdpa-flash", on_note=notes.append).source["attention"] == "auto"
+    assert "sdpa-flash was replaced by auto" in notes[1] and len(notes) == 2

@@ -1,6 +1,7 @@
 """torch.compile for the transformer's layers: all of them share one graph for each size of input.
 
-Gain at 832x480 in bf16 on one H200: 38.8 -> 45.5 frames/s, 1.17 times (benchmarks/README.md).
+Gain at 832x480 in bf16 on one H200: 38.8 -> 45.5 frames/s, 1.17 times, with CUDA graphs, since removed, which
+were about 2 % of it (benchmarks/README.md).
 """
 
 from collections.abc import Callable
