@@ -8,9 +8,9 @@ import { Panel } from "./live/panel.js";
 import { Runs } from "./live/runs.js";
 import { STYLE } from "./live/style.js";
 import { isStrange, replayed } from "./live/view.js";
+import { loadTexts, t } from "./texts.js";
 
 const NODE = "LongLiveStream";
-const REPLACE = "This run was made from other prompts than those of the schedule here. Replace these?";
 const STILL = "$$canvas-image-preview";
 const panels = new WeakMap(); // node -> Panel
 const runs = new Runs();
@@ -44,11 +44,15 @@ async function refresh() {
   }
 }
 
+function replaceQuestion() {
+  return t("This run was made from other prompts than those of the schedule here. Replace these?");
+}
+
 /** Put what was played where the next run reads it. -> what was done, in a sentence */
 async function freeze(node, snapshot) {
   const prompts = promptsWidget(node);
-  if (prompts?.widget && isStrange(snapshot, prompts.widget.value) && !confirm(REPLACE)) {
-    return "The schedule was left as it is.";
+  if (prompts?.widget && isStrange(snapshot, prompts.widget.value) && !confirm(replaceQuestion())) {
+    return t("The schedule was left as it is.");
   }
   const schedule = await client.schedule(snapshot.run);
   if (!prompts?.widget) await copied(schedule.text);
@@ -58,9 +62,9 @@ async function freeze(node, snapshot) {
   }
   if (prompts?.widget) {
     setWidget(prompts.node, prompts.widget, schedule.text);
-    return "What was played is now the schedule, and its seed is set: Run makes the same again.";
+    return t("What was played is now the schedule, and its seed is set: Run makes the same again.");
   }
-  return "No Prompt Schedule is to be written here: what was played is in the clipboard, and its seed is set.";
+  return t("No Prompt Schedule is to be written here: what was played is in the clipboard, and its seed is set.");
 }
 
 /** Put text into the clipboard, which pages have on https and on localhost only. */
@@ -106,6 +110,7 @@ api.addEventListener(RUN_EVENT, ({ detail }) => runs.take(detail) && show());
 
 app.registerExtension({
   name: "LongLive.Live",
+  init: () => loadTexts(app, api), // before any node is made, those of timeline.js too
   setup() {
     document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
     api.addEventListener("reconnected", refresh);

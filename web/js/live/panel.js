@@ -1,6 +1,7 @@
 /** The panel on a LongLiveStream node: a snapshot in, its picture out; what the user does goes to `actions`. */
 
 import { AUTO, DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES } from "../timeline/cues.js";
+import { t } from "../texts.js";
 import { Player } from "./player.js";
 import { isLive } from "./runs.js";
 import { fate, message, view } from "./view.js";
@@ -32,30 +33,30 @@ function button(text, title, onclick, className = "") {
 
 /** The parts of the panel, unwired. */
 function parts(panel) {
-  const video = make("video", { muted: true, playsInline: true, controls: true, label: "Video of the run" });
+  const video = make("video", { muted: true, playsInline: true, controls: true, label: t("Video of the run") });
   return {
     video,
-    live: button("live", "Jump to the newest frames", () => panel.player.goLive()),
-    status: make("div", { className: LINE, role: "status", label: "State of the run" }),
+    live: button(t("live"), t("Jump to the newest frames"), () => panel.player.goLive()),
+    status: make("div", { className: LINE, role: "status", label: t("State of the run") }),
     hint: make("div", { className: NOTICE }),
     error: make("div", { className: `${LINE} longlive-live-error`, role: "alert" }),
-    strip: make("ul", { className: "longlive-live-strip", label: "Prompts and when they took effect" }),
-    pending: make("div", { className: QUIET, role: "status", label: "The prompt that waits" }),
-    notice: make("div", { className: NOTICE, role: "status", label: "What became of your prompt" }),
+    strip: make("ul", { className: "longlive-live-strip", label: t("Prompts and when they took effect") }),
+    pending: make("div", { className: QUIET, role: "status", label: t("The prompt that waits") }),
+    notice: make("div", { className: NOTICE, role: "status", label: t("What became of your prompt") }),
     text: make("textarea", {
-      label: "Live prompt",
-      placeholder: "A prompt for the running video. Enter sends, Shift-Enter is a new line.",
+      label: t("Live prompt"),
+      placeholder: t("A prompt for the running video. Enter sends, Shift-Enter is a new line."),
     }),
-    policy: make("select", { label: "Policy", title: "What happens to the past" }, ...NAMES.map(option)),
+    policy: make("select", { label: t("Policy"), title: t("What happens to the past") }, ...NAMES.map(option)),
     blend: make("input", {
       ...{ type: "number", min: 0.75, max: MAX_BLEND_SECONDS, step: 0.75, value: DEFAULT_BLEND_SECONDS },
-      ...{ label: "Seconds of the blend", title: "Seconds of the blend" },
+      ...{ label: t("Seconds of the blend"), title: t("Seconds of the blend") },
     }),
-    send: button("send", "Send the prompt (Enter)", () => panel.send(), "longlive-live-main"),
-    cut: button("cut", "Send the prompt as a new scene: the past is dropped", () => panel.send("cut")),
-    pause: button("pause", "Hold the run: memory and position stay", () => panel.pauseOrResume()),
-    stop: button("stop and keep", "End the run here and keep the video", () => panel.command("stop")),
-    freeze: button("freeze to schedule", "Write what was played into the schedule, and its seed", () =>
+    send: button(t("send"), t("Send the prompt (Enter)"), () => panel.send(), "longlive-live-main"),
+    cut: button(t("cut"), t("Send the prompt as a new scene: the past is dropped"), () => panel.send("cut")),
+    pause: button(t("pause"), t("Hold the run: memory and position stay"), () => panel.pauseOrResume()),
+    stop: button(t("stop and keep"), t("End the run here and keep the video"), () => panel.command("stop")),
+    freeze: button(t("freeze to schedule"), t("Write what was played into the schedule, and its seed"), () =>
       panel.freeze(),
     ),
   };
@@ -83,7 +84,7 @@ export class Panel {
     this.screen = make("div", { className: "longlive-live-screen", hidden: true }, p.video, p.live);
     this.element = make(
       "div",
-      { className: "longlive-live", role: "group", label: "LongLive: live" },
+      { className: "longlive-live", role: "group", label: t("LongLive: live") },
       ...[this.screen, p.hint, p.status, p.error, p.strip, p.text],
       make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send),
       make("div", { className: "longlive-live-row" }, p.pause, p.stop, p.freeze),
@@ -199,7 +200,7 @@ export class Panel {
     const { live } = this.#parts;
     const { lag } = this.player;
     live.hidden = lag === null;
-    live.textContent = lag === null ? "" : `live · ${lag.toFixed(1)} s behind`;
+    live.textContent = lag === null ? "" : t("live · {seconds} s behind", { seconds: lag.toFixed(1) });
   }
 
   #render() {
@@ -216,7 +217,7 @@ export class Panel {
     p.blend.hidden = p.policy.value !== "blend";
     p.send.disabled = p.cut.disabled = !shown.canSend || !p.text.value.trim();
     p.pause.disabled = !shown.canPause;
-    p.pause.textContent = shown.isPaused ? "resume" : "pause";
+    p.pause.textContent = shown.isPaused ? t("resume") : t("pause");
     p.stop.disabled = !shown.canStop;
     p.freeze.disabled = !shown.canFreeze;
     this.#renderStrip(shown.marks);

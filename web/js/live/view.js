@@ -1,9 +1,9 @@
 /** From a snapshot to what the panel shows: pure functions, no DOM. */
 
 import { parse } from "../timeline/model.js";
+import { t } from "../texts.js";
 import { isLive } from "./runs.js";
 
-const IDLE = "Press Run: while the video is made you can watch it here and send prompts.";
 const SENDABLE = ["starting", "running", "paused"];
 
 /** Seconds as people read them: 5.1 s, 1:02.3. */
@@ -27,7 +27,7 @@ export function message(prompt, policy, blendSeconds) {
 export function view(snapshot) {
   const state = snapshot?.state;
   return {
-    hint: snapshot ? "" : IDLE,
+    hint: snapshot ? "" : t("Press Run: while the video is made you can watch it here and send prompts."),
     status: snapshot ? status(snapshot) : "",
     error: snapshot?.error ?? "",
     canSend: SENDABLE.includes(state),
@@ -41,20 +41,21 @@ export function view(snapshot) {
 }
 
 function status({ state, block, num_blocks: numBlocks, seconds, fps, pace }) {
-  const parts = [state];
+  const parts = [t(state)];
   if (block !== null) {
-    parts.push(`block ${block + 1}${numBlocks ? ` of ${numBlocks}` : ""}`, clock(seconds));
+    const place = { block: block + 1, blocks: numBlocks };
+    parts.push(numBlocks ? t("block {block} of {blocks}", place) : t("block {block}", place), clock(seconds));
   }
   if (fps) parts.push(`${fps.toFixed(fps < 10 ? 1 : 0)} fps`);
-  if (pace === "real time") parts.push(pace);
+  if (pace === "real time") parts.push(t(pace));
   return parts.join(" · ");
 }
 
 function pending(waiting) {
   if (!waiting) return "";
-  if (waiting.state === "failed") return `#${waiting.ticket} failed: ${waiting.error}`;
-  const next = waiting.state === "encoding" ? "being read" : "takes effect at the next block";
-  return `#${waiting.ticket} ${next}: ${waiting.prompt}`;
+  if (waiting.state === "failed") return t("#{ticket} failed: {error}", waiting);
+  if (waiting.state === "encoding") return t("#{ticket} being read: {prompt}", waiting);
+  return t("#{ticket} takes effect at the next block: {prompt}", waiting);
 }
 
 /** Cues as stretches of the strip: `start` and `width` in percent of the video so far. */
@@ -74,8 +75,9 @@ function marks({ cues, seconds }) {
 
 function markLabel({ seconds, origin, policy, blend, prompt, latency }) {
   const how = policy === "blend" && blend ? `blend ${blend} s` : policy;
-  const late = latency === null || latency === undefined ? "" : ` (${latency.toFixed(2)} s after it was sent)`;
-  return `${clock(seconds)}, ${origin}${how ? `, ${how}` : ""}: ${prompt}${late}`;
+  const mark = `${clock(seconds)}, ${t(origin)}${how ? `, ${how}` : ""}: ${prompt}`;
+  if (latency === null || latency === undefined) return mark;
+  return t("{mark} ({seconds} s after it was sent)", { mark, seconds: latency.toFixed(2) });
 }
 
 /**
@@ -87,18 +89,19 @@ export function fate(snapshot, ticket) {
   if (cue) return { kind: "taken", text: taken(ticket, cue), isSettled: cue.latency !== null };
   const waiting = snapshot.pending?.ticket;
   if (waiting === ticket && snapshot.pending.state === "failed") {
-    return { kind: "failed", text: `#${ticket} failed: ${snapshot.pending.error}`, isSettled: true };
+    return { kind: "failed", text: t("#{ticket} failed: {error}", snapshot.pending), isSettled: true };
   }
   if (waiting > ticket || snapshot.cues.some((other) => other.ticket > ticket)) {
-    return { kind: "replaced", text: `#${ticket} was replaced by a newer prompt`, isSettled: true };
+    return { kind: "replaced", text: t("#{ticket} was replaced by a newer prompt", { ticket }), isSettled: true };
   }
-  if (isLive(snapshot)) return { kind: "waiting", text: `#${ticket} sent`, isSettled: false };
-  return { kind: "late", text: `#${ticket} came too late: the run has ended`, isSettled: true };
+  if (isLive(snapshot)) return { kind: "waiting", text: t("#{ticket} sent", { ticket }), isSettled: false };
+  return { kind: "late", text: t("#{ticket} came too late: the run has ended", { ticket }), isSettled: true };
 }
 
 function taken(ticket, { seconds, latency }) {
-  const late = latency === null ? "" : `, first frames ${latency.toFixed(2)} s after it was sent`;
-  return `#${ticket} took effect at ${clock(seconds)}${late}`;
+  const effect = { ticket, time: clock(seconds), seconds: latency?.toFixed(2) };
+  if (latency === null) return t("#{ticket} took effect at {time}", effect);
+  return t("#{ticket} took effect at {time}, first frames {seconds} s after it was sent", effect);
 }
 
 /** Whether a run, not known to be of any workflow, was made from other prompts than those of a schedule text. */

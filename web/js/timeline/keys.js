@@ -1,16 +1,22 @@
 // What the keys do on the timeline.
 
+import { t } from "../texts.js";
 import * as model from "./model.js";
 import { isTyping } from "./parts.js";
 
-export const SHORTCUTS = `Arrows: the cue before or after. Home, End: the first, the last.
-Alt + arrows: move its beginning by a block; with Shift its end.
-Ctrl + arrows: change places with its neighbour.
-Enter: edit the prompt; Enter or Esc: back to the cue.
-Insert or A: a new cue at the end. S: split. D: duplicate. Delete: delete.
-P: next policy. Ctrl Z, Ctrl Shift Z: undo, redo. + - 0: zoom.
-Ctrl C: copy the schedule. Ctrl V: paste schedule text, timeline JSON or JSONL.
-Mouse: drag edges, drag a cue to another place, double-click the ruler for a new cue there, Ctrl + wheel zooms.`;
+/** What the keys and the mouse do, one line each. */
+export function shortcuts() {
+  return [
+    t("Arrows: the cue before or after. Home, End: the first, the last."),
+    t("Alt + arrows: move its beginning by a block; with Shift its end."),
+    t("Ctrl + arrows: change places with its neighbour."),
+    t("Enter: edit the prompt; Enter or Esc: back to the cue."),
+    t("Insert or A: a new cue at the end. S: split. D: duplicate. Delete: delete."),
+    t("P: next policy. Ctrl Z, Ctrl Shift Z: undo, redo. + - 0: zoom."),
+    t("Ctrl C: copy the schedule. Ctrl V: paste schedule text, timeline JSON or JSONL."),
+    t("Mouse: drag edges, drag a cue to another place, double-click the ruler for a new cue there, Ctrl + wheel zooms."),
+  ].join("\n");
+}
 
 // What fields and the timeline edit with, Ctrl held too; and the modifiers, whose release the host would miss.
 const EDITING = /^([acvxyz]|Arrow.*|Home|End|Backspace|Delete|Insert|Control|Meta|Shift|Alt)$/i;

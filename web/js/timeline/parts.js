@@ -1,5 +1,6 @@
 // The pieces of the timeline's page: elements, buttons, and one cue as it is drawn. No state of their own.
 
+import { t } from "../texts.js";
 import { blockSeconds, spelled } from "./model.js";
 
 const GOLDEN_ANGLE = 137.5; // neighbours get colours far apart
@@ -60,9 +61,11 @@ export function drawCue(element, cue, place, pixels) {
   edge.hidden = place.index === 0;
   policy.textContent = policyWords(cue);
   words.textContent = cue.prompt;
-  const label = `Cue ${place.index + 1} of ${place.count}, ${clock(begins)} to ${clock(ends)}`;
+  const when = { cue: place.index + 1, cues: place.count, begin: clock(begins), end: clock(ends) };
+  const label = t("Cue {cue} of {cues}, {begin} to {end}", when);
   element.setAttribute("aria-label", [label, policyWords(cue), cue.prompt].filter(Boolean).join(", "));
-  element.title = `${cue.prompt}\n${spelled(cue.seconds)}, takes effect at ${clock(begins)} (block ${place.block})`;
+  const effect = { time: spelled(cue.seconds), begin: clock(begins), block: place.block };
+  element.title = `${cue.prompt}\n${t("{time}, takes effect at {begin} (block {block})", effect)}`;
 }
 
 /** Ticks of the ruler between two times, `pixels` a second. */
@@ -79,8 +82,9 @@ export function ticks(from, to, pixels) {
 /** How far a run is, and the prompts that were sent while it ran, where they took effect. */
 export function drawRun(element, run, pixels) {
   const marks = (run?.cues ?? []).filter((cue) => cue.origin === "live");
-  const drawn = marks.map((cue) => placed("ll-live", cue.seconds, `sent live, from ${clock(cue.seconds)}: ${cue.prompt}`));
-  if (run?.isLive) drawn.push(placed("ll-now", run.seconds, `${clock(run.seconds)} of video made`));
+  const titleOf = ({ seconds, prompt }) => t("sent live, from {time}: {prompt}", { time: clock(seconds), prompt });
+  const drawn = marks.map((cue) => placed("ll-live", cue.seconds, titleOf(cue)));
+  if (run?.isLive) drawn.push(placed("ll-now", run.seconds, t("{time} of video made", { time: clock(run.seconds) })));
   element.replaceChildren(...drawn);
 
   function placed(className, seconds, title) {

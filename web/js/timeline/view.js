@@ -1,8 +1,9 @@
 // The timeline on the page: shows a schedule text and lets it be edited by mouse and keyboard. It knows
 // neither the host nor nodes: text comes in through `show`, and leaves through `onEdit`.
 
+import { t } from "../texts.js";
 import * as model from "./model.js";
-import { isCommand, onKey, SHORTCUTS } from "./keys.js";
+import { isCommand, onKey, shortcuts } from "./keys.js";
 import { button, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
 import { onPress, secondsAt } from "./pointer.js";
 import { addStyle } from "./style.js";
@@ -66,51 +67,52 @@ export class TimelineView {
   // What is on the page
 
   #build(onToggleText) {
-    this.track = made("div", { className: "ll-track", role: "listbox", "aria-label": "Cues of the schedule" });
+    this.track = made("div", { className: "ll-track", role: "listbox", "aria-label": t("Cues of the schedule") });
     this.track.setAttribute("aria-orientation", "horizontal");
     this.grid = made("div", { className: "ll-grid" });
-    this.ruler = made("div", { className: "ll-ruler", "aria-hidden": "true", title: "Double-click: a new cue here" });
+    this.ruler = made("div", { className: "ll-ruler", "aria-hidden": "true" });
+    this.ruler.title = t("Double-click: a new cue here");
     this.end = made("div", { className: "ll-end" });
     this.run = made("div", { className: "ll-run", "aria-hidden": "true" });
     this.drop = made("div", { className: "ll-drop", hidden: true });
     this.lane = made("div", { className: "ll-lane" }, this.ruler, this.track, this.end, this.run, this.drop);
     this.scroller = made("div", { className: "ll-scroll", tabIndex: -1 }, this.lane);
     this.status = made("div", { className: "ll-status", role: "status" });
-    const closes = { title: "Click to close", onclick: () => this.showHelp(false) };
-    this.help = made("div", { className: "ll-help", textContent: SHORTCUTS, hidden: true, ...closes });
+    const closes = { title: t("Click to close"), onclick: () => this.showHelp(false) };
+    this.help = made("div", { className: "ll-help", textContent: shortcuts(), hidden: true, ...closes });
     const rows = [this.#bar(onToggleText), this.help, this.scroller, this.#fields(), this.prompt, this.status];
-    const root = made("div", { className: "longlive-timeline", role: "group", "aria-label": "Timeline" }, ...rows);
+    const root = made("div", { className: "longlive-timeline", role: "group", "aria-label": t("Timeline") }, ...rows);
     this.track.append(this.grid);
     return root;
   }
 
   #bar(onToggleText) {
     const act = (edit) => () => this.edit(edit) && this.focusCue();
-    this.undoButton = button("\u21b6", "Undo (Ctrl Z)", () => this.undo());
-    this.redoButton = button("\u21b7", "Redo (Ctrl Shift Z)", () => this.redo());
-    this.textButton = button("Text", "Show the schedule as text", () => this.setTextShown(!this.isTextShown));
+    this.undoButton = button("\u21b6", t("Undo (Ctrl Z)"), () => this.undo());
+    this.redoButton = button("\u21b7", t("Redo (Ctrl Shift Z)"), () => this.redo());
+    this.textButton = button(t("Text"), t("Show the schedule as text"), () => this.setTextShown(!this.isTextShown));
     this.setTextShown = (isShown) => {
       this.isTextShown = isShown;
       this.textButton.setAttribute("aria-pressed", isShown);
       onToggleText(isShown);
     };
-    const help = button("?", SHORTCUTS, () => this.showHelp(this.help.hidden));
-    help.setAttribute("aria-label", "Shortcuts");
+    const help = button("?", shortcuts(), () => this.showHelp(this.help.hidden));
+    help.setAttribute("aria-label", t("Shortcuts"));
     return made(
       "div",
-      { className: "ll-bar", role: "toolbar", "aria-label": "Timeline tools" },
-      button("Add", "Add a cue at the end (Insert)", () => this.add()),
-      button("Split", "Split the cue (S)", act("split")),
-      button("Copy", "Duplicate the cue (D)", act("duplicate")),
-      button("Delete", "Delete the cue (Delete)", act("delete")),
-      button("\u25c2", "Earlier (Ctrl Left)", act("earlier")),
-      button("\u25b8", "Later (Ctrl Right)", act("later")),
+      { className: "ll-bar", role: "toolbar", "aria-label": t("Timeline tools") },
+      button(t("Add"), t("Add a cue at the end (Insert)"), () => this.add()),
+      button(t("Split"), t("Split the cue (S)"), act("split")),
+      button(t("Copy"), t("Duplicate the cue (D)"), act("duplicate")),
+      button(t("Delete"), t("Delete the cue (Delete)"), act("delete")),
+      button("\u25c2", t("Earlier (Ctrl Left)"), act("earlier")),
+      button("\u25b8", t("Later (Ctrl Right)"), act("later")),
       this.undoButton,
       this.redoButton,
       made("span", { className: "ll-gap" }),
-      button("\u2212", "Zoom out (-)", () => this.zoomBy(-1)),
-      button("Fit", "Show everything (0)", () => this.zoomTo(0)),
-      button("+", "Zoom in (+)", () => this.zoomBy(1)),
+      button("\u2212", t("Zoom out (-)"), () => this.zoomBy(-1)),
+      button(t("Fit"), t("Show everything (0)"), () => this.zoomTo(0)),
+      button("+", t("Zoom in (+)"), () => this.zoomBy(1)),
       this.textButton,
       help,
     );
@@ -121,16 +123,19 @@ export class TimelineView {
   }
 
   #fields() {
-    this.time = made("input", { "aria-label": "Begins at", title: "When the cue begins: 5s, 0:05, 1:02.5" });
+    this.time = made("input", { "aria-label": t("Begins at"), title: t("When the cue begins: 5s, 0:05, 1:02.5") });
     const names = ["auto", ...model.POLICIES].map((value) => made("option", { value, textContent: value }));
-    this.policy = made("select", { title: "What happens to the past. auto: what the window's on_switch says" }, ...names);
+    const policyTitle = t("What happens to the past. auto: what the window's on_switch says");
+    this.policy = made("select", { title: policyTitle }, ...names);
     const limits = { min: "0.75", max: String(model.MAX_BLEND_SECONDS), step: "0.75" };
-    this.blend = made("input", { type: "number", title: "Seconds from the prompt before to this one", ...limits });
-    this.blendLabel = made("label", {}, "over", this.blend, "s");
-    this.prompt = made("textarea", { "aria-label": "Prompt", placeholder: "What the video shows", spellcheck: false });
+    const blendTitle = t("Seconds from the prompt before to this one");
+    this.blend = made("input", { type: "number", title: blendTitle, ...limits });
+    this.blendLabel = made("label", {}, t("over"), this.blend, t("s"));
+    const shown = { "aria-label": t("Prompt"), placeholder: t("What the video shows") };
+    this.prompt = made("textarea", { ...shown, spellcheck: false });
     this.place = made("span", {});
     ownKeys(this.policy);
-    const [time, policy] = [made("label", {}, "at", this.time), made("label", {}, "policy", this.policy)];
+    const [time, policy] = [made("label", {}, t("at"), this.time), made("label", {}, t("policy"), this.policy)];
     return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel);
   }
 
@@ -164,7 +169,8 @@ export class TimelineView {
     const end = this.endSeconds();
     const index = end ? this.schedule.cues.findIndex((cue) => cue.seconds >= end) : -1;
     if (index < 0) return "";
-    return `cue ${index + 1} begins after the video's end at ${clock(end)}: raise seconds on Stream or delete it`;
+    const late = { cue: index + 1, time: clock(end) };
+    return t("cue {cue} begins after the video's end at {time}: raise seconds on Stream or delete it", late);
   }
 
   get pixels() {
@@ -224,8 +230,8 @@ export class TimelineView {
     const seconds = this.endSeconds();
     this.end.hidden = !seconds;
     this.end.style.left = `${seconds * this.pixels}px`;
-    this.end.textContent = "end";
-    this.end.title = `the video ends at ${clock(seconds)}`;
+    this.end.textContent = t("end");
+    this.end.title = t("the video ends at {time}", { time: clock(seconds) });
   }
 
   #drawRuler() {
@@ -237,7 +243,8 @@ export class TimelineView {
 
   #drawFields() {
     const cue = this.schedule.cues[this.selected];
-    this.place.textContent = `Cue ${this.selected + 1}/${this.schedule.cues.length}`;
+    const place = { cue: this.selected + 1, cues: this.schedule.cues.length };
+    this.place.textContent = t("Cue {cue}/{cues}", place);
     if (document.activeElement !== this.time) this.time.value = model.spelled(cue.seconds);
     this.time.disabled = this.selected === 0;
     this.policy.value = cue.policy ?? "auto";
@@ -348,7 +355,8 @@ export class TimelineView {
     this.#tried(() => {
       const schedule = model.imported(text);
       this.error = null;
-      if (this.#commitAt(schedule, 0)) this.#say(`${schedule.cues.length} cues pasted; Ctrl Z brings the old ones back`);
+      const pasted = { cues: schedule.cues.length };
+      if (this.#commitAt(schedule, 0)) this.#say(t("{cues} cues pasted; Ctrl Z brings the old ones back", pasted));
     });
   }
 

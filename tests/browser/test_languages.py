@@ -1,0 +1,44 @@
+"""The page in the language of the browser, which ComfyUI takes unless the user has set another."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WORKFLOW = json.loads((ROOT / "workflows" / "mini_prompt_switch.json").read_text("utf-8"))
+READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
+LOAD = "async workflow => { await app.loadGraphData(workflow) }"
+TITLE = "() => LiteGraph.registered_node_types['LongLiveStream'].title"
+SECONDS = """() => {
+  const { widgets } = app.graph.nodes.find(node => node.type === 'LongLiveStream');
+  return widgets.find(widget => widget.name === 'seconds').label;
+}"""
+ADD = "Add a cue at the end (Insert)"
+
+
+@contextmanager
+def page_in(language: str, page, server):
+    """Another page of the same server, in a browser of that language."""
+    context = page.context.browser.new_context(locale=language, viewport={"width": 1500, "height": 1100})
+    try:
+        other = context.new_page()
+        other.goto(f"http://{server.address}")
+        other.wait_for_function(READY, timeout=120_000)
+        other.evaluate(LOAD, WORKFLOW)
+        yield other
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_nodes_timeline_and_panel_are_translated(language, page, server):
+    folder = ROOT / "locales" / language
+    nodes = json.loads((folder / "nodeDefs.json").read_text("utf-8"))["LongLiveStream"]
+    texts = json.loads((folder / "main.json").read_text("utf-8"))["longlive"]
+    with page_in({"zh": "zh-CN", "ja": "ja-JP"}[language], page, server) as other:
+        assert other.evaluate(TITLE) == nodes["display_name"]
+        assert other.evaluate(SECONDS) == nodes["inputs"]["seconds"]["name"]
+        other.locator(f'[title="{texts[ADD]}"]').first.wait_for(state="attached", timeout=20_000)
+        assert other.locator(f'[aria-label="{texts["LongLive: live"]}"]').count() == 1
