@@ -1,11 +1,13 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make oldest` tests the oldest
+# versions of everything that pyproject.toml allows, in an environment of its own.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLD := .venv-oldest
 SERVED := tests/host tests/browser
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test oldest archive lint bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +24,18 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n 2 --dist worksteal $(or $(TESTS),tests $(SERVED:%=--ignore=%))
 	$(if $(TESTS),,$(BIN)/pytest -rs $(SERVED))
 
+oldest:
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/pip install --quiet --requirement tests/oldest.txt
+	$(OLD)/bin/pip install --quiet --no-deps --editable .
+	$(OLD)/bin/pip check
+	OMP_NUM_THREADS=1 $(OLD)/bin/pytest -rs -n 2 --dist worksteal $(or $(TESTS),tests $(SERVED:%=--ignore=%))
+
+# What the Comfy registry takes: see docs/publishing.md.
+archive:
+	mkdir -p out
+	$(PYTHON) docs/archive.py out/longlive.zip
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,4 +48,4 @@ bench: $(STAMP)
 	if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then $(BIN)/python -m benchmarks.gpu; fi
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(OLD) out

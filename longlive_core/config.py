@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 ABSOLUTE_LATENT_FRAMES = (
     1024  # up to here (256 s) absolute positions hold the framing better than endless ones
 )

@@ -66,15 +66,15 @@ class Run:
 
 
 class Server:
-    """A running ComfyUI with this pack, in a base folder of its own."""
+    """A running ComfyUI with this pack, or another folder of it, in a base folder of its own."""
 
-    def __init__(self, checkout: Path, base: Path, hub: str):
+    def __init__(self, checkout: Path, base: Path, hub: str, pack: Path = ROOT):
         self.checkout, self.base = checkout, base
         self.log_file = base / "server.log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        prepare_base(base)
+        prepare_base(base, pack)
         with self.log_file.open("w") as log:
             self._process = subprocess.Popen(
                 command(checkout, base, self.address),
@@ -183,10 +183,10 @@ class Server:
         return False
 
 
-def prepare_base(base: Path) -> None:
+def prepare_base(base: Path, pack: Path) -> None:
     """A base folder with the pack and the stand-ins in it, and the tutorial out of the way."""
     (base / "custom_nodes").mkdir(parents=True)
-    (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / PACK).symlink_to(pack, target_is_directory=True)
     (base / "custom_nodes" / STAND_INS.name).symlink_to(STAND_INS, target_is_directory=True)
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
