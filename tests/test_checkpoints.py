@@ -379,6 +379,103 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
     assert not trap.exists()
 
 
+class Raw:
+    """A pickle's own bytes in place of an object."""
+
+    def __init__(self, found: object):
+        self.found = found
+
+    def __reduce__(self):
+        return self.found
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_no_refusal_advises_to_load_without_safety(protocol: int, is_zip: bool, tmp_path: Path) -> None:
+    """Nor carries torch's codes for a terminal, nor a warning."""
+    for number, found in enumerate(((os.system, ("true",)), (eval, ("1",)), (Path, ("x",)))):
+        file = tmp_path / f"evil{number}.pt"
+        if is_zip:
+            torch.save({"generator": Raw(found)}, file, pickle_protocol=protocol)
+        else:
+            file.write_bytes(pickle.dumps({"generator": Raw(found)}, protocol))
+        text = refusal(file)
+        assert text.isprintable() and "weights_only" not in text
+        assert "holds more than tensors" in text or ("other text" in text and protocol == 0 and not is_zip)
+        if 0 < protocol < 4 and number < 2:
+            assert f"could run code ({os.name}.system)" in text or (number == 1 and "eval)" in text)
+
+
+def test_a_program_of_torch_is_refused_without_advice(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        for name, content in (
+            ("data.pkl", b"\x80\x02}."),
+            ("constants.pkl", b"\x80\x02)."),
+            ("version", b"3"),
+        ):
+            archive.writestr(f"script/{name}", content)
+    text = refusal(tmp_path / "script.pt")
+    assert "weights_only" not in text and "holds more than tensors" in text
+
+
+def test_damage_is_not_called_code(tmp_path: Path, state) -> None:
+    content = write_legacy(tmp_path, state).read_bytes()
+    for number, cut in enumerate((10, 30, 180, 190, 200, 250, 400, 1000)):
+        (tmp_path / f"cut{number}.pt").write_bytes(content[:cut])
+        (tmp_path / f"hit{number}.pt").write_bytes(content[:cut] + b"\xff" + content[cut + 1 :])
+        for kind in ("cut", "hit"):
+            text = refusal(tmp_path / f"{kind}{number}.pt")
+            assert "could run code" not in text and "download it again" in text
+
+
+PAGES = {
+    "a page": b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>",
+    "a page with a mark": b"\xef\xbb\xbf\n <html lang=en><body>502 Bad Gateway</body></html>",
+    "XML": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "JSON": b'{"error": "Invalid username or password."}',
+    "a word": b"Entry not found",
+}
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.safetensors", "x.ckpt"])
+@pytest.mark.parametrize("case", PAGES)
+def test_a_web_page_saved_as_weights_is_called_one(case: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(PAGES[case])
+    text = refusal(tmp_path / name)
+    assert "is a web page or other text, not weights" in text and "code" not in text
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.safetensors", "x.safetensors.index.json"])
+def test_a_pointer_of_git_lfs_is_called_one(name: str, tmp_path: Path) -> None:
+    digest = "0" * 64
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize 2838276540\n"
+    (tmp_path / name).write_text(text)
+    assert "is a pointer of Git LFS, not the weights; run `git lfs pull`" in refusal(tmp_path / name)
+
+
+def test_a_shard_that_is_a_pointer_or_a_page_is_the_one_that_is_named(tmp_path: Path, state) -> None:
+    write_sharded(tmp_path, state)
+    shard, phrases = tmp_path / "model-00002-of-00003.safetensors", ("pointer of Git LFS", "web page")
+    for content, phrase in zip(
+        (b"version https://git-lfs.github.com/spec/v1\n", b"<html></html>"), phrases, strict=True
+    ):
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{shard.name} is a .*{phrase}"):
+            load_transformer(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("<!DOCTYPE html><html></html>")
+    assert "is a web page" in refusal(index)
+
+
+def test_keys_that_are_no_names_are_read_as_texts(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(1), ("a", 1): torch.zeros(1)}, tmp_path / "odd.pt")
+    assert "an unknown kind of model" in refusal(tmp_path / "odd.pt")
+    torch.save({f"\x1b[1m{n}": n for n in range(10**5)}, tmp_path / "keys.pt")
+    text = refusal(tmp_path / "keys.pt")
+    assert text.isprintable() and len(text) < 500
+
+
 def test_files_that_are_something_else_are_named(tmp_path: Path, state) -> None:
     def sized(dim: int, channels: int = 16) -> dict[str, Tensor]:
         return {"patch_embedding.weight": torch.zeros(dim, channels, 1, 2, 2)}

@@ -6,7 +6,11 @@ Safetensors (one file, or shards with an index) and PyTorch pickles of plain ten
 import hashlib
 import json
 import pickle
+import re
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +19,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .names import Shapes, shapes_in
+from .names import Shapes, printable, shapes_in, some
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-LONGEST_LINE = 200
+_TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t-~]{8}")
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")
+_LFS_POINTER = b"version https://git-lfs"
+_GLOBAL = re.compile(r"GLOBAL (\S*\w)\s")  # in torch's errors: what a pickle wants to call
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class TensorFile:
 def first_line(error: BaseException) -> str:
     """First line of an error's message, at most 200 characters; headings that end in a colon are skipped."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if not line.endswith(":")), type(error).__name__)[:LONGEST_LINE]
+    return printable(next((line for line in lines if not line.endswith(":")), type(error).__name__))
 
 
 def open_tensors(path: Path, sections: tuple[str, ...] = ()) -> TensorFile:
@@ -48,23 +55,44 @@ def open_tensors(path: Path, sections: tuple[str, ...] = ()) -> TensorFile:
     counts. Raises ValueError for everything that is not a readable file of tensors.
     """
     path = _one_file(Path(path))
+    if path.name.endswith(INDEX_SUFFIX):
+        return _open_shards(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    return _open_pickle(path, sections)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn every error of the libraries that read files into a ValueError of one sentence."""
     try:
-        if path.name.endswith(INDEX_SUFFIX):
-            return _open_shards(path)
-        if path.suffix == ".safetensors":
-            return _open_safetensors(path)
-        return _open_pickle(path, sections)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, and loading that could run code: {first_line(error)}; "
-            "ask its author for safetensors"
-        ) from error
+        yield
     except PermissionError as error:
         raise ValueError(f"{path} may not be read by this user; change its permissions") from error
     except Exception as error:
-        if type(error) is ValueError:  # ours, in one sentence
-            raise
-        raise ValueError(f"{path} cannot be read: {first_line(error)}; download it again") from error
+        raise ValueError(f"{path} {_fault(path, error)}") from error
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, and what to do; torch's own advice is to load without safety."""
+    with path.open("rb") as file:
+        head = file.read(1 << 24)
+    if head.startswith(_LFS_POINTER):
+        return "is a pointer of Git LFS, not the weights; run `git lfs pull`, or download the file itself"
+    wanted = _GLOBAL.search(str(error))
+    if wanted and f"{wanted[1].rpartition('.')[2]}\n".encode("utf-8", "replace") in head:  # not cut off
+        return (
+            f"holds more than tensors, and loading that could run code ({printable(wanted[1])}); nothing was "
+            "run; ask its author for safetensors"
+        )
+    if (_PAGE if path.suffix == ".json" else _TEXT).match(head):
+        return "is a web page or other text, not weights: a server's error or login; download the file itself"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return (
+            "is damaged, or holds more than tensors saved by torch; download it again, or ask its author for "
+            "safetensors"
+        )
+    return f"cannot be read: {first_line(error)}; download it again"
 
 
 def _one_file(path: Path) -> Path:
@@ -85,41 +113,52 @@ def _one_file(path: Path) -> Path:
 
 
 def _open_shards(path: Path) -> TensorFile:
-    weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-    names = sorted(set(weight_map.values()))
-    if strange := [name for name in names if Path(name).name != name]:
+    with _explained(path):
+        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        strange = [name for name in names if Path(name).name != name]
+        missing = [name for name in names if not (path.parent / name).is_file()]
+    if strange:
         raise ValueError(f"{path} names shards outside its folder: {strange[0]!r}")
-    if missing := [name for name in names if not (path.parent / name).is_file()]:
-        raise ValueError(f"{path} needs {', '.join(missing)} in its folder; download what is missing")
+    if missing or not names:
+        raise ValueError(f"{path} needs {', '.join(missing) or 'shards'} in its folder; download what is missing")
     shards = {name: _open_safetensors(path.parent / name) for name in names}
     if absent := [tensor for tensor, name in weight_map.items() if tensor not in shards[name].tensors]:
-        raise ValueError(f"{path} names {absent[0]!r}, but its shard does not hold it; download it again")
+        raise ValueError(f"{path} names {absent[0]!r}, but no shard holds it; download it again")
     tensors = {tensor: shards[name].tensors[tensor] for tensor, name in weight_map.items()}
     return TensorFile(path, tensors, shards[names[0]].metadata)
 
 
 def _open_safetensors(path: Path) -> TensorFile:
-    with safe_open(path, "pt") as file:
+    with _explained(path), safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         return TensorFile(path, tensors, file.metadata() or {})
 
 
 def _open_pickle(path: Path, sections: tuple[str, ...]) -> TensorFile:
     """A dictionary of tensors saved by torch, or one with such a dictionary in a section."""
-    with path.open("rb") as stream:
-        is_zip = zipfile.is_zipfile(stream)  # else saved by torch before 1.6
-        damaged = zipfile.ZipFile(stream).testzip() if is_zip else None  # torch compares no check sums
-    if damaged:
-        raise ValueError(f"{path} is damaged: {damaged} fails its check sum; download it again")
-    content = torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+    with _explained(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles that torch did not save
+        content = torch.load(path, map_location="cpu", mmap=_is_sound_zip(path), weights_only=True)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no named tensors, but {type(content).__name__}")
     state = next((content[key] for key in sections if isinstance(content.get(key), dict)), content)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        keys = ", ".join(map(str, list(state)[:5]))
+        keys = some([str(key) for key in state])
         raise ValueError(f"{path} holds no named tensors, but a dictionary of {keys or 'nothing'}")
     return TensorFile(path, tensors, {})
+
+
+def _is_sound_zip(path: Path) -> bool:
+    """Whether torch 1.6 or later saved a file."""
+    with path.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            return False
+        archive = zipfile.ZipFile(stream)
+        if damaged := archive.testzip():  # torch compares no check sums
+            raise zipfile.BadZipFile(f"it is damaged, {damaged} fails its check sum")
+    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -43,7 +43,7 @@ _VAE_NAMES = {"decoder.conv1.weight", "decoder.conv_in.weight", "first_stage_mod
 _TEXT_NAMES = {"shared.weight", "token_embedding.weight"}
 _LARGER = {5120: "a Wan 14B", 3072: "a Wan 2.2 5B"}  # by their width
 _TEXT_TO_VIDEO_CHANNELS = 16
-_SHOWN = 5
+_SHOWN, _LONGEST = 5, 200  # names of a list, characters of a text
 
 
 def our_name(name: str) -> str:
@@ -138,5 +138,11 @@ def misfits(expected: Shapes, found: Shapes, no_numbers: Iterable[str] = ()) -> 
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names of a list."""
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    """The first few names of a list, printable."""
+    return ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+
+
+def printable(text: str) -> str:
+    """The first 200 characters of a text from a file, control characters escaped."""
+    shown = text[:_LONGEST]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
