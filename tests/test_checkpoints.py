@@ -468,6 +468,27 @@ def test_a_shard_that_is_a_pointer_or_a_page_is_the_one_that_is_named(tmp_path: 
     assert "is a web page" in refusal(index)
 
 
+def zipped(file: Path, compression: int, **sizes: int) -> Path:
+    """An archive like torch's, of zeros, whose directory may lie about sizes."""
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("bomb/data.pkl", b"\x80\x02}." + bytes(4 << 20))
+        archive.writestr("bomb/version", b"3\n")
+        vars_of = archive.infolist()[0]
+        for name, size in sizes.items():
+            setattr(vars_of, name, size)
+    return file
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_archive_is_refused_before_it_is_read(method: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", None)
+    monkeypatch.setattr(torch, "load", None)
+    bomb = zipped(tmp_path / "bomb.pt", method)
+    assert bomb.stat().st_size < 10_000 and "is a compressed archive" in refusal(bomb)
+    liar = zipped(tmp_path / "liar.pt", zipfile.ZIP_STORED, file_size=1 << 31)
+    assert "is a compressed archive" in refusal(liar)
+
+
 def test_keys_that_are_no_names_are_read_as_texts(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(1), ("a", 1): torch.zeros(1)}, tmp_path / "odd.pt")
     assert "an unknown kind of model" in refusal(tmp_path / "odd.pt")

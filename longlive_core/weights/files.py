@@ -151,11 +151,15 @@ def _open_pickle(path: Path, sections: tuple[str, ...]) -> TensorFile:
 
 
 def _is_sound_zip(path: Path) -> bool:
-    """Whether torch 1.6 or later saved a file."""
+    """Whether torch 1.6 or later saved a file. It compresses none, and a compressed one could fill memory."""
     with path.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
             return False
         archive = zipfile.ZipFile(stream)
+        entries = archive.infolist()
+        is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not is_stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise zipfile.BadZipFile("it is a compressed archive, and torch saves none")
         if damaged := archive.testzip():  # torch compares no check sums
             raise zipfile.BadZipFile(f"it is damaged, {damaged} fails its check sum")
     return True
