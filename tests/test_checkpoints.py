@@ -555,6 +555,13 @@ def test_shards_must_be_complete_and_at_home(tmp_path: Path, state) -> None:
         assert phrase in refusal(index)
     index.write_text("{")
     refusal(index)
+    for weight_map in ({}, [], 3, {"a": 1}, {"a": None}, {"a": "x\0"}, {"a": ["b"]}):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        refusal(index)
+    for names in ("shard-{}.safetensors", "../shard-{}.safetensors", "\x1b[1m{}.safetensors"):
+        index.write_text(json.dumps({"weight_map": {str(n): names.format(n) for n in range(100_000)}}))
+        text = refusal(index)
+        assert len(text) < 500 and text.isprintable()
 
 
 def test_a_weight_that_is_not_finite_is_refused(tmp_path: Path, state) -> None:

@@ -119,12 +119,12 @@ def _open_shards(path: Path) -> TensorFile:
         strange = [name for name in names if Path(name).name != name]
         missing = [name for name in names if not (path.parent / name).is_file()]
     if strange:
-        raise ValueError(f"{path} names shards outside its folder: {strange[0]!r}")
+        raise ValueError(f"{path} names shards outside its folder: {some(strange)}")
     if missing or not names:
-        raise ValueError(f"{path} needs {', '.join(missing) or 'shards'} in its folder; download what is missing")
+        raise ValueError(f"{path} needs {some(missing) or 'shards'} in its folder; download what is missing")
     shards = {name: _open_safetensors(path.parent / name) for name in names}
     if absent := [tensor for tensor, name in weight_map.items() if tensor not in shards[name].tensors]:
-        raise ValueError(f"{path} names {absent[0]!r}, but no shard holds it; download it again")
+        raise ValueError(f"{path} names {some(absent)}, but no shard holds it; download it again")
     tensors = {tensor: shards[name].tensors[tensor] for tensor, name in weight_map.items()}
     return TensorFile(path, tensors, shards[names[0]].metadata)
 
