@@ -56,16 +56,23 @@ def shapes_of(config: ModelConfig) -> Shapes:
 def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any, str]:
     """A MODEL with a LoRA in any naming, and a line on what of it was used; ValueError if nothing was.
 
-    Stock nodes skip LongLive's own LoRA silently, since they do not know its names.
+    Stock nodes skip LongLive's own LoRA silently, since they do not know its names. ValueError too for DoRA:
+    ComfyUI divides by the norm of the rows without the LoRA, its definition by the norm with it.
     """
     lora = open_lora(choice, shapes_of(config))
-    found, tensors = lora.file.tensors, {}
+    found, pairs, differences = lora.file.tensors, {}, {}
+    parts = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
     for target, patch in lora.patches.items():
-        stem, _, leaf = foreign_name(target, "wan").rpartition(".")
-        parts = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
-        parts["diff"] = "diff_b" if leaf == "bias" else "diff"
-        tensors |= {f"diffusion_model.{stem}.{parts[kind]}": found[name] for kind, name in patch.items()}
-    return host.with_lora(model, tensors, choice.strength), lora.report()
+        name = f"diffusion_model.{foreign_name(target, 'wan')}"
+        stem = name.removesuffix(".weight").removesuffix(".bias")
+        if "dora" in patch:
+            raise ValueError(f"{choice.path} is a DoRA; LongLive: Load Model merges it, use that node")
+        if diff := patch.get("diff"):
+            differences[f"{stem}.diff_b" if name.endswith(".bias") else f"{stem}.diff"] = found[diff]
+        pairs |= {f"{stem}.{part}": found[patch[kind]] for kind, part in parts.items() if kind in patch}
+    for tensors in filter(None, (pairs, differences)):  # at once, ComfyUI would take one of them for a weight
+        model = host.with_lora(model, tensors, choice.strength)
+    return model, lora.report()
 
 
 def shared_transformer(model: Any, config: ModelConfig, attend: Attend) -> CausalWan:

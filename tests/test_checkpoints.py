@@ -264,6 +264,128 @@ def test_loras_add_up_and_differences_count(tmp_path: Path, state) -> None:
     assert "1 are for another model" in loaded.notes[0] and "1 are not supported" in loaded.notes[0]
 
 
+def merged_with(content: dict[str, Tensor], base: Path, strength: float = 1.0) -> tuple[CausalWan, str]:
+    """A model with a LoRA of these tensors, and the line on it."""
+    save_file(content, base.parent / "lora.safetensors")
+    choice = LoraChoice(base.parent / "lora.safetensors", strength)
+    loaded = load_transformer(base, [choice], precision="fp32")
+    return loaded.transformer, loaded.notes[0]
+
+
+Q = "blocks.0.self_attn.q"
+
+
+def pair(stem: str = f"diffusion_model.{Q}", dim: int = CONFIG.dim) -> dict[str, Tensor]:
+    """Two matrices that change one weight."""
+    torch.manual_seed(2)
+    return {
+        f"{stem}.lora_down.weight": torch.randn(RANK, dim),
+        f"{stem}.lora_up.weight": torch.randn(dim, RANK),
+    }
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("layout", ["rows", "columns", "peft"])
+def test_a_dora_is_applied_by_its_definition(layout: str, strength: float, tmp_path: Path, state) -> None:
+    """scale * (W + BA) / the norm of its rows; the plain LoRA of the same pairs is something else."""
+    pairs = lora_state(state, "peft" if layout == "peft" else "comfy")
+    content, lengths, axis = dict(pairs), {}, 0 if layout == "columns" else 1
+    for name in (name for name in pairs if ".lora_down." in name or ".lora_A." in name):
+        stem = name.rpartition(".lora")[0]
+        ours = our_name(stem) + ".weight"
+        size = state[ours].norm(dim=axis, keepdim=True)
+        lengths[ours] = size * (1 + torch.rand_like(size))
+        key, shape = ("lora_magnitude_vector", (-1,)) if layout == "peft" else ("dora_scale", size.shape)
+        content[f"{stem}.{key}"] = lengths[ours].reshape(shape).clone()
+    model, note = merged_with(content, write_plain(tmp_path, state), strength)
+    for ours, length in lengths.items():
+        wan = foreign_name(ours, "wan").removesuffix(".weight")
+        stem, a, b = (
+            ("base_model.model", "lora_A", "lora_B")
+            if layout == "peft"
+            else ("diffusion_model", "lora_down", "lora_up")
+        )
+        up, down = (pairs[f"{stem}.{wan}.{part}.weight"] for part in (b, a))
+        full = state[ours] + (1.0 if layout == "peft" else 2.0 / RANK) * (up @ down)
+        right = length * full / full.norm(dim=axis, keepdim=True)
+        expected = state[ours] + strength * (right - state[ours])
+        assert torch.allclose(model.get_parameter(ours), expected, atol=1e-5), ours
+    assert f"{len(content)} tensors change 20 weights" in note and "not supported" not in note
+
+
+@pytest.mark.parametrize(
+    "kind", ["lora_mid.weight", "reshape_weight", "lora_up.bias", "scalar", "rescale.weight"]
+)
+def test_what_changes_the_meaning_of_a_pair_is_refused(kind: str, tmp_path: Path, state) -> None:
+    name = f"diffusion_model.{Q}.{kind}"
+    with pytest.raises(ValueError, match=rf"has {name}, which changes what .*LongLive: Use Model"):
+        merged_with(pair() | {name: torch.ones(RANK)}, write_plain(tmp_path, state))
+
+
+MISFITS = {
+    "a dora_scale of another size": pair() | {f"diffusion_model.{Q}.dora_scale": torch.ones(7, 1)},
+    "a dora_scale for each block": pair() | {f"diffusion_model.{Q}.dora_scale": torch.ones(8, 16)},
+    "a dora_scale and a difference": {
+        f"diffusion_model.{Q}.dora_scale": torch.ones(128, 1),
+        f"diffusion_model.{Q}.diff": torch.ones(128, 128),
+    },
+    "a pair and a difference of another size": pair() | {f"diffusion_model.{Q}.diff": torch.ones(3, 3)},
+    "half a pair": {f"diffusion_model.{Q}.lora_up.weight": torch.ones(128, RANK)},
+    "no rank": {
+        f"diffusion_model.{Q}.lora_up.weight": torch.ones(128, 0),
+        f"diffusion_model.{Q}.lora_down.weight": torch.ones(0, 128),
+        f"diffusion_model.{Q}.diff": torch.ones(128, 128),
+    },
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_parts_that_do_not_fit_together_are_refused(case: str, tmp_path: Path, state) -> None:
+    with pytest.raises(
+        ValueError, match=r"changes layers\.0\.self_attn\.q\.weight by tensors that do not fit"
+    ):
+        merged_with(MISFITS[case], write_plain(tmp_path, state))
+
+
+def test_a_pair_and_a_difference_on_one_weight_both_count(tmp_path: Path, state) -> None:
+    both = pair() | {f"diffusion_model.{Q}.diff": torch.ones(128, 128)}
+    model, note = merged_with(both, write_plain(tmp_path, state), 0.5)
+    up, down = both[f"diffusion_model.{Q}.lora_up.weight"], both[f"diffusion_model.{Q}.lora_down.weight"]
+    expected = state["layers.0.self_attn.q.weight"] + 0.5 * (up @ down) + 0.5
+    assert torch.allclose(model.layers[0].self_attn.q.weight, expected, atol=1e-5)
+    assert "3 tensors change 1 weights" in note
+
+
+def test_a_tensor_that_comes_twice_is_not_counted_as_used(tmp_path: Path, state) -> None:
+    twice = pair() | {f"lora_unet_{Q.replace('.', '_')}.lora_up.weight": torch.ones(128, RANK)}
+    assert "1 are not supported" in merged_with(twice, write_plain(tmp_path, state))[1]
+
+
+@pytest.mark.parametrize("stem", ["diffusion_model.{}", "lora_unet_{}", "{}"])
+def test_differences_of_modulations_count(stem: str, tmp_path: Path, state) -> None:
+    """`diff_m`, as extracted and distilled LoRAs of Wan have it."""
+    names = ["blocks.0", "blocks.1", "head"]
+    spell = (lambda name: name.replace(".", "_")) if "unet" in stem else str
+    content = {
+        f"{stem.format(spell(name))}.diff_m": torch.ones(1, 2 if name == "head" else 6, 128) for name in names
+    }
+    model, note = merged_with(content, write_plain(tmp_path, state), 0.5)
+    for ours in ("layers.0.modulation", "layers.1.modulation", "head.modulation"):
+        assert torch.equal(model.get_parameter(ours), state[ours] + 0.5), ours
+    assert "3 tensors change 3 weights" in note and "not supported" not in note
+
+
+def test_loras_of_the_patch_convolution_count(tmp_path: Path, state) -> None:
+    stem, ours = "diffusion_model.patch_embedding", "patch_embedding.weight"
+    down, up = torch.randn(RANK, 16, 1, 2, 2), torch.randn(128, RANK, 1, 1, 1)
+    base = write_plain(tmp_path, state)
+    model, _ = merged_with({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}, base)
+    expected = state[ours] + up.flatten(1) @ down.flatten(1)
+    assert torch.allclose(model.get_parameter(ours), expected, atol=1e-5)
+    model, _ = merged_with({f"{stem}.diff": torch.ones(128, 16, 1, 2, 2)}, base)
+    assert torch.equal(model.get_parameter(ours), state[ours] + 1)
+
+
 def test_the_references_own_files_load_through_the_public_loader(golden_dir: Path) -> None:
     base, *others = (
         golden_dir / name

@@ -160,7 +160,7 @@ def merged(
 ) -> tuple[Tensor, Tensor | None]:
     """A weight with every LoRA that changes it, in fp32; an unchanged one keeps its dtype and scale."""
     for lora in (lora for lora in loras if name in lora.patches):
-        tensor, scale = dequantised(tensor, scale) + lora.change(name).view(tensor.shape), None
+        tensor, scale = lora.apply(name, dequantised(tensor, scale)), None
         check_finite(name, tensor, lora.choice.path)
     return tensor, scale
 

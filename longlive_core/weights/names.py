@@ -38,7 +38,7 @@ _DIFFUSERS_LAYER = {
 _OURS = {theirs: ours for parts in (_WAN, _DIFFUSERS) for ours, theirs in parts.items()}
 _OURS_IN_LAYER = {theirs: ours for ours, theirs in _DIFFUSERS_LAYER.items()}
 
-_LORA = re.compile(r"lora_|\.diff(_b)?$|hada_|lokr_")
+_LORA = re.compile(r"lora[_.]|\.diff(_b|_m)?$|hada_|lokr_|\.oft_|\.alpha$|dora_scale$")
 _VAE_NAMES = {"decoder.conv1.weight", "decoder.conv_in.weight", "first_stage_model.conv1.weight"}
 _TEXT_NAMES = {"shared.weight", "token_embedding.weight"}
 _LARGER = {5120: "a Wan 14B", 3072: "a Wan 2.2 5B"}  # by their width
