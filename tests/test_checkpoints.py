@@ -386,6 +386,27 @@ def test_loras_of_the_patch_convolution_count(tmp_path: Path, state) -> None:
     assert torch.equal(model.get_parameter(ours), state[ours] + 1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("LoKr", ("lokr_w1", "lokr_w2")),
+        ("LoKr", ("lokr_w1_a", "lokr_w1_b", "lokr_w2")),
+        ("LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
+        ("OFT", ("oft_blocks",)),
+        ("GLoRA", ("a1.weight", "a2.weight", "b1.weight", "b2.weight")),
+    ],
+)
+@pytest.mark.parametrize("has_pairs", [False, True])
+def test_other_adapters_are_named_and_refused(kind, parts, has_pairs, tmp_path: Path, state) -> None:
+    content = {f"diffusion_model.{Q}.{part}": torch.ones(4, 4) for part in parts}
+    content |= {f"diffusion_model.{Q}.alpha": torch.tensor(1.0)}
+    content |= pair("diffusion_model.blocks.0.self_attn.k") if has_pairs else {}
+    with pytest.raises(
+        ValueError, match=rf"is a {kind}, which .*Load LoRA \(Model only\).*LongLive: Use Model"
+    ):
+        merged_with(content, write_plain(tmp_path, state))
+
+
 def test_the_references_own_files_load_through_the_public_loader(golden_dir: Path) -> None:
     base, *others = (
         golden_dir / name

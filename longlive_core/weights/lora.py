@@ -26,6 +26,7 @@ _TENSOR = re.compile(  # the outer groups after the stem are the names of a Patc
     r"|(?P<dora>dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?))$"
 )
 _LEAVES = {None: ".weight", "_b": ".bias", "_m": ".modulation"}  # what `diff`, `diff_b` and `diff_m` change
+_ADAPTERS = {".lokr_": "LoKr", ".hada_": "LoHa", ".oft_": "OFT", ".a1.": "GLoRA"}
 BY_COMFYUI = (
     "load it with ComfyUI's Load LoRA (Model only) and connect that MODEL to LongLive: Use Model, "
     "or choose a plain LoRA"
@@ -114,7 +115,7 @@ def open_lora(choice: LoraChoice, shapes: Shapes) -> Lora:
 def _patches(lora: Lora, shapes: Shapes) -> dict[str, Patch]:
     """The file's tensors by the weight that they are for.
 
-    Raises ValueError for tensors that change what a pair means.
+    Raises ValueError for adapters that are no LoRA, and for tensors that change what a pair means.
     """
     patches, stems = {}, set()
     underscored = {foreign_name(n, s).replace(".", "_"): n for n in shapes for s in ("wan", "diffusers")}
@@ -126,6 +127,9 @@ def _patches(lora: Lora, shapes: Shapes) -> dict[str, Patch]:
             stems |= {match["stem"]} if match["down"] and target in shapes else set()
         else:
             lora.unknown.append(name)
+    for mark, kind in _ADAPTERS.items():
+        if any(mark in name for name in lora.unknown):
+            raise ValueError(f"{lora.choice.path} is a {kind}, which is not merged here; {BY_COMFYUI}")
     prefixes = {name: accumulate(name.split("."), "{}.{}".format) for name in lora.unknown}
     if strange := [name for name, of in prefixes.items() if not stems.isdisjoint(of)]:
         raise ValueError(
