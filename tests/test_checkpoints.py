@@ -180,6 +180,122 @@ def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path, state) -> None:
     assert "is not finite" in refusal(tmp_path / "fp8.safetensors")
 
 
+def noted(theirs: dict[str, Tensor], note: object, dtype: torch.dtype, is_row: bool) -> dict[str, Tensor]:
+    """The layers' matrices in 8 bits as ComfyUI's converters store them: weight, scale and a note in JSON."""
+    packed, largest = dict(theirs), 127 if dtype == torch.int8 else 448
+    for name in linears(theirs):
+        module, weight = name.removesuffix(".weight"), theirs[name]
+        scale = (weight.abs().amax(1, keepdim=True) if is_row else weight.abs().max()) / largest
+        small = weight / scale
+        packed[name] = (small.round() if dtype == torch.int8 else small).to(dtype)
+        packed[f"{module}.weight_scale"] = scale.clone()
+        packed[f"{module}.comfy_quant"] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+    return packed
+
+
+INT8 = {"format": "int8_tensorwise", "convrot": False, "orig_dtype": "torch.bfloat16"}
+
+
+@pytest.mark.parametrize("is_row", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp8"])
+def test_plain_int8_of_comfyui_loads(is_row: bool, precision: str, tmp_path: Path, state) -> None:
+    theirs = spelled(state, prefix="model.diffusion_model.")
+    packed = noted(theirs, INT8, torch.int8, is_row)
+    save_file(packed, tmp_path / "int8.safetensors")
+    loaded = load_transformer(tmp_path / "int8.safetensors", precision=precision).transformer
+    for name in linears(theirs):
+        module = loaded.get_submodule(our_name(name).removesuffix(".weight"))
+        right = packed[name].float() * packed[f"{name}_scale"]
+        weight = module.weight.float() * (1 if module.scale is None else module.scale[:, None])
+        if precision in ("fp32", "int8"):
+            assert torch.equal(weight, right), name
+        assert (weight - right).norm() < 0.04 * right.norm(), name
+
+
+def test_the_formats_in_the_metadata_count_too(tmp_path: Path, state) -> None:
+    """ComfyUI's other way to say them, for all layers at once."""
+    packed = noted(spelled(state), INT8, torch.int8, is_row=True)
+    named = [name.removesuffix(".comfy_quant") for name in packed if name.endswith(".comfy_quant")]
+    plain = {name: tensor for name, tensor in packed.items() if not name.endswith(".comfy_quant")}
+    for format in ("int8_tensorwise", "mxfp8"):
+        layers = {name: {"format": format} for name in named}
+        save_file(
+            plain, tmp_path / "x.safetensors", {"_quantization_metadata": json.dumps({"layers": layers})}
+        )
+        if format == "mxfp8":
+            assert "20 weights are stored as mxfp8" in refusal(tmp_path / "x.safetensors")
+        else:
+            load_transformer(tmp_path / "x.safetensors", precision="int8")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_scale_counts_whatever_its_weight_is_stored_in(precision: str, tmp_path: Path, state) -> None:
+    theirs, name = spelled(state), "blocks.0.ffn.0.weight"
+    weight = theirs[name].to(torch.bfloat16)
+    save_file({**theirs, name: weight, f"{name}_scale": torch.tensor(4.0)}, tmp_path / "x.safetensors")
+    loaded = load_transformer(tmp_path / "x.safetensors", precision=precision).transformer.layers[0].ffn[0]
+    assert torch.equal(loaded.weight.float(), weight.float() * 4)
+
+
+UNREADABLE = {  # what a converter can write -> what the sentence names
+    "nvfp4": ({"format": "nvfp4"}, "20 weights are stored as nvfp4"),
+    "mxfp8": ({"format": "mxfp8"}, "stored as mxfp8"),
+    "rotated": (
+        INT8 | {"convrot": True, "convrot_groupsize": 256},
+        "int8_tensorwise with convrot, convrot_gr",
+    ),
+    "of another dtype": ({"format": "float8_e4m3fn"}, r"stored as float8_e4m3fn"),
+    "no format": ({}, "stored as an unnamed format"),
+    "a list": ([1], "stored as an unnamed format"),
+    "hostile": ({"format": ["\x1b[1m", {}]}, r"\x1b[1m"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_format_that_is_not_read_is_named(case: str, tmp_path: Path, state) -> None:
+    note, phrase = UNREADABLE[case]
+    save_file(noted(spelled(state), note, torch.int8, is_row=True), tmp_path / "odd.safetensors")
+    text = refusal(tmp_path / "odd.safetensors")
+    assert phrase in text and "LongLive: Use Model" in text and "\x1b" not in text
+
+
+def test_packed_fours_are_refused_by_name(tmp_path: Path, state) -> None:
+    """NVFP4: two numbers in a byte, a scale for each 16 of them, and one for all."""
+    packed = noted(spelled(state), {"format": "nvfp4"}, torch.int8, is_row=False)
+    for name in linears(spelled(state)):
+        packed[name] = packed[name][:, ::2].contiguous().view(torch.uint8)
+        packed[f"{name}_scale"] = torch.ones(len(packed[name]), packed[name].shape[1] // 8).to(
+            torch.float8_e4m3fn
+        )
+        packed[f"{name}_scale_2"] = torch.ones(())
+    save_file(packed, tmp_path / "nvfp4.safetensors")
+    assert "20 weights are stored as nvfp4" in refusal(tmp_path / "nvfp4.safetensors")
+
+
+def test_int8_that_nothing_explains_is_refused(tmp_path: Path, state) -> None:
+    packed = noted(spelled(state), INT8, torch.int8, is_row=True)
+    plain = {name: tensor for name, tensor in packed.items() if not name.endswith(".comfy_quant")}
+    save_file(plain, tmp_path / "odd.safetensors")
+    assert "20 weights are stored as int8 of an unnamed format" in refusal(tmp_path / "odd.safetensors")
+
+
+SCALES = {  # of a matrix [128, 128]
+    "of blocks": torch.ones(8, 16),  # as many numbers as rows
+    "of columns": torch.ones(1, 128),
+    "of half the rows": torch.ones(64, 1),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_another_layout_of_scales_is_refused(case: str, tmp_path: Path, state) -> None:
+    packed, name = noted(spelled(state), INT8, torch.int8, is_row=True), "blocks.0.self_attn.q.weight_scale"
+    del packed[name]
+    packed |= {name: SCALES[case]} if SCALES[case] is not None else {}
+    save_file(packed, tmp_path / "odd.safetensors")
+    assert "1 scales are not one number for a weight" in refusal(tmp_path / "odd.safetensors")
+
+
 def test_fp8_storage_computes_nearly_the_same(tmp_path: Path, state) -> None:
     """A row's own scale: the error of a linear stays near e4m3's 3 bits of mantissa."""
     file = write_plain(tmp_path, state)

@@ -20,7 +20,15 @@ from ..model.causal_wan import CausalWan
 from .files import TensorFile, open_tensors
 from .lora import Lora, LoraChoice, open_lora
 from .names import SCALE, WAN_TEXT_TO_VIDEO, Shapes, family, from_wan, misfits, shapes_in
-from .quantize import PRECISIONS, compute_dtype, dequantised, stored_small, to_8_bits, use_fp8_products
+from .quantize import (
+    PRECISIONS,
+    check_quantised,
+    compute_dtype,
+    dequantised,
+    stored_small,
+    to_8_bits,
+    use_fp8_products,
+)
 
 SECTIONS = ("generator", "generator_ema", "model")
 EMA_SECTIONS = ("generator_ema", "generator", "model")
@@ -68,7 +76,7 @@ def load_transformer(
     with torch.device("meta"):
         transformer = CausalWan(config, attend).requires_grad_(False)
     shapes = shapes_in(transformer.state_dict())
-    no_numbers = [name for name, tensor in file.tensors.items() if not tensor.is_floating_point()]
+    no_numbers = [n for n, t in file.tensors.items() if not (t.is_floating_point() or t.dtype == torch.int8)]
     if wrong := misfits(shapes, file.shapes, no_numbers):
         raise ValueError(f"{file.path}: incomplete or wrong checkpoint: {wrong}; use a Wan 2.1 1.3B file")
     opened = [open_lora(choice, shapes) for choice in loras]
@@ -84,7 +92,8 @@ def open_checkpoint(path: Path, sections: tuple[str, ...]) -> TensorFile:
     file = open_tensors(path, sections)
     if (looks := family(file.shapes)) != WAN_TEXT_TO_VIDEO:
         raise ValueError(f"{path} is {looks}; expected a Wan 2.1 1.3B transformer (LongLive or a relative)")
-    return replace(file, tensors=from_wan(file.tensors))
+    check_quantised(file, weights := from_wan(file.tensors))
+    return replace(file, tensors=weights)
 
 
 def config_of(shapes: Shapes, source: object, num_heads: int | str | None = None) -> ModelConfig:
@@ -173,7 +182,7 @@ def check_finite(name: str, tensor: Tensor | None, path: Path) -> None:
 
 def cast(tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """A weight in the dtype that it is stored in; 8 bits come with a scale for each row."""
-    if scale is not None and tensor.dtype == dtype:
+    if scale is not None and tensor.dtype == dtype and dtype.itemsize == 1:
         return tensor, scale.float().flatten().expand(len(tensor)).clone()
     tensor = tensor if scale is None else dequantised(tensor, scale)
     if dtype.itemsize > 1:

@@ -3,7 +3,8 @@
 Where no kernel multiplies in 8 bits, weights are dequantised at their use (storage only).
 """
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ..fast.products import FP8, lacks_fp8_products, quantise
 from ..model.causal_wan import CausalWan
 from ..model.layers import Linear
+from .files import TensorFile
+from .names import SCALE, our_name, printable, some
 
 
 class Precision(NamedTuple):
@@ -32,6 +35,14 @@ PRECISIONS = {
     "fp8-fast": Precision(FP8, has_8_bit_products=True),
     "int8": Precision(torch.int8),
 }
+FORMATS = {  # of weights that ComfyUI quantised -> how they are stored; a scale comes with each
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+    "int8_tensorwise": torch.int8,
+}
+_NOTE, _NOTES = ".comfy_quant", "_quantization_metadata"  # ComfyUI's, a tensor for each weight or in metadata
+_NO_LAYOUT = ("format", "full_precision_matrix_mult", "orig_dtype", "per_row")  # the rest changes the numbers
+_REMEDY = "use a file in bf16 or fp8, or ComfyUI's own loader and LongLive: Use Model"
 ONCE_A_PROMPT = ("cross_attn.k", "cross_attn.v")  # no time to gain there
 
 
@@ -60,6 +71,56 @@ def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
     """A weight and its scale, one number, one a row or None -> fp32."""
     full = weight.float()
     return full if scale is None else full * scale.float().reshape(-1, *[1] * (full.ndim - 1))
+
+
+def check_quantised(file: TensorFile, weights: dict[str, Tensor]) -> None:
+    """ValueError unless formats and scales of `weights`, the file's under our names, are such as are read."""
+    integers = [name for name, tensor in weights.items() if tensor.dtype == torch.int8]
+    kinds = dict.fromkeys(integers, "int8 of an unnamed format") | _formats(file)
+    strange = [n for n, kind in kinds.items() if n in weights and FORMATS.get(kind) != weights[n].dtype]
+    if strange:
+        raise ValueError(
+            f"{file.path}: {len(strange)} weights are stored as {kinds[strange[0]]} ({some(strange)}); "
+            f"only {', '.join(FORMATS)} can be read; {_REMEDY}"
+        )
+    scales = {name + SCALE: None for name in integers}
+    scales |= {name: tensor for name, tensor in weights.items() if name.endswith(SCALE)}
+    odd = [n for n, scale in scales.items() if not _is_scale(scale, weights.get(n.removesuffix(SCALE)))]
+    if odd:
+        raise ValueError(
+            f"{file.path}: {len(odd)} scales are not one number for a weight or one for each of its rows "
+            f"({some(odd)}); {_REMEDY}"
+        )
+
+
+def _is_scale(scale: Tensor | None, weight: Tensor | None) -> bool:
+    if scale is None or weight is None:
+        return False
+    return scale.numel() == 1 or scale.shape[:1] == weight.shape[:1] == (scale.numel(),)
+
+
+def _formats(file: TensorFile) -> dict[str, str]:
+    """Our names of the weights that ComfyUI quantised -> format, with all else that changes the numbers."""
+    layers = _decoded(file.metadata.get(_NOTES, "")).get("layers")
+    notes = dict(layers) if isinstance(layers, dict) else {}
+    for name in (name for name in file.tensors if name.endswith(_NOTE)):
+        text = bytes(file.tensors[name].flatten().to(torch.uint8).tolist())
+        notes[name.removesuffix(_NOTE)] = _decoded(text)
+    return {our_name(f"{module}.weight"): _format(note) for module, note in notes.items()}
+
+
+def _decoded(note: str | bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(note)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _format(note: Any) -> str:
+    note = note if isinstance(note, dict) else {}
+    more = [name for name, value in note.items() if value and name not in _NO_LAYOUT]
+    return printable(str(note.get("format", "an unnamed format"))) + (f" with {some(more)}" if more else "")
 
 
 def layer_linears(transformer: CausalWan) -> dict[str, Linear]:
