@@ -78,6 +78,11 @@ def write_compiled(folder: Path, state: dict[str, Tensor]) -> Path:
     return folder / "compiled.pt"
 
 
+def write_parallel(folder: Path, state: dict[str, Tensor]) -> Path:
+    torch.save({"state_dict": spelled(state, prefix="module.model.")}, folder / "ddp.pt")
+    return folder / "ddp.pt"
+
+
 def write_plain(folder: Path, state: dict[str, Tensor]) -> Path:
     save_file(spelled(state), folder / "wan.safetensors")
     return folder / "wan.safetensors"

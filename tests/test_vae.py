@@ -566,6 +566,30 @@ def test_every_layout_loads_the_same_tensors(tmp_path, spelling, suffix, dtype) 
     assert all(torch.equal(expected[n], t) and t.dtype == dtype for n, t in vae.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "prefix", ["model.", "first_stage_model.", "vae.", "module.", "_orig_mod.", "module.vae.model."]
+)
+@pytest.mark.parametrize("spelling", [dict, renamed], ids=["reference", "diffusers"])
+def test_prefixes_of_vaes_are_no_part_of_the_names(tmp_path, prefix, spelling) -> None:
+    state = spelling(wan_state())
+    vae = load_vae(
+        save({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "vae.safetensors")
+    )
+    expected = from_reference(state)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in vae.state_dict().items())
+    tiny = {prefix + name: tensor for name, tensor in taehv_state().items()}
+    assert isinstance(load_vae(save(tiny, tmp_path / "taew2_1.safetensors")), TinyAutoencoder)
+    image = {f"{prefix}decoder.conv_in.weight": PICTURE}
+    with pytest.raises(ValueError, match="an image VAE"):
+        load_vae(save(image, tmp_path / "sd.safetensors"))
+
+
+@pytest.mark.parametrize("section", ["model_state", "state_dict", "model"])
+def test_vaes_in_a_section_of_a_checkpoint_load(tmp_path, section) -> None:
+    torch.save({"step": 3, section: {f"model.{n}": t for n, t in wan_state().items()}}, tmp_path / "vae.pth")
+    assert isinstance(load_vae(tmp_path / "vae.pth"), WanAutoencoder)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_tiny_decoders_load(tmp_path, tiny, latents, suffix) -> None:
     vae = load_vae(save(taehv_state(), tmp_path / f"taew2_1{suffix}"))

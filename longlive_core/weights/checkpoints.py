@@ -30,8 +30,8 @@ from .quantize import (
     use_fp8_products,
 )
 
-SECTIONS = ("generator", "generator_ema", "model")
-EMA_SECTIONS = ("generator_ema", "generator", "model")
+SECTIONS = ("generator", "generator_ema", "model", "state_dict")
+EMA_SECTIONS = ("generator_ema", "generator", "model", "state_dict")
 HEAD_DIM = 128
 NO_LORA = (
     "no LoRA was given: longlive_base without LongLive's own LoRA is only the short-clip stage and drifts in "

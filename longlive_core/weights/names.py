@@ -9,8 +9,8 @@ Shapes = dict[str, tuple[int, ...]]
 SCALE = ".scale"  # after the name of a weight in 8 bits
 WAN_TEXT_TO_VIDEO = "a Wan text-to-video transformer"
 
-_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
+_WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|module)\.")
+_PREFIXES = re.compile(r"^((base_model|model|diffusion_model|transformer|first_stage_model|vae)\.)+")
 _NAME = re.compile(r"(?:(?:blocks|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re.DOTALL)  # layer, part, leaf
 _SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
 _NO_WEIGHTS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")
@@ -39,7 +39,7 @@ _OURS = {theirs: ours for parts in (_WAN, _DIFFUSERS) for ours, theirs in parts.
 _OURS_IN_LAYER = {theirs: ours for ours, theirs in _DIFFUSERS_LAYER.items()}
 
 _LORA = re.compile(r"lora[_.]|\.diff(_b|_m)?$|hada_|lokr_|\.oft_|\.alpha$|dora_scale$")
-_VAE_NAMES = {"decoder.conv1.weight", "decoder.conv_in.weight", "first_stage_model.conv1.weight"}
+_VAE_NAMES = {"decoder.conv1.weight", "decoder.conv_in.weight"}
 _TEXT_NAMES = {"shared.weight", "token_embedding.weight"}
 _LARGER = {5120: "a Wan 14B", 3072: "a Wan 2.2 5B"}  # by their width
 _TEXT_TO_VIDEO_CHANNELS = 16
@@ -63,10 +63,7 @@ def foreign_name(name: str, spelling: str) -> str:
 
 def bare_name(name: str) -> str:
     """Remove the prefixes and wrappers that trainers, compilers and ComfyUI put before a name."""
-    name = _WRAPPERS.sub("", name)
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+    return _PREFIXES.sub("", _WRAPPERS.sub("", name))
 
 
 def our_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:

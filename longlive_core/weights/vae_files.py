@@ -16,11 +16,11 @@ from ..config import TINY_WAN, WanAutoencoderConfig
 from ..vae.autoencoder import WanAutoencoder
 from ..vae.tiny import TinyAutoencoder
 from .files import open_tensors
-from .names import Shapes, family, misfits, shapes_in
+from .names import Shapes, bare_name, family, misfits, shapes_in
 
 RAW_LATENTS = "lighttae"  # files named so decode raw latents, taew2_1 normalised ones; nothing in them says
 OTHER_LATENTS = ("taehv", "taecvx")  # files named so are shaped as taew2_1 and decode other models' latents
-SECTIONS = ("state_dict",)
+SECTIONS = ("state_dict", "model_state", "model")
 WANTED = "choose a Wan 2.1 VAE (wan_2.1_vae, Wan2.1_VAE) or a tiny decoder of its latents (taew2_1)"
 
 _FLAT = re.compile(r"^(encoder|decoder)\.(?:downsamples|upsamples|down_blocks)\.(\d+)\.")
@@ -58,7 +58,7 @@ def load_vae(
     Raises ValueError in one sentence that names the file for everything that is wrong with it.
     """
     path = Path(path)
-    state = open_tensors(path, SECTIONS).tensors
+    state = {bare_name(name): tensor for name, tensor in open_tensors(path, SECTIONS).tensors.items()}
     try:
         vae = _build(state, path.stem.lower())
         if damaged := [name for name, tensor in state.items() if not torch.isfinite(tensor.float()).all()]:
