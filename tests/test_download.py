@@ -205,6 +205,31 @@ def test_a_cut_connection_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> 
     assert (tmp_path / "diffusion_models/longlive_base.pt").read_bytes() == hub.files[BASE]
 
 
+@pytest.mark.parametrize("gets_further", [True, False])
+def test_a_library_that_does_not_try_again_is_called_again_while_it_gets_further(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gets_further: bool
+) -> None:
+    """In older libraries a broken connection ended the call, and what was there stayed for the next."""
+    calls, fetch = [], HfApi.hf_hub_download
+
+    def breaks(api, repo, path, *, local_dir, **options):
+        if f"{repo}/{path}" == BASE and len(calls) < 3:
+            calls.append(path)
+            local_dir.mkdir(parents=True, exist_ok=True)
+            (local_dir / "x.incomplete").write_bytes(bytes(100 * len(calls) if gets_further else 100))
+            raise ConnectionError("Connection broken: IncompleteRead(100 bytes read)")
+        return fetch(api, repo, path, local_dir=local_dir, **options)
+
+    monkeypatch.setattr(HfApi, "hf_hub_download", breaks)
+    if gets_further:
+        paths = download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
+        assert len(calls) == 3 and files_in(tmp_path) == set(paths)
+    else:
+        with pytest.raises(OSError, match="cannot be downloaded"):
+            download("longlive-1.3b", tmp_path, confirm=yes, endpoint=hub.endpoint)
+        assert len(calls) == 2
+
+
 def test_a_later_call_goes_on_after_the_last_complete_file(hub: Hub, tmp_path: Path) -> None:
     """The connection fails for good in the second file; it does not look complete, the next call gets it."""
     hub.cut_at, hub.cuts[LORA] = 0, 100

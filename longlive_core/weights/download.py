@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_url
 
 from .files import first_line
-from .published import DOWNLOADS, LICENCES
+from .published import DOWNLOADS, LICENCES, RemoteFile
 
 
 def download(
@@ -44,10 +44,25 @@ def download(
         for target, file in missing.items():
             staging = target.with_name(f".{target.name}.download")  # same disk: the move is atomic
             revision = versions[target].commit_hash
-            path = hub.hf_hub_download(file.repo, file.path, revision=revision, local_dir=staging)
-            Path(path).replace(target)
+            _fetched(hub, file, revision, staging).replace(target)
             shutil.rmtree(staging, ignore_errors=True)
     return list(targets)
+
+
+def _fetched(hub: HfApi, file: RemoteFile, revision: str, staging: Path) -> Path:
+    """Download a file below `staging`, again while each try gets further: older libraries try only once."""
+    size = _size(staging)
+    while True:
+        try:
+            return Path(hub.hf_hub_download(file.repo, file.path, revision=revision, local_dir=staging))
+        except Exception as error:
+            before, size = size, _size(staging)
+            if size <= before or getattr(error, "errno", None):
+                raise
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
