@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, utils
 
 from longlive_core.weights.download import download
 from longlive_core.weights.published import COMFYUI, DOWNLOADS, LICENCES, LONGLIVE, WAN
@@ -137,6 +137,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # a cut loses what is less than a chunk
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library waits before it tries again
+    getattr(utils, "reset_sessions", lambda: None)()  # huggingface_hub before 1 keeps the offline ones
     server = Hub()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi, HfFileMetadata, hf_hub_url
 
 from .files import first_line
 from .published import DOWNLOADS, LICENCES, RemoteFile
+
+TRIES = 100  # of a file, each further than the one before
 
 
 def download(
@@ -43,26 +45,29 @@ def download(
     with _explained(name, links):
         for target, file in missing.items():
             staging = target.with_name(f".{target.name}.download")  # same disk: the move is atomic
-            revision = versions[target].commit_hash
-            _fetched(hub, file, revision, staging).replace(target)
+            _fetched(hub, file, versions[target], staging).replace(target)
             shutil.rmtree(staging, ignore_errors=True)
     return list(targets)
 
 
-def _fetched(hub: HfApi, file: RemoteFile, revision: str, staging: Path) -> Path:
+def _fetched(hub: HfApi, file: RemoteFile, version: HfFileMetadata, staging: Path) -> Path:
     """Download a file below `staging`, again while each try gets further: older libraries try only once."""
-    size = _size(staging)
-    while True:
+    size = _largest(staging)
+    for is_last in (*[False] * TRIES, True):
         try:
-            return Path(hub.hf_hub_download(file.repo, file.path, revision=revision, local_dir=staging))
+            path = hub.hf_hub_download(file.repo, file.path, revision=version.commit_hash, local_dir=staging)
+            return Path(path)
         except Exception as error:
-            before, size = size, _size(staging)
-            if size <= before or getattr(error, "errno", None):
+            before, size = size, _largest(staging)
+            if is_last or size <= before or getattr(error, "errno", None):
                 raise
+        if size > version.size:  # from a server that does not resume
+            shutil.rmtree(staging, ignore_errors=True)
+            size = 0
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _largest(folder: Path) -> int:
+    return max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
 
 
 @contextmanager
