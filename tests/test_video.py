@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -132,6 +133,66 @@ def test_a_finished_file_is_an_ordinary_mp4_whose_index_and_metadata_come_first(
         assert (stream.frames, stream.average_rate, stream.start_time) == (30, 16, 0)
         assert stream.duration * stream.time_base == 30 / 16
     assert read_settings(path) == {"seed": 2}
+
+
+def test_five_seconds_are_eighty_frames_while_the_file_grows_and_once_it_is_finished(tmp_path) -> None:
+    """With every PyAV that may be installed; put another one on PYTHONPATH to try it."""
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        for seed, count in enumerate((9, *[12] * 5, 11)):
+            writer.append(noise(count, seed))
+        writer.flush()
+        assert (*rate_and_seconds(path), len(grown := frames_of(path))) == (16, 5, 80)
+    assert b"moof" not in box_types(path)
+    assert (*rate_and_seconds(path), len(frames_of(path))) == (16, 5, 80)
+    assert np.array_equal(frames_of(path), grown)
+
+
+def rate_and_seconds(path: Path) -> tuple[Fraction, float]:
+    """Frames a second, and the length by the packets, which a growing file tells in no header."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.dts is not None]
+        last = max(packets, key=lambda packet: packet.pts)
+        return container.streams.video[0].average_rate, (last.pts + last.duration) * last.time_base
+
+
+class Losing:
+    """An output container that loses one packet."""
+
+    def __init__(self, container):
+        self._container, self._has_lost = container, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._container.close()
+
+    def __getattr__(self, name):
+        return getattr(self._container, name)
+
+    def mux(self, packet) -> None:
+        if self._has_lost:
+            self._container.mux(packet)
+        self._has_lost = True
+
+
+def test_a_finished_copy_that_lacks_a_frame_replaces_nothing(tmp_path, monkeypatch, caplog) -> None:
+    path, opened = tmp_path / "v.mp4", av.open
+    writer = VideoWriter(path, SIZE, SIZE)
+    writer.append(noise(12))
+    writer.flush()
+
+    def losing(*args, **words):
+        container = opened(*args, **words)
+        return Losing(container) if "w" in args else container
+
+    monkeypatch.setattr(av, "open", losing)
+    writer.close()
+    monkeypatch.undo()
+    assert f"stays a fragmented mp4: PyAV {av.__version__}" in caplog.text
+    assert len(frames_of(path)) == 12 and b"moof" in box_types(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
 
 
 def test_single_frames_and_nothing_at_all(tmp_path) -> None:

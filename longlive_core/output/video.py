@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 import av
 import numpy as np
@@ -188,14 +189,25 @@ class VideoWriter(AbstractContextManager):
             av.open(_FILE_URL.format(target), "w", format="mp4", options=_FINISHED) as finished,
         ):
             finished.metadata.update(self._metadata)
-            stream = finished.add_stream_from_template(grown.streams.video[0])
+            # opaque: else PyAV 14 takes the packets for another kind of H.264 and writes none of their bytes
+            stream = finished.add_stream_from_template(grown.streams.video[0], opaque=True)
             for packet in grown.demux(video=0):
                 if packet.dts is not None:
                     packet.stream = stream
                     finished.mux(packet)
+        if _contents(target) != _contents(self._place):
+            raise OSError(f"PyAV {av.__version__} copies it wrongly")
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _contents(path: Path) -> list:
+    """What two videos of the same frames share: the decoder's setup; time and checksum of every packet."""
+    with av.open(_FILE_URL.format(path)) as container:
+        setup = container.streams.video[0].codec_context.extradata
+        packets = (packet for packet in container.demux(video=0) if packet.dts is not None)
+        return [setup, *((packet.pts * packet.time_base, crc32(packet)) for packet in packets)]
 
 
 def replace_open(path: Path, new: Path) -> None:
