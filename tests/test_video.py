@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
+import subprocess
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +19,9 @@ from longlive_core.output.video import PENDING, VideoWriter, read_settings, whol
 
 SIZE = 96
 BLOCKS = (9, *[12] * 10)
+COLOURS = ((240, 120, 180), (255, 0, 0), (0, 255, 0), (20, 24, 60))
+SIZES = ((64, 64), (832, 480), (480, 832), (1280, 720))
+BT601, LIMITED, BT709 = 6, 1, 1  # matrix, range, primaries and transfer, by their numbers in H.264
 PROCESSES = multiprocessing.get_context("fork")  # a fresh Python would import torch first
 
 
@@ -193,6 +198,52 @@ def test_a_finished_copy_that_lacks_a_frame_replaces_nothing(tmp_path, monkeypat
     assert f"stays a fragmented mp4: PyAV {av.__version__}" in caplog.text
     assert len(frames_of(path)) == 12 and b"moof" in box_types(path)
     assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def stripes(width: int, height: int) -> np.ndarray:
+    """Three frames of four flat colours next to each other."""
+    row = np.repeat(np.array(COLOURS, np.uint8), width // len(COLOURS), axis=0)
+    return np.ascontiguousarray(np.broadcast_to(row, (3, height, width, 3)))
+
+
+def colours_of(frame: np.ndarray) -> np.ndarray:
+    height, width, _ = frame.shape
+    return frame[height // 2, width // 8 :: width // 4].astype(int)
+
+
+def tags_of(path: Path) -> tuple[int, ...]:
+    """Matrix, range, primaries and transfer as a decoder sees them."""
+    with av.open(str(path)) as container:
+        next(container.decode(video=0))
+        context = container.streams.video[0].codec_context
+        return context.colorspace, context.color_range, context.color_primaries, context.color_trc
+
+
+def frame_by_ffmpeg(path: Path, width: int, height: int) -> np.ndarray:
+    options = ["-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = ["ffmpeg", "-v", "error", "-i", str(path), *options]
+    data = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_colours_are_tagged_and_come_back(tmp_path, width, height) -> None:
+    """While the file grows and finished, by the container and by H.264 alone: a copy may keep only that."""
+    growing, finished = tmp_path / "growing.mp4", tmp_path / "v.mp4"
+    with VideoWriter(finished, width, height) as writer:
+        writer.append(stripes(width, height))
+        writer.append(stripes(width, height))
+        writer.flush()
+        shutil.copyfile(finished, growing)
+    for path in (growing, finished):
+        bare, data = tmp_path / "bare.mp4", path.read_bytes()
+        assert b"colr" in data
+        bare.write_bytes(data.replace(b"colr", b"free"))
+        for file in (path, bare):
+            assert tags_of(file) == (BT601, LIMITED, BT709, BT709), file
+            assert np.abs(colours_of(frames_of(file)[-1]) - COLOURS).max() <= 3, file
+            if shutil.which("ffmpeg"):
+                assert np.abs(colours_of(frame_by_ffmpeg(file, width, height)) - COLOURS).max() <= 3, file
 
 
 def test_single_frames_and_nothing_at_all(tmp_path) -> None:

@@ -29,6 +29,10 @@ _GROWING = {
 }
 _FINISHED = {"movflags": "faststart+use_metadata_tags"}
 _ENCODER = {"crf": "18", "preset": "veryfast", "g": "48", "tune": "zerolatency"}
+_COLOURS = {  # what swscale makes of RGB; untagged, players guess by the size, each in its own way
+    **{"colorspace": "smpte170m", "color_range": "tv"},
+    **{"color_primaries": "bt709", "color_trc": "bt709"},
+}
 _FILE_URL = "file:{}"  # for av.open: then a path may contain any characters
 
 logger = logging.getLogger("longlive")
@@ -111,7 +115,7 @@ class VideoWriter(AbstractContextManager):
         self._file = _GrowingFile(self._place)
         self._encoder = av.open(io.BytesIO(), "w", format="mp4", options=_GROWING)
         shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": Fraction(1, FRAME_RATE)}
-        self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER, **shape)
+        self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER | _COLOURS, **shape)
         self._encoder.start_encoding()
         self._queue = BackgroundQueue()
         self._is_open = True

@@ -52,20 +52,29 @@ NO_WARNINGS = "app.ui.settings.setSettingValueAsync('Comfy.Workflow.ShowMissingM
 
 
 @pytest.fixture(scope="session")
-def page(server, playwright):
-    """The page of ComfyUI, ready, our nodes registered."""
+def browser(playwright):
+    """Chromium, also where there is no ComfyUI."""
+    if not CHROMIUM:
+        pytest.skip(MISSING)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        page = browser.new_page(viewport={"width": 1500, "height": 1100})
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(f"http://{server.address}")
-        ready = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
-        page.wait_for_function(ready, timeout=120_000)
-        page.errors.clear()  # ComfyUI 0.3.64 has one of its own at start
-        page.evaluate(NO_WARNINGS)
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def page(server, browser):
+    """The page of ComfyUI, ready, our nodes registered."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1100})
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(f"http://{server.address}")
+    ready = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
+    page.wait_for_function(ready, timeout=120_000)
+    page.errors.clear()  # ComfyUI 0.3.64 has one of its own at start
+    page.evaluate(NO_WARNINGS)
+    yield page
+    page.close()
 
 
 @pytest.fixture(scope="session")
