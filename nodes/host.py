@@ -257,15 +257,15 @@ def file_stamp(name: str, *folders: str) -> str:
     return f"{path}:{status.st_mtime_ns}:{status.st_size}"
 
 
-def graph_metadata(hidden: Any) -> dict[str, str]:
-    """The graph of a running node, by the names under which Save Video puts it into a file.
+def allowed_metadata(metadata: dict[str, T]) -> dict[str, T] | None:
+    """What a file may say of how it was made: nothing where the user wants that (`--disable-metadata`)."""
+    return None if args.disable_metadata else metadata
 
-    Nothing where the user wants no metadata (`--disable-metadata`).
-    """
-    if args.disable_metadata:
-        return {}
+
+def graph_metadata(hidden: Any) -> dict[str, str] | None:
+    """The graph of a running node, by the names under which Save Video puts it into a file, if allowed."""
     parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
-    return {name: json.dumps(part) for name, part in parts.items() if part is not None}
+    return allowed_metadata({name: json.dumps(part) for name, part in parts.items() if part is not None})
 
 
 def workflow_id(hidden: Any) -> str | None:

@@ -88,7 +88,7 @@ class LiveRun:
 
     def writer(self, video: host.VideoFile, metadata: dict[str, str]) -> VideoWriter:
         """A writer for the video of this run; `metadata` are further texts in it."""
-        writer = VideoWriter(video.path, *self.size, self.settings, metadata)
+        writer = VideoWriter(video.path, *self.size, host.allowed_metadata(self.settings), metadata)
         self._video, self._num_frames = video, lambda: writer.num_frames
         return writer
 
@@ -99,7 +99,7 @@ class LiveRun:
             try:
                 yield
             finally:
-                writer.describe(self.played_settings())
+                writer.describe(host.allowed_metadata(self.played_settings()))
 
     def path(self) -> Path:
         """The current path of the video; FileNotFoundError before there is one."""

@@ -70,6 +70,19 @@ def test_a_video_says_how_it_was_made(tmp_path, capsys) -> None:
     assert PromptSchedule.parse(settings["schedule"]) == PromptSchedule.parse(schedule.read_text("utf-8"))
 
 
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_video_may_say_nothing_of_how_it_was_made(is_interrupted, tmp_path, monkeypatch, capsys) -> None:
+    out, sheet = tmp_path / "v.mp4", tmp_path / "v.png"
+    if is_interrupted:
+        monkeypatch.setattr(ContactSheet, "append", fail(KeyboardInterrupt()))
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--out", str(out), "--no-metadata"]
+    assert main([*arguments, "--contact-sheet", str(sheet)]) == (130 if is_interrupted else 0)
+    assert num_video_frames(out) == (9 if is_interrupted else 16)
+    for file in tmp_path.iterdir():
+        assert not any(word in file.read_bytes().lower() for word in (b"circle", b"longlive", b"seed"))
+    assert main(["info", str(out)]) == 2 and "has no LongLive settings" in capsys.readouterr().err
+
+
 def test_same_seed_same_latents() -> None:
     pipeline = load_pipeline("mini")
     request = Request(PromptSchedule.single(PROMPT), 2.0, seed=3)

@@ -246,6 +246,19 @@ def test_colours_are_tagged_and_come_back(tmp_path, width, height) -> None:
                 assert np.abs(colours_of(frame_by_ffmpeg(file, width, height)) - COLOURS).max() <= 3, file
 
 
+def test_a_video_without_settings_says_nothing_of_how_it_was_made(tmp_path) -> None:
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(3))
+        writer.flush()
+        growing = path.read_bytes()
+        writer.describe({"schedule": "a red circle"})
+        writer.describe(None)
+    assert not any(b"longlive" in data.lower() or b"red" in data for data in (growing, path.read_bytes()))
+    with pytest.raises(ValueError, match="no LongLive settings"):
+        read_settings(path)
+
+
 def test_single_frames_and_nothing_at_all(tmp_path) -> None:
     with VideoWriter(tmp_path / "v.mp4", SIZE, SIZE) as writer:
         writer.append(noise(0))

@@ -40,6 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video")
     add("--state", type=Path, metavar="FILE", help="also write the exact state at the end, for --resume")
     add("--resume", type=Path, metavar="STATE", help="continue from a --state; times count from its end")
+    no_metadata = "leave prompts, seed and all settings out of the video; a --state always has them"
+    add("--no-metadata", action="store_true", help=no_metadata)
     add("--out", type=Path, default=DEFAULT_OUT, help=f"the mp4 to write (default: {DEFAULT_OUT})")
 
 
@@ -118,7 +120,8 @@ def report(lines: Sequence[str]) -> None:
 
 def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
     """Write the video, its state, and the contact sheet, which is also written after an error."""
-    writer = VideoWriter(options.out, plan.width, plan.height, pipeline.settings(plan))
+    settings = None if options.no_metadata else pipeline.settings(plan)
+    writer = VideoWriter(options.out, plan.width, plan.height, settings)
     sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
     try:
         film(pipeline, plan, writer, sheet, ending)

@@ -95,7 +95,8 @@ class VideoWriter(AbstractContextManager):
 
     The growing file decodes to the `num_frames` frames written so far: every append adds a fragment, and a
     full disk or a kill leaves the earlier ones playable. `close` turns it into an ordinary mp4 with index and
-    metadata first. `extra_metadata` are texts by name, next to `settings`. An earlier file stays until the
+    metadata first. `extra_metadata` are texts by name, next to `settings`; without either the file says nothing
+    of how it was made. An earlier file stays until the
     first fragment; a link stays, and its target is written. Raises OSError if no file can be written there.
     """
 
@@ -110,7 +111,7 @@ class VideoWriter(AbstractContextManager):
         self.path = Path(path)
         self.num_frames = 0
         self._metadata = dict(extra_metadata or {})
-        self.describe(settings or {})
+        self.describe(settings)
         self._place = Path(os.path.realpath(self.path))
         self._file = _GrowingFile(self._place)
         self._encoder = av.open(io.BytesIO(), "w", format="mp4", options=_GROWING)
@@ -120,9 +121,11 @@ class VideoWriter(AbstractContextManager):
         self._queue = BackgroundQueue()
         self._is_open = True
 
-    def describe(self, settings: dict[str, Any]) -> None:
+    def describe(self, settings: dict[str, Any] | None) -> None:
         """Replace the settings in the finished file; before the first append in the growing one too."""
-        self._metadata[METADATA_KEY] = json.dumps(settings, ensure_ascii=False)
+        self._metadata.pop(METADATA_KEY, None)
+        if settings is not None:
+            self._metadata[METADATA_KEY] = json.dumps(settings, ensure_ascii=False)
 
     def append(self, frames: np.ndarray) -> None:
         """Queue frames uint8 [F, H, W, 3], not to be changed afterwards; waits while two appends are queued.

@@ -247,6 +247,35 @@ def test_an_interrupt_ends_a_paused_run(server, client):
     assert status == 409 and "has ended (interrupted)" in answer["error"]
 
 
+def test_where_metadata_is_disabled_no_file_tells_how_it_was_made(server, client):
+    """The video that was saved, the one that a steered run put out, and what an interrupted run left."""
+    disable_metadata(server, True)
+    try:
+        with running(server, graph(seconds=0.0, seed=26)) as future:
+            name = client.until(lambda s: s["block"] is not None)["run"]
+            client.send("it turns blue", name)
+            client.until(lambda s: len(s["cues"]) == 2, name)
+            client.ask("POST", f"/{name}/stop")
+            made = future.result().outputs
+        with running(server, graph(seconds=0.0, seed=27)) as future:
+            interrupted = client.until(lambda s: (s["block"] or 0) > 1)["run"]
+            server.post("/interrupt", {})
+            future.result()
+    finally:
+        disable_metadata(server, False)
+    (left,) = (server.base / "output" / "longlive").glob(f"*{interrupted}.mp4")
+    videos = [made["4"]["images"][0], made["3"]["longlive_video"][0]]
+    for path in (left, *map(server.path_of, videos)):
+        data = path.read_bytes().lower()
+        assert len(frames_of(path)) > 9
+        assert not any(word in data for word in (b"circle", b"blue", b"longlive", b"seed")), path
+
+
+def disable_metadata(server, is_disabled: bool) -> None:
+    node = {"class_type": "TestDisableMetadata", "inputs": {"is_disabled": is_disabled}}
+    assert server.run({"1": node}).has_succeeded
+
+
 BAD = {
     "unknown run": ("POST", "/zzz/prompt", {"prompt": "a"}, None, 404),
     "unknown run paused": ("POST", "/zzz/pause", None, None, 404),

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.cli_args
 import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
@@ -179,6 +180,27 @@ class Inspect:
         return {}
 
 
+class DisableMetadata:
+    """Turns `--disable-metadata` on or off in a running server."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "disable"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"is_disabled": ("BOOLEAN", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, is_disabled):
+        return float("nan")
+
+    def disable(self, is_disabled):
+        comfy.cli_args.args.disable_metadata = is_disabled
+        return {}
+
+
 class BreakMemory:
     """A LONGLIVE_MODEL that runs out of memory after so many passes."""
 
@@ -211,5 +233,6 @@ NODE_CLASS_MAPPINGS = {
     "TestMakeVae": MakeVae,
     "TestDump": Dump,
     "TestInspect": Inspect,
+    "TestDisableMetadata": DisableMetadata,
     "TestBreakMemory": BreakMemory,
 }
