@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from aiohttp import web
 
-from ..longlive_core.output.video import whole_bytes
+from ..longlive_core.output.growing import whole_bytes
 
 if sys.platform == "win32":
     import _winapi

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 
@@ -142,12 +144,46 @@ def test_interrupt_leaves_a_playable_file_and_exit_code_130(tmp_path) -> None:
     assert num_video_frames(out) > 12
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("seconds", ["0.5", "20"])
-def test_a_full_disk_is_one_sentence(seconds, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("longlive_core.cli.generate.check_outputs", lambda path: None)
-    assert main(["generate", "--prompt", PROMPT, "--seconds", seconds, "--out", "/dev/full"]) == 2
-    assert "No space left on device; what was written before stays playable" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("seconds", "num_bytes", "kept"),
+    [("0.5", 900, ""), ("20", 900, ""), ("20", 20_000, "; what was written before stays playable")],
+)
+def test_a_full_disk_is_one_sentence(tmp_path, seconds, num_bytes, kept, capsys) -> None:
+    out, limits = tmp_path / "v.mp4", resource.getrlimit(resource.RLIMIT_FSIZE)
+    out.write_bytes(b"an earlier video")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        assert main(["generate", "--prompt", PROMPT, "--seconds", seconds, "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"File too large{kept}: '{out}'" in capsys.readouterr().err
+    assert num_video_frames(out) >= 9 if kept else out.read_bytes() == b"an earlier video"
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_two_runs_do_not_write_one_file(tmp_path, monkeypatch, capsys) -> None:
+    """The second is refused before it loads a model, and the first loses nothing."""
+    out = tmp_path / "v.mp4"
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--out", str(out)]
+    with VideoWriter(out, 64, 64) as writer, monkeypatch.context() as patch:
+        patch.setattr("longlive_core.cli.generate.load_pipeline", fail(AssertionError("loaded a model")))
+        for _ in range(2):
+            assert main(arguments) == 2
+            assert "another run is writing this file" in capsys.readouterr().err
+            writer.append(np.zeros((3, 64, 64, 3), np.uint8))
+            writer.flush()
+    assert num_video_frames(out) == 6
+    assert main(arguments) == 0 and num_video_frames(out) == 16
+
+
+def test_a_video_that_is_removed_while_it_is_written_is_not_reported(tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "v.mp4"
+    monkeypatch.setattr(ContactSheet, "append", lambda *_: out.exists() and out.unlink())
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "3", "--out", str(out)]
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert "moved, deleted or replaced while it was written" in printed.err and not printed.out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_before_the_first_frame_leaves_no_file(tmp_path, monkeypatch, capsys) -> None:

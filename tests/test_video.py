@@ -15,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from longlive_core.output.video import PENDING, VideoWriter, read_settings, whole_bytes
+from longlive_core.output.growing import PENDING, GrowingFile, part_of, whole_bytes
+from longlive_core.output.video import VideoWriter, read_settings
 
 SIZE = 96
 BLOCKS = (9, *[12] * 10)
@@ -357,7 +358,6 @@ def test_a_file_that_a_reader_on_windows_holds_stays_as_it_grew(tmp_path, monkey
     writer.append(noise(12))
     writer.flush()
     nothing = VideoWriter(empty, SIZE, SIZE)
-    nothing._file.begin()
     refuse(monkeypatch, "replace")
     refuse(monkeypatch, "unlink")
     writer.close()
@@ -383,17 +383,163 @@ class FullFile:
         return getattr(self._file, name)
 
 
-@pytest.mark.parametrize("room", [200_000, 330_000, 444_444])
+@pytest.mark.parametrize("room", [9_000, 139_000, 253_453])
 def test_a_full_disk_leaves_whole_fragments(tmp_path, room) -> None:
     path = tmp_path / "v.mp4"
     writer = VideoWriter(path, SIZE, SIZE, {"schedule": "x" * 100_000})
-    writer._file.begin()
+    writer.append(noise(12))
+    writer.flush()
     writer._file._file = FullFile(writer._file._file, room)
     with pytest.raises(OSError, match="No space left on device; what was written"), writer:
         for _ in range(100):
             writer.append(noise(12))
     assert len(frames_of(path)) == writer.num_frames >= 12
-    assert not list(tmp_path.glob("*.part"))
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+@pytest.mark.parametrize("room", [0, 100, 900, 40_000])
+def test_a_disk_that_is_full_at_once_costs_nobody_the_earlier_video(tmp_path, room) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"an earlier video")
+    writer = VideoWriter(path, SIZE, SIZE)
+    writer._file._file = FullFile(writer._file._file, room)
+    with pytest.raises(OSError, match="No space left on device") as error, writer:
+        writer.append(noise(12))
+    assert "playable" not in str(error.value) and path.read_bytes() == b"an earlier video"
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def write_until(path: Path, num_writes: int, is_before: bool) -> None:
+    """Write a video; die at one of its writes to the disk, before it or in the middle of it."""
+    write, left = GrowingFile._put, num_writes
+
+    def put(file, offset: int, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            write(file, offset, data[: 0 if is_before else len(data) // 2])
+            os._exit(9)
+        write(file, offset, data)
+
+    gc.disable()
+    GrowingFile._put = put
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(9))
+        writer.append(noise(12))
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize("num_writes", range(3))
+def test_a_kill_at_any_write_leaves_the_earlier_video_or_blocks(tmp_path, num_writes, is_before) -> None:
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(30))
+    doomed = PROCESSES.Process(target=write_until, args=(path, num_writes, is_before))
+    doomed.start()
+    doomed.join()
+    assert doomed.exitcode == 9
+    assert len(frames_of(path)) == (9 if num_writes else 30)
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(3))
+    assert len(frames_of(path)) == 3 and [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_a_name_in_use_is_refused_before_and_after_the_first_block(tmp_path) -> None:
+    path = tmp_path / "v.mp4"
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        for seed in range(3):
+            for name in (path, *tmp_path.glob("v.mp4")):
+                with pytest.raises(BlockingIOError, match=r"another run is writing this file.*v\.mp4"):
+                    VideoWriter(name, SIZE, SIZE)
+            writer.append(noise(12, seed))
+            writer.flush()
+    assert len(frames_of(path)) == 36
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(3))
+    assert len(frames_of(path)) == 3 and [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_a_video_that_another_writer_began_meanwhile_is_not_replaced(tmp_path) -> None:
+    """As where the first writer's part was not seen, on a disk without locks."""
+    path = tmp_path / "v.mp4"
+    late = VideoWriter(path, SIZE, SIZE)
+    late._file._now = late._file._now.rename(tmp_path / "another.part")
+    with VideoWriter(path, SIZE, SIZE) as first:
+        first.append(noise(12))
+        first.flush()
+        with pytest.raises(BlockingIOError, match="another run"), late:
+            late.append(noise(3))
+        first.append(noise(12))
+    assert len(frames_of(path)) == 24 and not late.num_frames
+
+
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+def exchange(path: Path) -> None:
+    path.rename(path.with_name("moved.mp4"))
+    path.write_bytes(b"of someone else")
+
+
+def remove_folder(path: Path) -> None:
+    path.unlink()
+    path.parent.rmdir()
+
+
+@pytest.mark.parametrize("is_at_the_end", [False, True])
+@pytest.mark.parametrize("change", [unlink, exchange, remove_folder])
+def test_a_file_that_disappears_meanwhile_is_an_error(tmp_path, change, is_at_the_end) -> None:
+    path = tmp_path / "videos" / "v.mp4"
+    path.parent.mkdir()
+    writer = VideoWriter(path, SIZE, SIZE)
+    writer.append(noise(12))
+    writer.flush()
+    change(path)
+    with pytest.raises(FileNotFoundError, match=r"moved, deleted or replaced.*v\.mp4"):
+        if not is_at_the_end:
+            writer.append(noise(12))
+        writer.close()
+    assert writer.num_frames == 12
+    assert not path.exists() or path.read_bytes() == b"of someone else"
+    assert not path.parent.exists() or len(list(path.parent.iterdir())) == (2 if change is exchange else 0)
+
+
+def test_the_other_names_of_an_earlier_video_keep_it(tmp_path) -> None:
+    path, other = tmp_path / "v.mp4", tmp_path / "other.mp4"
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(12))
+    other.hardlink_to(path)
+    before = other.read_bytes()
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(3))
+        writer.flush()
+        assert other.read_bytes() == before
+    assert other.read_bytes() == before and len(frames_of(path)) == 3
+
+
+def test_what_killed_runs_left_is_removed_and_what_others_write_is_not(tmp_path) -> None:
+    """Left by a run that was killed a while ago, by one just now, and of one that has only been paused."""
+    abandoned, recent = part_of(tmp_path / "killed.mp4"), part_of(tmp_path / "just_now.mp4")
+    paused = VideoWriter(tmp_path / "paused.mp4", SIZE, SIZE)
+    waiting = part_of(paused.path)
+    for part in (abandoned, recent):
+        part.write_bytes(b"x" * 1000)
+    for part in (abandoned, waiting):
+        os.utime(part, (0, 0))
+    with VideoWriter(tmp_path / "v.mp4", SIZE, SIZE) as writer:
+        assert {recent, waiting} <= set(tmp_path.iterdir()) and not abandoned.exists()
+        writer.append(noise(3))
+    paused.close()
+    assert set(tmp_path.iterdir()) == {recent, writer.path}
+
+
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path) -> None:
+    path = tmp_path / f"{'v' * 251}.mp4"
+    with VideoWriter(path, SIZE, SIZE) as writer:
+        writer.append(noise(3))
+    assert len(frames_of(path)) == 3 and b"moof" not in box_types(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_where_the_finished_copy_has_no_room_the_fragments_stay(tmp_path, caplog) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..output.contact_sheet import encoded_image
+from ..output.growing import GrowingFile
 
 DEFAULT_OUT = Path("longlive.mp4")
 
@@ -28,6 +29,7 @@ def check_outputs(options: argparse.Namespace) -> None:
         raise ValueError("two of --out, --contact-sheet and --state are the same file; choose others")
     if options.out.suffix.lower() not in (".mp4", ".m4v"):
         raise ValueError(f"{options.out} would be an mp4; choose a name that ends in .mp4 or .m4v")
+    GrowingFile(Path(realpath(options.out))).close()  # raises an OSError where another run writes it
     if options.contact_sheet:
         check_image_name(options.contact_sheet)
 
@@ -37,7 +39,8 @@ def check_writable(path: Path) -> None:
     target = Path(realpath(path))
     if target.exists() and not target.is_file():
         raise ValueError(f"{path} cannot be written: it is no ordinary file; choose another name")
-    if not target.parent.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
+    places = [place for place in (target.parent, target) if place.exists()]
+    if not target.parent.is_dir() or not all(os.access(place, os.W_OK) for place in places):
         raise ValueError(f"{path} cannot be written: choose a file in a folder that exists and is writable")
 
 

@@ -4,13 +4,12 @@ import io
 import json
 import logging
 import os
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from zlib import crc32
 
 import av
@@ -18,11 +17,9 @@ import numpy as np
 
 from ..geometry import FRAME_RATE
 from .background import BackgroundQueue
+from .growing import GrowingFile
 
 METADATA_KEY = "longlive"
-PENDING = b"skip"  # type of a box that is not completely on disk yet; players skip it
-BOX_HEADER_BYTES = 8  # an mp4 box begins with its length, then its type
-TYPE_BYTES = slice(4, BOX_HEADER_BYTES)
 _GROWING = {
     "movflags": "frag_custom+frag_discont+empty_moov+default_base_moof+skip_trailer+use_metadata_tags",
     "avoid_negative_ts": "make_non_negative",  # otherwise every fragment begins at 0
@@ -38,66 +35,17 @@ _FILE_URL = "file:{}"  # for av.open: then a path may contain any characters
 logger = logging.getLogger("longlive")
 
 
-class _GrowingFile:
-    """A file to which pieces are added, each completely or not at all.
-
-    The first piece creates it or replaces an earlier file. Raises OSError at once if no file can be written.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._end = 0
-        existed = path.exists()
-        path.open("ab").close()  # leaves an earlier file as it is
-        if not existed:
-            path.unlink()
-
-    def begin(self) -> None:
-        """Create the file, empty."""
-        self._file = self._path.open("wb", buffering=0)
-
-    def add(self, piece: bytes) -> None:
-        """Append mp4 boxes. The type of the first is written last, which makes all of them valid at once.
-
-        Raises OSError if they cannot be written; the file is then as before.
-        """
-        if not self._file:
-            self.begin()
-        try:
-            self._put(self._end, piece[: TYPE_BYTES.start] + PENDING + piece[TYPE_BYTES.stop :])
-            self._put(self._end + TYPE_BYTES.start, piece[TYPE_BYTES])
-        except OSError as error:
-            with suppress(OSError):
-                self._file.truncate(self._end)
-            reason = f"{error.strerror}; what was written before stays playable"
-            raise OSError(error.errno, reason, str(self._path)) from error
-        self._end += len(piece)
-
-    def _put(self, offset: int, data: bytes) -> None:
-        self._file.seek(offset)
-        left = memoryview(data)
-        while left:  # a nearly full disk writes only a part
-            left = left[self._file.write(left) :]
-
-    def close(self) -> None:
-        """Remove the file if nothing was added to it."""
-        if not self._file:
-            return
-        self._file.close()
-        if not self._end and self._path.is_file():
-            with suppress(PermissionError):  # Windows keeps a file that is being read
-                self._path.unlink()
-
-
 class VideoWriter(AbstractContextManager):
     """Encodes frames and writes them to `path` in a background thread, in order.
 
     The growing file decodes to the `num_frames` frames written so far: every append adds a fragment, and a
     full disk or a kill leaves the earlier ones playable. `close` turns it into an ordinary mp4 with index and
-    metadata first. `extra_metadata` are texts by name, next to `settings`; without either the file says nothing
-    of how it was made. An earlier file stays until the
-    first fragment; a link stays, and its target is written. Raises OSError if no file can be written there.
+    metadata first. `extra_metadata` are texts by name, next to `settings`; without either, the file does not
+    say how it was made.
+
+    An earlier file stays until the first fragment takes its place; a link stays, and its target is replaced.
+    Raises OSError if no file can be written there, BlockingIOError while another writer is at it, and later
+    FileNotFoundError if the file disappears.
     """
 
     def __init__(
@@ -112,12 +60,12 @@ class VideoWriter(AbstractContextManager):
         self.num_frames = 0
         self._metadata = dict(extra_metadata or {})
         self.describe(settings)
-        self._place = Path(os.path.realpath(self.path))
-        self._file = _GrowingFile(self._place)
         self._encoder = av.open(io.BytesIO(), "w", format="mp4", options=_GROWING)
         shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": Fraction(1, FRAME_RATE)}
         self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER | _COLOURS, **shape)
         self._encoder.start_encoding()
+        self._place = Path(os.path.realpath(self.path))
+        self._file = GrowingFile(self._place)
         self._queue = BackgroundQueue()
         self._is_open = True
 
@@ -150,9 +98,9 @@ class VideoWriter(AbstractContextManager):
             self._queue.close()
         finally:
             self._encoder.close()
-            self._file.close()
-            if self.num_frames:
-                self._finish()
+            with closing(self._file):
+                if self.num_frames:
+                    self._finish()
 
     def _write(self, frames: np.ndarray) -> None:
         packets = []
@@ -180,15 +128,11 @@ class VideoWriter(AbstractContextManager):
 
     def _finish(self) -> None:
         """Remux without fragments; if that fails, the fragmented file is complete and stays."""
-        part = self._place.with_name(f"{self._place.name}.{secrets.token_hex(4)}.part")
         try:
-            self._remux(part)
-            replace_open(self._place, part)
+            self._file.replace(self._remux)
         except (OSError, av.error.FFmpegError) as error:
+            self._file.check()
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
-        finally:
-            with suppress(PermissionError):
-                part.unlink(missing_ok=True)
 
     def _remux(self, target: Path) -> None:
         with (
@@ -215,35 +159,6 @@ def _contents(path: Path) -> list:
         setup = container.streams.video[0].codec_context.extradata
         packets = (packet for packet in container.demux(video=0) if packet.dts is not None)
         return [setup, *((packet.pts * packet.time_base, crc32(packet)) for packet in packets)]
-
-
-def replace_open(path: Path, new: Path) -> None:
-    """Replace a file that another process may be reading. On OSError it stays as it was."""
-    try:
-        os.replace(new, path)
-    except PermissionError:  # Windows replaces no open file, but renames it if its reader allows that
-        aside = new.with_suffix(".old")
-        os.replace(path, aside)
-        try:
-            os.replace(new, path)
-        except OSError:
-            os.replace(aside, path)
-            raise
-        with suppress(PermissionError):
-            aside.unlink()
-
-
-def whole_bytes(file: BinaryIO, start: int) -> int:
-    """Where the last complete box of a growing file ends, reading on from the box at `start`."""
-    size = file.seek(0, os.SEEK_END)
-    while start + BOX_HEADER_BYTES <= size:
-        file.seek(start)
-        header = file.read(BOX_HEADER_BYTES)
-        length = int.from_bytes(header[: TYPE_BYTES.start], "big")
-        if header[TYPE_BYTES] == PENDING or length < BOX_HEADER_BYTES or start + length > size:
-            break
-        start += length
-    return start
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
