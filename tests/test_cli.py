@@ -436,6 +436,25 @@ def test_the_schedule_is_never_overwritten(tmp_path, capsys) -> None:
     assert schedule.read_text() == PROMPT
 
 
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_no_other_name_of_a_file_that_is_read_is_overwritten(tmp_path, link, capsys) -> None:
+    """A link of either kind to the schedule, the state, a checkpoint, a LoRA or a VAE."""
+    one, other = tmp_path / "one.file", tmp_path / "other.mp4"
+    one.write_bytes(b"0 a red circle")
+    link(one, other)
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--out", str(tmp_path / "v.mp4")]
+    reads = {"state": "--resume", "model": "--model", "VAE": "--vae", "text encoder": "--text-encoder"}
+    for name, option in (reads | {"LoRA": "--lora"}).items():
+        for write in ("--out", "--state"):
+            assert main([*arguments, option, str(one), write, str(other)]) == 2
+            assert f"other.mp4 is the {name} itself" in capsys.readouterr().err
+    assert main(["generate", "--schedule", str(one), "--seconds", "1", "--out", str(other)]) == 2
+    assert "other.mp4 is the schedule itself" in capsys.readouterr().err
+    assert main([*arguments, "--state", str(one), "--contact-sheet", str(other)]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert one.read_bytes() == b"0 a red circle" and len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_part_is_not_overwritten_by_the_next_unless_it_is_named(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     made = ["generate", "--prompt", PROMPT, "--seconds", "1"]

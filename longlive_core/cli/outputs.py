@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from contextlib import suppress
+from itertools import combinations, starmap
 from os.path import realpath  # Path.resolve raises on links in a circle
 from pathlib import Path
 
@@ -22,16 +24,31 @@ def check_outputs(options: argparse.Namespace) -> None:
     outputs = [path for path in (options.out, options.contact_sheet, options.state) if path]
     for path in outputs:
         check_writable(path)
-        for name, read in (("schedule", options.schedule), ("state", options.resume)):
-            if read and realpath(path) == realpath(read):
+        for name, read in inputs_of(options):
+            if os.path.isfile(read) and is_same(path, read):
                 raise ValueError(f"{path} is the {name} itself; choose another file to write")
-    if len(set(map(realpath, outputs))) < len(outputs):
+    if any(starmap(is_same, combinations(outputs, 2))):
         raise ValueError("two of --out, --contact-sheet and --state are the same file; choose others")
     if options.out.suffix.lower() not in (".mp4", ".m4v"):
         raise ValueError(f"{options.out} would be an mp4; choose a name that ends in .mp4 or .m4v")
     GrowingFile(Path(realpath(options.out))).close()  # raises an OSError where another run writes it
     if options.contact_sheet:
         check_image_name(options.contact_sheet)
+
+
+def inputs_of(options: argparse.Namespace) -> list[tuple[str, Path | str]]:
+    """What each file is that the options name to be read, and its path."""
+    files = {"schedule": options.schedule, "state": options.resume, "model": options.model}
+    files |= {"VAE": options.vae, "text encoder": options.text_encoder}
+    loras = [("LoRA", choice.path) for choice in options.lora]
+    return [*((name, path) for name, path in files.items() if path), *loras]
+
+
+def is_same(one: Path | str, other: Path | str) -> bool:
+    """Whether two paths are one file: also by hard links, or letters whose case the disk ignores."""
+    with suppress(OSError):  # one of them does not exist
+        return os.path.samefile(one, other)
+    return realpath(one) == realpath(other)
 
 
 def check_writable(path: Path) -> None:
