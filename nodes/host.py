@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -395,6 +395,9 @@ class VideoFile:
             shutil.move(self.path, target)
         except OSError as error:
             logger.warning("%s stays in the output folder: %s", self.path, error)
+            if self.path.exists():
+                with suppress(OSError):  # half a copy, on a full disk
+                    target.unlink()
             return
         self.path, self.folder = target, io.FolderType.temp
 

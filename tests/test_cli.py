@@ -32,6 +32,7 @@ from longlive_core.rollout.rollout import Hook
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"
+LARGER_THAN_A_VIDEO = 8_000  # bytes; of a second, and less than its contact sheet
 COMMANDS = ("generate", "live", "info", "plan", "download", "bench")
 
 
@@ -332,6 +333,30 @@ def test_a_sheet_that_fails_loses_neither_the_video_nor_its_state(tmp_path, monk
     assert main(arguments) == 2
     *_, note, error = capsys.readouterr().err.strip().splitlines()
     assert "contact sheet" in note and error == "longlive: no room"
+
+
+def test_a_sheet_that_does_not_fit_the_disk_leaves_the_earlier_one(tmp_path, capsys) -> None:
+    out, sheet, limits = tmp_path / "v.mp4", tmp_path / "v.png", resource.getrlimit(resource.RLIMIT_FSIZE)
+    sheet.write_bytes(b"an earlier sheet")
+    arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--out", str(out)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGER_THAN_A_VIDEO, limits[1]))
+    try:
+        assert main([*arguments, "--contact-sheet", str(sheet)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the contact sheet" in capsys.readouterr().err and num_video_frames(out) == 16
+    assert sheet.read_bytes() == b"an earlier sheet"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["v.mp4", "v.png"]
+
+
+def test_a_sheet_is_written_where_its_link_leads(tmp_path) -> None:
+    target, link = tmp_path / "sheet.png", tmp_path / "link.png"
+    link.symlink_to(target.name)
+    sheet = ContactSheet(1)
+    sheet.append(np.zeros((1, 64, 64, 3), np.uint8))
+    sheet.save(link)
+    assert link.is_symlink() and target.read_bytes()[:4] == b"\x89PNG"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_ctrl_c_says_what_is_kept_and_what_is_not(tmp_path, monkeypatch, capsys) -> None:

@@ -1,11 +1,14 @@
 """Frames of a video -> one image of evenly spaced thumbnails."""
 
+import os
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 from einops import rearrange
 from PIL import Image
+
+from .growing import write_whole
 
 COLUMNS = 10
 ROWS = 6
@@ -31,13 +34,14 @@ class ContactSheet:
             self._seen += 1
 
     def save(self, path: str | Path) -> None:
-        """Write the thumbnails so far; without any, nothing."""
+        """Write the thumbnails so far; without any, nothing. An earlier image stays until all is written."""
         if not self._thumbnails:
             return
         empty = -len(self._thumbnails) % self._columns
         cells = [*self._thumbnails, *empty * [np.zeros_like(self._thumbnails[0])]]
         sheet = rearrange(cells, "(row column) h w rgb -> (row h) (column w) rgb", column=self._columns)
-        Path(path).write_bytes(encoded_image(sheet, Path(path).suffix))
+        image = encoded_image(sheet, Path(path).suffix)
+        write_whole(Path(os.path.realpath(path)), lambda part: part.write_bytes(image))
 
 
 def encoded_image(image: np.ndarray, ending: str) -> bytes:

@@ -4,6 +4,7 @@ Prints `OK name` for everything that was as it should be.
 """
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -47,6 +48,28 @@ def a_video_that_cannot_be_moved() -> None:
         video.finish()
         assert video.path.parent == Path(folder, "temp") and not path.exists()
     print("OK a video that cannot be moved is passed on from where it is")
+
+
+def a_temp_folder_on_a_full_disk() -> None:
+    """As where it is another disk: shutil.move copies, and the copy breaks off."""
+
+    def half_of_it(source, target) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:2])
+        raise OSError(28, "No space left on device")
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_temp_directory(f"{folder}/temp")
+        path, allowed = Path(folder, "v.mp4"), shutil.move
+        path.write_bytes(b"video")
+        shutil.move = half_of_it
+        try:
+            video = host.VideoFile(path, "")
+            video.finish()
+        finally:
+            shutil.move = allowed
+        assert video.path == path and path.read_bytes() == b"video"
+        assert not list(Path(folder, "temp").iterdir())
+    print("OK half a copy in a full temp folder is removed")
 
 
 def a_scene_that_begins_within_a_block() -> None:
@@ -109,6 +132,7 @@ def runs_that_were_steered() -> None:
 
 
 a_video_that_cannot_be_moved()
+a_temp_folder_on_a_full_disk()
 a_scene_that_begins_within_a_block()
 frames_that_no_block_holds()
 latents_as_the_model_made_them()
