@@ -133,16 +133,38 @@ def test_a_caller_that_leaves_early_waits_for_no_block() -> None:
     assert steps.made[-1] == (1, 3)
 
 
-def test_interrupt_leaves_a_playable_file_and_exit_code_130(tmp_path) -> None:
-    out = tmp_path / "long.mp4"
+@pytest.mark.parametrize("signals", ["SIGINT", "SIGTERM", "SIGHUP SIGHUP SIGTERM"])
+def test_interrupt_leaves_a_finished_file_and_exit_code_130(tmp_path, signals) -> None:
+    """Ctrl-C, docker stop, and a terminal that is closed."""
+    out, sheet = tmp_path / "long.mp4", tmp_path / "long.png"
     command = [sys.executable, "-m", "longlive_core", "generate", "--prompt", PROMPT, "--seconds", "3600"]
-    process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    command += ["--out", str(out), "--contact-sheet", str(sheet)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out.exists() and out.stat().st_size > 20_000):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert num_video_frames(out) > 12
+    for name in signals.split():
+        process.send_signal(getattr(signal, name))
+    _, printed = process.communicate(timeout=60)
+    count = num_video_frames(out)
+    assert process.returncode == 130 and f"longlive: stopped; {out} keeps the first {count} frames" in printed
+    assert count > 12 and b"moof" not in out.read_bytes() and sheet.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_signals_are_only_taken_while_a_video_is_made_and_if_nobody_else_did(tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def look(*_) -> None:
+        seen.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)])
+
+    monkeypatch.setattr(VideoWriter, "append", look)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        main(["generate", "--prompt", PROMPT, "--seconds", "0.1", "--out", str(tmp_path / "v.mp4")])
+        assert seen[0][1] == signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert callable(seen[0][0]) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

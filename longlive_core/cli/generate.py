@@ -18,6 +18,7 @@ from ..schedule.schedule import PromptSchedule
 from ..weights.files import first_line
 from .options import add_model, add_size_and_window, add_steps, window_from
 from .outputs import DEFAULT_OUT, check_outputs
+from .signals import ending_like_ctrl_c
 from .stderr import STDERR
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
@@ -57,11 +58,12 @@ def run(options: argparse.Namespace) -> None:
     """Make the video; the file is playable while it grows."""
     check_outputs(options)
     checked_frames(options.seconds)  # a plan without end needs a LiveControl
-    pipeline = pipeline_from(options)
-    plan = pipeline.plan(request_from(options, pipeline.preset))
-    report(plan.timeline.report())
-    report(plan.timeline.warnings)
-    record(pipeline, plan, options)
+    with ending_like_ctrl_c():
+        pipeline = pipeline_from(options)
+        plan = pipeline.plan(request_from(options, pipeline.preset))
+        report(plan.timeline.report())
+        report(plan.timeline.warnings)
+        record(pipeline, plan, options)
 
 
 def pipeline_from(options: argparse.Namespace) -> Pipeline:
