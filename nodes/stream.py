@@ -76,8 +76,8 @@ class LongLiveStream(io.ComfyNode):
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow, **steering)
         run = Run(parts, plan, past, cls.hidden.unique_id, keep_state)
         with live.going_on(), host.video_file(PREFIX, live.id) as video:
-            run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
-        return io.NodeOutput(video.as_input(), run.latents(), ui=video.as_listing() | live.as_listing())
+            latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
+        return io.NodeOutput(video.as_input(), latent, ui=video.as_listing() | live.as_listing())
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> int:
@@ -290,26 +290,28 @@ class Run(Hook):
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
         self._progress.step()
 
-    def record(self, live: LiveRun, writer: VideoWriter) -> None:
-        """Make the video; the file is closed and playable in any case.
+    def record(self, live: LiveRun, writer: VideoWriter) -> dict:
+        """Make the video and return its latents; the file is closed and playable in any case.
 
         Raises host.OutOfMemory, which names settings that fit, if memory does not suffice.
         """
-        host.within_memory(
+        return host.within_memory(
             lambda: self._record(live, writer),
             lambda: f"{self._parts.shortage(self._plan)}{self._kept(writer)}",
         )
 
-    def _record(self, live: LiveRun, writer: VideoWriter) -> None:
+    def _record(self, live: LiveRun, writer: VideoWriter) -> dict:
         try:
             with live.recording(writer):
                 pipeline = self._parts.pipeline(self._plan)
                 for chunk in pipeline.run(self._plan, self, live.control, self._ending):
                     self._keep(chunk, writer)
+            latent = self.latents()
         except BaseException:
             self._give_up(writer)
             raise
         self._progress.text(host.some_lines([self._summary(), *self._notes, *self._plan.timeline.warnings]))
+        return latent
 
     def latents(self) -> dict:
         """All clean latents as a LATENT, with what continue_from needs."""
@@ -331,7 +333,7 @@ class Run(Hook):
 
     def _kept(self, writer: VideoWriter) -> str:
         """What an error says of the part that was made."""
-        seconds = self._frames / FRAME_RATE
+        seconds = seconds_in(writer)
         return f"; the first {seconds:.1f} s are kept as {writer.path}" if seconds else ""
 
     def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
@@ -347,8 +349,8 @@ class Run(Hook):
         self._progress.text(self._status(chunk.block.index))
 
     def _give_up(self, writer: VideoWriter) -> None:
-        if writer.num_frames:
-            self._progress.text(f"stopped at {self._frames / FRAME_RATE:.1f} s; kept as {writer.path}")
+        if seconds := seconds_in(writer):
+            self._progress.text(f"stopped at {seconds:.1f} s; kept as {writer.path}")
 
     def _speed(self) -> float:
         return self._frames / max(time.monotonic() - self._start, 1e-3)
@@ -364,3 +366,8 @@ class Run(Hook):
     def _summary(self) -> str:
         seconds = self._frames / FRAME_RATE
         return f"{seconds:.1f} s of video · {self._blocks} blocks · {self._speed():.0f} fps"
+
+
+def seconds_in(writer: VideoWriter) -> float:
+    """How long the video on disk is: frames that were made may not have been written."""
+    return writer.num_frames / FRAME_RATE if writer.path.exists() else 0.0

@@ -72,6 +72,55 @@ def a_temp_folder_on_a_full_disk() -> None:
     print("OK half a copy in a full temp folder is removed")
 
 
+def latents_that_do_not_fit_the_memory() -> None:
+    """The video is made by then: it stays where it is kept, and the error names it."""
+
+    def no_memory(_) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    hidden = SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
+    schedules = ours("nodes.schedule").LongLivePromptSchedule
+    schedules.hidden = stream.LongLiveStream.hidden = hidden
+    model, clip, vae = ours("nodes.loaders").LongLiveLoadMini.execute().args
+    schedule, *_ = schedules.execute(clip, "0 a red circle rests over navy").args
+    made, samples = {"width": 64, "height": 64, "seconds": 1.0, "seed": 1}, stream.Run._samples
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_output_directory(f"{folder}/output")
+        folder_paths.set_temp_directory(f"{folder}/temp")
+        stream.Run._samples = no_memory
+        try:
+            stream.LongLiveStream.execute(model, schedule, vae, **made)
+        except host.OutOfMemory as error:
+            message = str(error)
+        finally:
+            stream.Run._samples = samples
+        (video,) = Path(folder, "output").rglob("*.mp4")
+        assert message.startswith("not enough memory") and f"the first 1.0 s are kept as {video}" in message
+    print("OK latents that do not fit the memory cost no video")
+
+
+def how_much_of_a_video_is_kept() -> None:
+    """What was written, and only while it is there; more was made."""
+    texts, progress = [], host.Progress
+    host.Progress = lambda *_: SimpleNamespace(text=texts.append)
+    plan = SimpleNamespace(blocks=range(9), sigmas=range(4))
+    run = stream.Run(SimpleNamespace(space=SPACE), plan, stream.Past(None, SPACE), "1", keep_state=False)
+    host.Progress = progress
+    run._frames = 69
+    with tempfile.TemporaryDirectory() as folder:
+        writer = SimpleNamespace(num_frames=57, path=Path(folder, "v.mp4"))
+        for exists, text, kept in (
+            (True, f"stopped at 3.6 s; kept as {writer.path}", f"the first 3.6 s are kept as {writer.path}"),
+            (False, None, ""),
+        ):
+            writer.path.touch() if exists else writer.path.unlink()
+            run._give_up(writer)
+            assert texts == ([text] if exists else []), texts
+            assert run._kept(writer).removeprefix("; ") == kept
+            texts.clear()
+    print("OK as much is said to be kept as was written")
+
+
 def a_scene_that_begins_within_a_block() -> None:
     assert vaes.pieces(9, (0, 4, 6, 30)) == [(0, 3), (3, 4), (4, 6), (6, 9)]
     assert vaes.pieces(4, ()) == [(0, 3), (3, 4)]
@@ -133,6 +182,8 @@ def runs_that_were_steered() -> None:
 
 a_video_that_cannot_be_moved()
 a_temp_folder_on_a_full_disk()
+latents_that_do_not_fit_the_memory()
+how_much_of_a_video_is_kept()
 a_scene_that_begins_within_a_block()
 frames_that_no_block_holds()
 latents_as_the_model_made_them()
