@@ -63,7 +63,7 @@ def grown(tmp_path_factory) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """The frames of a finished file, and those that another process found in it after k blocks."""
     path, seen = tmp_path_factory.mktemp("grown") / "v.mp4", {}
     reports, written = PROCESSES.Pipe()
-    writer = PROCESSES.Process(target=write_blocks, args=(path, BLOCKS, written, written.recv))
+    writer = PROCESSES.Process(daemon=True, target=write_blocks, args=(path, BLOCKS, written, written.recv))
     writer.start()
     for block in range(1, len(BLOCKS) + 1):
         assert reports.poll(30) and reports.recv() == sum(BLOCKS[:block])
@@ -87,7 +87,7 @@ def test_a_killed_writer_leaves_whole_blocks(grown, tmp_path, delay) -> None:
     """After kill -9 while blocks are written all announced ones are there, and at most one more."""
     path, blocks = tmp_path / "v.mp4", BLOCKS * 50
     reports, written = PROCESSES.Pipe()
-    writer = PROCESSES.Process(target=write_blocks, args=(path, blocks, written, lambda: None))
+    writer = PROCESSES.Process(daemon=True, target=write_blocks, args=(path, blocks, written, lambda: None))
     writer.start()
     announced = [reports.recv() for _ in range(5)]
     time.sleep(delay)
@@ -434,7 +434,7 @@ def test_a_kill_at_any_write_leaves_the_earlier_video_or_blocks(tmp_path, num_wr
     path = tmp_path / "v.mp4"
     with VideoWriter(path, SIZE, SIZE) as writer:
         writer.append(noise(30))
-    doomed = PROCESSES.Process(target=write_until, args=(path, num_writes, is_before))
+    doomed = PROCESSES.Process(daemon=True, target=write_until, args=(path, num_writes, is_before))
     doomed.start()
     doomed.join()
     assert doomed.exitcode == 9

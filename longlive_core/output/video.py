@@ -60,14 +60,25 @@ class VideoWriter(AbstractContextManager):
         self.num_frames = 0
         self._metadata = dict(extra_metadata or {})
         self.describe(settings)
-        self._encoder = av.open(io.BytesIO(), "w", format="mp4", options=_GROWING)
+        self._place = Path(os.path.realpath(self.path))
+        self._file = GrowingFile(self._place)
+        try:
+            self._open_encoder(width, height)
+        except BaseException:
+            self._file.close()
+            raise
+        self._queue = BackgroundQueue()
+        self._is_open = True
+
+    def _open_encoder(self, width: int, height: int) -> None:
+        header = io.BytesIO()
+        self._encoder = av.open(header, "w", format="mp4", options=_GROWING)
         shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": Fraction(1, FRAME_RATE)}
         self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER | _COLOURS, **shape)
         self._encoder.start_encoding()
-        self._place = Path(os.path.realpath(self.path))
-        self._file = GrowingFile(self._place)
-        self._queue = BackgroundQueue()
-        self._is_open = True
+        # Fragments copy the stream of this header: before PyAV 17, a copy of the encoder's own stream starts
+        # another encoder, whose setup does not fit our frames; an opaque copy of one that was read does not.
+        self._header = av.open(io.BytesIO(header.getvalue()))
 
     def describe(self, settings: dict[str, Any] | None) -> None:
         """Replace the settings in the finished file; before the first append in the growing one too."""
@@ -98,6 +109,7 @@ class VideoWriter(AbstractContextManager):
             self._queue.close()
         finally:
             self._encoder.close()
+            self._header.close()
             with closing(self._file):
                 if self.num_frames:
                     self._finish()
@@ -117,7 +129,8 @@ class VideoWriter(AbstractContextManager):
         buffer = io.BytesIO()
         options = _GROWING | {"fragment_index": str(self.num_frames + 1)}  # may skip numbers, must grow
         with av.open(buffer, "w", format="mp4", options=options) as muxer:
-            stream = muxer.add_stream_from_template(self._stream)
+            stream = muxer.add_stream_from_template(self._header.streams.video[0], opaque=True)
+            stream.codec_context.extradata = self._stream.codec_context.extradata  # packets are in its format
             muxer.metadata.update({} if self.num_frames else self._metadata)
             muxer.start_encoding()
             begin = buffer.tell() if self.num_frames else 0
