@@ -88,7 +88,8 @@ class VideoState:
         try:
             with safe_open(path, "pt") as file:
                 facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                # Copies: a product's last bits depend on the alignment, which in a mapped file may be any.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read as the state of a video ({error})") from error
         if facts.get("format") != FORMAT:

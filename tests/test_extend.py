@@ -179,6 +179,21 @@ def test_many_parts_and_a_saved_state_are_the_whole_too(pipeline, tmp_path) -> N
     assert is_same(parts[1], made(pipeline, f"0 {RED}", 0.75, state=parts[0][2])), "a state serves twice"
 
 
+@pytest.mark.parametrize("padding", range(0, 64, 8))
+def test_a_saved_state_continues_alike_wherever_its_tensors_lie_in_the_file(pipeline, tmp_path, padding):
+    """A longer field of metadata moves all tensors: by 0 to 56 bytes, the multiples of 8 within 64."""
+    one = made(pipeline, f"0 {BLUE}", 3.0)
+    one[2].save(tmp_path / "state")
+    with safe_open(tmp_path / "state", "pt") as file:
+        metadata = file.metadata() | {"padding": "x" * padding}
+    save_file(load_file(tmp_path / "state"), tmp_path / "padded", metadata)
+    state = VideoState.load(tmp_path / "padded")
+    tensors = (*state.rollout.tensors.values(), *state.script.tensors.values(), *state.decoder.tensors)
+    assert {tensor.data_ptr() % 64 for tensor in tensors} == {0}, "as tensors of torch itself lie"
+    other = made(pipeline, f"0 {BLUE}", 1.5, state=state)
+    assert is_same(joined(one, other), made(pipeline, f"0 {BLUE}", 4.5))
+
+
 def test_a_video_that_was_stopped_is_continued_too(pipeline) -> None:
     live = LiveControl()
 
