@@ -13,6 +13,7 @@ from longlive_core.config import SWITCH_POLICIES, Policy
 from longlive_core.schedule.cue import MAX_BLEND_SECONDS, MAX_CUES, MAX_SECONDS, Cue, ScheduleError
 from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.schedule.text_format import MAX_CHARACTERS
+from tests.notations import LISTS_THAT_ARE_NOT, LISTS_THAT_ARE_READ, ONE_PROMPT_ALL_THE_SAME
 
 BLOCK = 3  # latent frames
 
@@ -186,6 +187,54 @@ def test_only_the_whitespace_of_a_prompt_changes(space):
 )
 def test_text_without_times_is_one_prompt(text, prompt):
     assert PromptSchedule.parse(text) == PromptSchedule.single(prompt) == schedule((0, prompt))
+
+
+# Lists of timed prompts as other tools and people write them
+
+
+@pytest.mark.parametrize("text", LISTS_THAT_ARE_READ)
+def test_plain_lists_of_other_notations_are_read(text):
+    assert PromptSchedule.parse(text) == schedule((0, "a red circle"), (5, "it turns blue"))
+
+
+@pytest.mark.parametrize("text", LISTS_THAT_ARE_NOT)
+def test_other_lists_are_never_one_prompt(text):
+    error = refused(PromptSchedule.parse, text)
+    says = "a list of timed prompts in another notation; write 0:00 a red circle"
+    assert says in str(error) and error.line and error.column == 1
+
+
+@pytest.mark.parametrize("text", ONE_PROMPT_ALL_THE_SAME)
+def test_numbers_alone_do_not_make_a_list(text):
+    assert PromptSchedule.parse(text) == PromptSchedule.single(text)
+
+
+@pytest.mark.parametrize("words", ["- x", "-> x", "| x", "s x", "- 5s x", "to 5s x", "0-5s: x", "**0:05** x"])
+def test_an_arrow_keeps_what_follows_as_it_is(words):
+    expected = schedule((0, "a"), (5, words))
+    assert PromptSchedule.parse(f"0 a\n5s => {words}") == PromptSchedule.parse(expected.to_text()) == expected
+
+
+@pytest.mark.parametrize(
+    "text, line, column, says",
+    [
+        ("- 0:00 a\n- 0:75 b", 2, 1, '"0:75" is not a time'),
+        ("0 a\n5 sec b", 2, 1, '"5sec" is not a time'),
+        ("0 a\n5 ms b", 2, 1, '"5ms" is not a time'),
+        ("0 a\n**5s** cut:", 2, 8, "prompt is empty"),
+        ("- 5s a", 1, 1, "first cue is at 5s"),
+        ("a film\n- 0:00 a\n- 0:05 b", 2, 1, "begin the first line with 0 =>"),
+        ("a film\n0:00 → a", 2, 1, "begin the first line with 0 =>"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_said_where_it_is(text, line, column, says):
+    error = refused(PromptSchedule.parse, text)
+    assert says in str(error) and (error.line, error.column) == (line, column)
+
+
+def test_a_colour_continues_a_prompt_and_a_comment_does_not():
+    text = "0 a circle over\n  #001f3f navy\n  # a comment\n  #decade\n#00ff00 a comment\n5s b"
+    assert PromptSchedule.parse(text) == schedule((0, "a circle over #001f3f navy"), (5, "b"))
 
 
 def test_single_takes_its_text_as_it_is():

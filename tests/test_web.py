@@ -11,6 +11,7 @@ import pytest
 from longlive_core import geometry
 from longlive_core.schedule.cue import ScheduleError
 from longlive_core.schedule.schedule import PromptSchedule
+from tests.notations import LISTS_THAT_ARE_NOT, LISTS_THAT_ARE_READ, ONE_PROMPT_ALL_THE_SAME
 
 WEB = Path(__file__).parent / "web"
 BLOCK = 3  # latent frames
@@ -152,7 +153,36 @@ def read(text: str, switch_frames: list[int]) -> PromptSchedule | ScheduleError:
 
 def test_python_and_the_timeline_read_the_same_200_schedules():
     dice = random.Random(5)
-    written = [some_schedule(dice) for _ in range(200)]
+    refused = num_refused([some_schedule(dice) for _ in range(200)])
+    assert 30 < refused < 120, refused
+
+
+MARKS = ["", "", "", "- ", "* ", "• ", "1. ", "12) ", "**", "[", "(", "- **", '"', "Frame ", "t=", "Shot 1 ("]
+RANGES = ["", "", "", "-7s", " - 0:07", "–7", " to 7 s", "-7"]
+CLOSES = ["", "", "", "**", "]", ")", ":**", '"', "%"]
+AFTER = [" ", " ", " => ", "->", " → ", " - ", " — ", " | ", ": ", ",", " -- ", "\u3000-\u3000", ";", "\n  "]
+LISTED_TIMES = ["{0}", "{0}s", "{0} s", "0:{0:02}", "{0} sec", "{0}ms", "{0}f", "{0} s"]
+
+
+def some_list(dice: random.Random) -> tuple[str, list[int]]:
+    """Lines that begin alike, as in another notation, whether there is one like it or not."""
+    parts = (MARKS, LISTED_TIMES, RANGES, CLOSES, AFTER)
+    form = "".join(dice.choice(choices) for choices in parts)
+    title = dice.choice(["", "", "", "a film\n", "# a film\n", "0 a\n"])
+    lines = [form.format(seconds) + some_prompt(dice) for seconds in sorted(dice.sample(range(9), 3))]
+    lines[0] = dice.choice([form.format(0) + "a", lines[0]])
+    return title + "\n".join(lines), []
+
+
+def test_python_and_the_timeline_read_the_same_lists_of_other_notations():
+    dice = random.Random(5)
+    known = [*LISTS_THAT_ARE_READ, *LISTS_THAT_ARE_NOT, *ONE_PROMPT_ALL_THE_SAME]
+    written = [(text, []) for text in known] + [some_list(dice) for _ in range(1000)]
+    assert num_refused(written) > 200
+
+
+def num_refused(written: list[tuple[str, list[int]]]) -> int:
+    """How many of these schedules both refuse, with the same words; they agree on all others too."""
     ours = [read(*schedule) for schedule in written]
     done = run_node(str(WEB / "schedules.mjs"), text=json.dumps(written))
     assert done.returncode == 0, done.stderr
@@ -173,4 +203,4 @@ def test_python_and_the_timeline_read_the_same_200_schedules():
             assert PromptSchedule.parse(again).extra == mine.extra
         if not again.startswith("{"):
             assert again == mine.to_text()
-    assert 30 < refused < 120, refused
+    return refused

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ..config import Policy
 from .cue import AUTO, SECONDS, Cue, ScheduleError, check_num_cues, check_order, quoted, read_time, spelled
+from .notations import OTHER_NOTATION, is_other_notation, listed
 
 MAX_CHARACTERS = 8_000_000
 
@@ -17,6 +18,7 @@ _POLICY_PREFIX = re.compile(
 )
 # How a first line shows that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
 _TIME_LIKE = re.compile(r"0+(\.0+)?|[-+]?\.?[0-9][0-9.,]*(s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?")
+_COLOUR = re.compile(r"#(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{6}(?![0-9A-Za-z])")
 
 
 class _Line(NamedTuple):
@@ -68,7 +70,7 @@ def read_text(text: str) -> list[Cue]:
 
 def _content_lines(text: str) -> list[_Line]:
     """Lines less blanks and comments, and less the indent of the first: a whole schedule may be indented."""
-    lines = [(number, line) for number, line in numbered_lines(text) if not line.lstrip().startswith("#")]
+    lines = [(number, line) for number, line in numbered_lines(text) if not _is_comment(line)]
     if not lines:
         raise ScheduleError("the schedule is empty; write a prompt, or cues such as: 0 => a red circle", 1, 1)
     first = lines[0][1]
@@ -79,9 +81,21 @@ def _content_lines(text: str) -> list[_Line]:
     ]
 
 
+def _is_comment(line: str) -> bool:
+    """Whether it begins with #; an indented line may also go on with a colour such as #001f3f."""
+    text = line.lstrip()
+    return text.startswith("#") and not (line[0].isspace() and _COLOUR.match(text))
+
+
+def _parts(text: str) -> tuple[str, int, bool]:
+    """A line -> its time, where its words begin, whether what comes first is surely a time."""
+    parts = _CUE_LINE.match(text)
+    return listed(text) or (parts["time"], parts.start("words"), parts["arrow"].endswith("=>"))
+
+
 def _begins_with_time(line: _Line) -> bool:
-    time, arrow = _CUE_LINE.match(line.text).group("time", "arrow")
-    return arrow.endswith("=>") or _TIME_LIKE.fullmatch(time) is not None
+    time, _, is_sure = _parts(line.text)
+    return is_sure or _TIME_LIKE.fullmatch(time) is not None
 
 
 def _plain_prompt(lines: Sequence[_Line]) -> str:
@@ -93,15 +107,18 @@ def _plain_prompt(lines: Sequence[_Line]) -> str:
                 line.number,
                 line.column,
             )
-    return " ".join(line.text for line in lines)
+    prompt = " ".join(line.text for line in lines)
+    if is_other_notation(prompt, [line.text for line in lines if not line.is_continuation]):
+        raise ScheduleError(OTHER_NOTATION, lines[0].number, lines[0].column)
+    return prompt
 
 
 def _read_cue(first: _Line, *more: _Line) -> Cue:
-    parts, column = _CUE_LINE.match(first.text), first.column
+    (time, start, _), column = _parts(first.text), first.column
     try:
-        seconds = read_time(parts["time"])
-        column += parts.start("words")
-        words = " ".join([parts["words"], *(line.text for line in more)]).lstrip()
+        seconds = read_time(time)
+        column += start
+        words = " ".join([first.text[start:], *(line.text for line in more)]).lstrip()
         return Cue(seconds, *_read_words(words))
     except ScheduleError as error:
         raise error.at(first.number, column) from None

@@ -13,6 +13,7 @@ import {
   quoted,
   spelled,
 } from "./cues.js";
+import { OTHER_NOTATION, isOtherNotation, listed } from "./notations.js";
 
 const CUE_LINE = new RegExp(`^([^${SPACE.slice(1)}*?)(${SPACE}*=>|${SPACE}+|$)([^]*)`);
 const INDENT = new RegExp(`^${SPACE}*`);
@@ -27,6 +28,8 @@ const POLICY_PREFIX = new RegExp(
   `^(?:(${[...POLICIES, AUTO].join("|")})|blend[\\t-\\r ]+([-+]?\\.?[0-9][^\\t-\\r :]*)):`,
   "i",
 );
+
+const COLOUR = /^#(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{6}(?![0-9A-Za-z])/;
 
 const lengthOf = (text) => [...text].length; // in characters, as columns count
 
@@ -45,8 +48,13 @@ export function numberedLines(text) {
   return lines.map((raw, index) => {
     const indent = INDENT.exec(raw)[0];
     const isBlank = indent.length === raw.length;
-    return { number: index + 1, raw, indent, isBlank, isComment: raw[indent.length] === "#" };
+    return { number: index + 1, raw, indent, isBlank, isComment: isComment(indent, raw.slice(indent.length)) };
   });
+}
+
+/** Whether it begins with #; an indented line may also go on with a colour such as #001f3f. */
+function isComment(indent, text) {
+  return text[0] === "#" && !(indent && COLOUR.test(text));
 }
 
 /** Lines with the indent of the first cue taken away; `text` is null for blanks and comments. */
@@ -65,9 +73,15 @@ function dedented(lines) {
   });
 }
 
+/** A line -> its time, its words, and whether what comes first is surely a time. */
+function partsOf(text) {
+  const [, time, arrow, words] = CUE_LINE.exec(text);
+  return listed(text) ?? { time, words, isSure: arrow.endsWith("=>") };
+}
+
 function beginsWithTime(text) {
-  const [, time, arrow] = CUE_LINE.exec(text);
-  return arrow.endsWith("=>") || TIME_LIKE.test(time);
+  const { time, isSure } = partsOf(text);
+  return isSure || TIME_LIKE.test(time);
 }
 
 /** The schedule of a text without times, which is one prompt. Its comments stay, before the cue or in `tail`. */
@@ -91,7 +105,11 @@ function plainPrompt(lines) {
       );
     }
   }
-  return lines.map((line) => line.text).join(" ");
+  const prompt = lines.map((line) => line.text).join(" ");
+  if (isOtherNotation(prompt, lines.filter((line) => !line.isContinuation).map((line) => line.text))) {
+    throw new ScheduleError(OTHER_NOTATION, { line: lines[0].number, column: lines[0].column });
+  }
+  return prompt;
 }
 
 /** Each cue's line with those that continue it, and the blanks and comments before it; those at the end. */
@@ -110,9 +128,9 @@ const joined = (lines) => lines.map((line) => `${line.text ?? line.raw}\n`).join
 
 function readCue({ lead, lines }) {
   const [first, ...rest] = lines.filter((line) => line.text !== null);
-  const [, time, arrow, words] = CUE_LINE.exec(first.text);
+  const { time, words } = partsOf(first.text);
   const seconds = located(first.number, first.column, () => readTime(time));
-  const column = first.column + lengthOf(time + arrow);
+  const column = first.column + lengthOf(first.text.slice(0, first.text.length - words.length));
   const cue = located(first.number, column, () => {
     const all = [words, ...rest.map((line) => line.text)].join(" ");
     return makeCue({ seconds, ...readWords(all.slice(INDENT.exec(all)[0].length)) });
