@@ -437,6 +437,29 @@ def test_a_schedule_that_is_not_text_or_not_there(tmp_path, capsys) -> None:
     assert "UTF-8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "data", ["0 a café".encode("cp1252"), "0 a".encode("utf-16"), b"0\0 \0a\0"], ids=repr
+)
+def test_text_of_windows_editors_is_to_be_saved_as_utf_8(data, tmp_path, capsys, monkeypatch) -> None:
+    file = tmp_path / "s.txt"
+    file.write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    for source in (str(file), "-"):
+        assert (
+            main(["generate", "--schedule", source, "--seconds", "1", "--out", str(tmp_path / "v.mp4")]) == 2
+        )
+        error = capsys.readouterr().err
+        assert error.startswith("longlive: ") and error.endswith("; save it as UTF-8\n") and "\0" not in error
+
+
+def test_a_schedule_comes_from_standard_input(tmp_path, monkeypatch) -> None:
+    text = "\ufeff0:00 a red circle\r\n1s => it turns blue ✨\r\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), "cp1252"))
+    out = tmp_path / "v.mp4"
+    assert main(["generate", "--schedule", "-", "--seconds", "1.5", "--out", str(out)]) == 0
+    assert PromptSchedule.parse(read_settings(out)["schedule"]) == PromptSchedule.parse(text)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other", "missing"])
 def test_damaged_weights_are_one_clear_sentence(damage, tmp_path) -> None:
     data, file = bytearray(WEIGHTS.read_bytes()), tmp_path / "mini.safetensors"

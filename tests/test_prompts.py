@@ -287,6 +287,13 @@ def test_single_takes_its_text_as_it_is():
         ("0 a\n5s => blend 61s: b", 2, 6, "more than 0 and at most 60 seconds"),
         ("0 a\n5s => blend: ", 2, 6, "prompt is empty"),
         ("0 a\n5s \ud800", 2, 4, "surrogate"),
+        (
+            "0 a\n5s \0",
+            None,
+            None,
+            "the schedule holds NUL characters, as UTF-16 text does; save it as UTF-8",
+        ),
+        ("0 a red circle\n".encode("utf-16-le").decode(), None, None, "save it as UTF-8"),
         ("a red circle\n5s => b", 2, 1, "begin the first line with 0 =>"),
         ("0 a\n" * (MAX_CUES + 1), None, None, "at most 100000"),
         ("a" * (MAX_CHARACTERS + 1), None, None, "at most 8000000"),
@@ -352,6 +359,7 @@ def test_text_that_is_refused(text, line, column, says):
             ]
         ),
         (timeline_json({"time": 0, "prompt": "\ud800"}), None, None, "surrogate"),
+        (timeline_json({"time": 0, "prompt": "a\0"}), None, None, "cue 1: the prompt holds a NUL character"),
         (timeline_json(*[0] * (MAX_CUES + 1)), None, None, "at most 100000"),
     ],
 )
@@ -589,7 +597,9 @@ def test_the_policy_of_a_switch_is_for_cues_that_name_none():
 
 # Whatever comes
 
-prompts = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text.split())
+prompts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")).filter(
+    lambda text: text.split()
+)
 prefixes = st.sampled_from(["", "cut:", "auto: ", "blend 3s: ", "Blend 1x:"])
 prompts |= st.tuples(prefixes, prompts).map("".join)
 policies = st.tuples(st.sampled_from([None, *SWITCH_POLICIES])) | st.tuples(

@@ -61,6 +61,12 @@ BAD_TIMES = [
     "99:99:99",
     "9" * 400,
 ]
+NULS = [
+    "0 a\n5s \0",
+    '{"cues": [{"time": 0, "prompt": "a\\u0000"}]}',
+    "0\0 \0a\0",
+    '{"prompts": ["a\\u0000"]}',
+]
 ENDS = ["\n", "\n", "\r\n", "\r", "\n\n", "\n# note\n", "\n  # note\n", "\n \n"]
 
 
@@ -177,7 +183,7 @@ def some_list(dice: random.Random) -> tuple[str, list[int]]:
 def test_python_and_the_timeline_read_the_same_lists_of_other_notations():
     dice = random.Random(5)
     known = [*LISTS_THAT_ARE_READ, *LISTS_THAT_ARE_NOT, *ONE_PROMPT_ALL_THE_SAME]
-    written = [(text, []) for text in known] + [some_list(dice) for _ in range(1000)]
+    written = [(text, []) for text in known + NULS] + [some_list(dice) for _ in range(1000)]
     assert num_refused(written) > 200
 
 

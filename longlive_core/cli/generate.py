@@ -1,6 +1,7 @@
 """`longlive generate`: prompts -> video file."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,11 +24,13 @@ from .stderr import STDERR
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
+STDIN = Path("-")
+SCHEDULE_HELP = "timed prompts: text, JSON or JSONL, in UTF-8; - reads standard input"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     prompts, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
-    prompts.add_argument("--schedule", type=Path, metavar="FILE", help="timed prompts: text, JSON or JSONL")
+    prompts.add_argument("--schedule", type=Path, metavar="FILE", help=SCHEDULE_HELP)
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for the whole video")
     add("--switch-frames", type=frame_list, default=(), metavar="N,N", help="for a JSONL schedule")
     add("--seconds", type=float, default=10.0, help="length of the video (default: 10)")
@@ -105,11 +108,13 @@ def request_from(options: argparse.Namespace, preset: Preset) -> Request:
 
 
 def read_text(path: Path) -> str:
-    """A text file; ValueError unless it is UTF-8."""
+    """A text file, or standard input for `-`; ValueError unless it is UTF-8."""
+    is_stdin = path == STDIN
     try:
-        return path.read_text("utf-8-sig")
+        return (sys.stdin.buffer.read() if is_stdin else path.read_bytes()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text file ({error})") from error
+        name = "standard input" if is_stdin else path
+        raise ValueError(f"{name} is not a UTF-8 text file ({error}); save it as UTF-8") from error
 
 
 def report(lines: Sequence[str]) -> None:

@@ -80,6 +80,8 @@ def _checked_prompt(prompt: Any) -> str:
     prompt = " ".join(prompt.split())
     if not prompt:
         raise ScheduleError("the prompt is empty; write what the video should show, or remove the cue")
+    if "\0" in prompt:
+        raise ScheduleError("the prompt holds a NUL character; remove it")
     if _LONE_SURROGATE.search(prompt):
         raise ScheduleError("the prompt holds a lone UTF-16 surrogate (half a character); type it again")
     return prompt

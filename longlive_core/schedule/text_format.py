@@ -38,6 +38,8 @@ def checked_text(text: Any) -> str:
         raise ScheduleError(f"a schedule is text, and {type(text).__name__} came; decode it first")
     if len(text) > MAX_CHARACTERS:
         raise ScheduleError(f"the schedule has {len(text)} characters; at most {MAX_CHARACTERS} are allowed")
+    if "\0" in text:
+        raise ScheduleError("the schedule holds NUL characters, as UTF-16 text does; save it as UTF-8")
     return text.removeprefix("\ufeff")
 
 

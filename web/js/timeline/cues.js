@@ -57,6 +57,7 @@ function checkedPrompt(prompt) {
   if (!words) {
     throw new ScheduleError("the prompt is empty; write what the video should show, or remove the cue");
   }
+  if (words.includes("\0")) throw new ScheduleError("the prompt holds a NUL character; remove it");
   if (LONE_SURROGATE.test(words)) {
     throw new ScheduleError("the prompt holds a lone UTF-16 surrogate (half a character); type it again");
   }

@@ -22,6 +22,9 @@ export function parse(text, switchFrames = []) {
     const limits = `at most ${MAX_CHARACTERS} are allowed`;
     throw new ScheduleError(`the schedule has ${plain.length} characters; ${limits}`);
   }
+  if (plain.includes("\0")) {
+    throw new ScheduleError("the schedule holds NUL characters, as UTF-16 text does; save it as UTF-8");
+  }
   if (isJsonl(plain)) return fromJsonl(plain, switchFrames);
   if (switchFrames.length) {
     throw new ScheduleError("switch frames go with JSONL prompts only; leave the switch frames out");
