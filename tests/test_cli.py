@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -548,6 +549,49 @@ def test_all_scripts_come_out_of_a_pipe_of_windows(tmp_path, monkeypatch) -> Non
     assert main(["info", str(out)]) == 0
     sys.stdout.flush()
     assert "دائرة a red circle 🔴" in json.loads(pipe.getvalue().decode())["schedule"]
+
+
+STEERING = "\x1b]0;owned\a\x08\x9b31m\u202e\r\x7f"
+
+
+def is_shown(text: str) -> bool:
+    """Whether nothing in a text steers a terminal; a progress bar goes back to the beginning of its line."""
+    return all(c.isprintable() or c in "\n\r" for c in text) and "owned" in text
+
+
+def test_what_could_steer_a_terminal_is_escaped_everywhere(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = f"v{STEERING}\n.mp4"
+    made = ["generate", "--prompt", f"a red {STEERING} circle", "--seconds", "0.1"]
+    assert main([*made, "--out", out, "--state", "a.state"]) == 0
+    shown = capsys.readouterr()
+    assert is_shown(shown.err) and is_shown(shown.out) and "\\x1b]0;owned\\x07\\x08\\x9b31m" in shown.err
+    assert shown.out == "v\\x1b]0;owned\\x07\\x08\\x9b31m\\u202e\\r\\x7f\\n.mp4: 2 frames\n"
+    assert main(["info", out]) == 0
+    shown = capsys.readouterr().out
+    assert is_shown(shown) and STEERING.rstrip("\r\x7f") in json.loads(shown)["schedule"]
+    state = VideoState.load("a.state")
+    replace(state, model=f"mini{STEERING}").save("b.state")
+    Path("s.txt").write_text(f"0 a\n{STEERING[:-2]} b")
+    for wrong in (
+        ["info", f"none{STEERING}\n.mp4"],
+        ["generate", "--prompt", "a", "--model", STEERING],
+        ["generate", "--schedule", "s.txt"],
+        ["generate", "--prompt", "a", "--seconds", "1", "--resume", "b.state", "--out", "w.mp4"],
+        ["live", "--server", f"http://127.0.0.1:9/{STEERING}", "--stop"],
+    ):
+        assert main(wrong) == 2, wrong
+        error = capsys.readouterr().err
+        assert is_shown(error) and error.startswith("longlive: ") and error.count("\n") == 1, error
+    with pytest.raises(SystemExit):
+        main(["plan", STEERING])
+    assert is_shown(capsys.readouterr().err)
+
+
+def test_joiners_and_marks_of_scripts_are_shown(capsys) -> None:
+    words = "یم‌گ \u200fא 👨\u200d👩"
+    assert main(["info", words]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_what_cannot_fit_any_memory_is_one_sentence_too(tmp_path, capsys) -> None:

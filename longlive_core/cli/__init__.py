@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 
@@ -10,7 +11,7 @@ from ..config import VERSION
 from ..rollout.rollout import RolloutError
 from ..weights.files import first_line
 from . import bench, download, generate, info, live, plan
-from .stderr import STDERR
+from .stderr import STDERR, Shown, show
 
 COMMANDS = (generate, live, info, plan, download, bench)
 EXIT_BAD_INPUT = 2
@@ -22,19 +23,24 @@ SMALLER = "choose a smaller --size or --window, --precision fp8, or --tile; long
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 on success, 2 and one sentence on bad input, 130 on Ctrl-C (what was made is kept)."""
     use_utf8()
-    options = build_parser().parse_args(arguments)
+    with redirect_stdout(Shown(sys.stdout)), redirect_stderr(Shown(sys.stderr)):
+        return exit_code(build_parser().parse_args(arguments))
+
+
+def exit_code(options: argparse.Namespace) -> int:
+    """Run a command; its errors become one line each."""
     try:
         options.command(options)
     except KeyboardInterrupt as stop:
-        print("; ".join(filter(None, ("longlive: stopped", str(stop)))), file=STDERR)
+        show("; ".join(filter(None, ("longlive: stopped", str(stop)))), STDERR)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RolloutError) as error:
-        print(f"longlive: {error}", file=STDERR)
+        show(f"longlive: {error}", STDERR)
         return EXIT_BAD_INPUT
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"longlive: this does not fit the memory ({first_line(error)}); {SMALLER}", file=STDERR)
+        show(f"longlive: this does not fit the memory ({first_line(error)}); {SMALLER}", STDERR)
         return EXIT_BAD_INPUT
     return 0
 

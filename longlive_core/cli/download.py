@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..weights.download import download
 from ..weights.published import DOWNLOADS
+from .stderr import show
 
 HELP = "download published weights"
 
@@ -21,7 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Download the missing files and print the paths of all."""
     paths = download(options.name, options.folder, confirm=partial(is_accepted, options.yes))
-    print("\n".join(map(str, paths)) or "nothing was downloaded")
+    for line in map(str, paths or ["nothing was downloaded"]):
+        show(line)
 
 
 def is_accepted(is_yes: bool, text: str) -> bool:

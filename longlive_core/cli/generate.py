@@ -20,7 +20,7 @@ from ..weights.files import first_line
 from .options import add_model, add_size_and_window, add_steps, window_from
 from .outputs import DEFAULT_OUT, check_outputs
 from .signals import ending_like_ctrl_c
-from .stderr import STDERR
+from .stderr import STDERR, printable, show
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
@@ -86,7 +86,7 @@ class Notes(Hook):
     """Prints notes above the progress bar."""
 
     def on_note(self, text: str) -> None:
-        tqdm.write(text, file=STDERR)
+        tqdm.write(printable(text), file=STDERR)
 
 
 def request_from(options: argparse.Namespace, preset: Preset) -> Request:
@@ -120,9 +120,9 @@ def read_text(path: Path) -> str:
 def report(lines: Sequence[str]) -> None:
     """Print the first lines, and how many more there are."""
     for line in lines[:MAX_LINES]:
-        print(line, file=STDERR)
+        show(line, STDERR)
     if len(lines) > MAX_LINES:
-        print(f"... and {len(lines) - MAX_LINES} more", file=STDERR)
+        show(f"... and {len(lines) - MAX_LINES} more", STDERR)
 
 
 def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
@@ -141,7 +141,7 @@ def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
         raise KeyboardInterrupt(kept + unwritten) from stop
     finally:
         is_complete = save_sheet(sheet, options.contact_sheet)
-    print(f"{options.out}: {writer.num_frames} frames")
+    show(f"{options.out}: {writer.num_frames} frames")
     if not is_complete:
         raise OSError(f"{options.out} is complete, its contact sheet is missing")
 
@@ -166,6 +166,6 @@ def save_sheet(sheet: ContactSheet, path: Path | None) -> bool:
         if path:
             sheet.save(path)
     except Exception as error:  # each image format has errors of its own
-        print(f"the contact sheet {path} cannot be written ({first_line(error)})", file=STDERR)
+        show(f"the contact sheet {path} cannot be written ({first_line(error)})", STDERR)
         return False
     return True

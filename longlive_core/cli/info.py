@@ -1,7 +1,6 @@
 """`longlive info`: what a video was made with, or what a file of weights holds."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from ..output.video import read_settings
 from ..weights.files import INDEX_SUFFIX, PICKLES, open_tensors
 from ..weights.names import family
+from .stderr import as_json
 
 HELP = "print what a video was made with, or what a checkpoint, LoRA or VAE file holds"
 WEIGHTS = (".safetensors", INDEX_SUFFIX, *PICKLES)
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     """Print it as JSON."""
     is_weights = options.file.name.endswith(WEIGHTS)
     facts = weights_facts(options.file) if is_weights else read_settings(options.file)
-    print(json.dumps(facts, indent=2, ensure_ascii=False))
+    print(as_json(facts))
 
 
 def weights_facts(path: Path) -> dict[str, Any]:

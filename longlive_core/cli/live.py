@@ -9,6 +9,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from .stderr import as_json, show
+
 HELP = "send a prompt to a run in ComfyUI, pause, resume or stop it, or save what it played"
 SERVER = "http://127.0.0.1:8188"
 TIMEOUT_SECONDS = 30
@@ -36,14 +38,14 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--policy and --blend go with a prompt; give one, or leave them out")
     if options.freeze:
         options.freeze.write_text(answer_of(options, "schedule")["text"], encoding="utf-8")
-        print(f"{options.freeze}: the schedule that was played")
+        show(f"{options.freeze}: the schedule that was played")
     elif options.status:
-        print(json.dumps(answer_of(options), ensure_ascii=False, indent=2))
+        print(as_json(answer_of(options)))
     elif options.signal:
-        print(f"run {answer_of(options, options.signal, {})['run']}: {options.signal}")
+        show(f"run {answer_of(options, options.signal, {})['run']}: {options.signal}")
     else:
         answer = answer_of(options, "prompt", message(options))
-        print(f"run {answer['run']}: prompt {answer['ticket']} takes effect at the next block")
+        show(f"run {answer['run']}: prompt {answer['ticket']} takes effect at the next block")
 
 
 def message(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,55 @@
-"""Notes and progress bars: where stderr cannot show them they are dropped, and the render continues."""
+"""What the command prints: nothing that could steer a terminal, and no failure where it cannot be shown."""
 
+import json
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
+from unicodedata import category
+
+STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of text, halves of characters, line ends
+HARMLESS = "\u200c\u200d\u200e\u200f"  # joiners and marks, which Persian, emoji and Hebrew need
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Text with what could steer a terminal as \\x1b, \\n or \\u202e; not the characters in `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(one if one in kept or is_harmless(one) else escaped(one) for one in text)
+
+
+def show(line: str, file: Any = None) -> None:
+    """Print one line, whatever is in it."""
+    print(printable(line), file=file)
+
+
+def is_harmless(character: str) -> bool:
+    return character in HARMLESS or category(character) not in STEERING
+
+
+def escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def as_json(value: Any) -> str:
+    """JSON to read, in all scripts; what could steer a terminal is escaped as JSON does it."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+    except RecursionError:
+        raise ValueError("what came is nested too deeply to be printed") from None
+    return "".join(one if one == "\n" or is_harmless(one) else json.dumps(one)[1:-1] for one in text)
+
+
+class Shown:
+    """A stream that shows printable text, and the line ends and carriage returns of whole lines."""
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text, "\n\r\t")) if self._stream else 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Stderr:
