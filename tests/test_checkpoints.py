@@ -567,6 +567,7 @@ def test_a_relative_is_known_by_its_name_or_metadata(tmp_path: Path, state) -> N
         "mine.safetensors": ({"preset": "memflow"}, "memflow"),
         "odd.safetensors": ({"config": "no json"}, "longlive-1.3b"),
         "deep.safetensors": ({"config": "[" * 100_000}, "longlive-1.3b"),
+        "long.safetensors": ({"config": "9" * 5000}, "longlive-1.3b"),
     }
     for file, (metadata, preset) in cases.items():
         save_file(spelled(state), tmp_path / file, metadata)

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -478,6 +479,33 @@ def test_info_of_other_files_says_so(tmp_path, capsys) -> None:
     assert main(["info", str(tmp_path / "x.mp4")]) == 2
     assert main(["info", str(tmp_path / "none.mp4")]) == 2
     assert "longlive:" in capsys.readouterr().err
+
+
+HOSTILE = {
+    "[" * 100_000: "no JSON",
+    '{"a":' * 100_000: "no JSON",
+    '{"a": ' + "[" * 5000 + "]" * 5000 + "}": "no JSON|nested too deeply",  # by the version of Python
+    "hello": "no JSON",
+    "": "no JSON",
+    "{": "no JSON",
+    '{"seed": ' + "9" * 5000 + "}": "no JSON",
+    "[]": "another kind",
+    "null": "another kind",
+    "7": "another kind",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: f"{text[:12]} {len(text)}")
+def test_hostile_metadata_is_one_sentence_with_the_name_of_the_file(
+    text, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(VideoWriter, "describe", lambda self, _: self._metadata.update(longlive=text))
+    with VideoWriter(tmp_path / "evil.mp4", 64, 64) as writer:
+        writer.append(np.zeros((2, 64, 64, 3), np.uint8))
+    assert main(["info", str(tmp_path / "evil.mp4")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("longlive: ") and error.count("\n") == 1 and len(error) < 500
+    assert f"{tmp_path / 'evil.mp4'} " in error and re.search(HOSTILE[text], error)
 
 
 def test_ten_thousand_cues(tmp_path) -> None:

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     """Print it as JSON."""
     is_weights = options.file.name.endswith(WEIGHTS)
     facts = weights_facts(options.file) if is_weights else read_settings(options.file)
-    print(as_json(facts))
+    print(as_json(facts, options.file))
 
 
 def weights_facts(path: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         options.freeze.write_text(answer_of(options, "schedule")["text"], encoding="utf-8")
         show(f"{options.freeze}: the schedule that was played")
     elif options.status:
-        print(as_json(answer_of(options)))
+        print(as_json(answer_of(options), "the answer"))
     elif options.signal:
         show(f"run {answer_of(options, options.signal, {})['run']}: {options.signal}")
     else:

@@ -10,11 +10,15 @@ STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of text, halve
 HARMLESS = "\u200c\u200d\u200e\u200f"  # joiners and marks, which Persian, emoji and Hebrew need
 
 
+def is_harmless(character: str) -> bool:
+    return character in HARMLESS or category(character) not in STEERING
+
+
 def printable(text: str, kept: str = "") -> str:
     """Text with what could steer a terminal as \\x1b, \\n or \\u202e; not the characters in `kept`."""
-    if text.isprintable():
-        return text
-    return "".join(one if one in kept or is_harmless(one) else escaped(one) for one in text)
+    return "".join(
+        one if one in kept or is_harmless(one) else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def show(line: str, file: Any = None) -> None:
@@ -22,20 +26,15 @@ def show(line: str, file: Any = None) -> None:
     print(printable(line), file=file)
 
 
-def is_harmless(character: str) -> bool:
-    return character in HARMLESS or category(character) not in STEERING
+def as_json(value: Any, source: object) -> str:
+    """JSON to read, in all scripts; what could steer a terminal is escaped as JSON does it.
 
-
-def escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
-
-
-def as_json(value: Any) -> str:
-    """JSON to read, in all scripts; what could steer a terminal is escaped as JSON does it."""
+    Raises ValueError, which names the source, for values nested too deeply.
+    """
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False)
-    except RecursionError:
-        raise ValueError("what came is nested too deeply to be printed") from None
+    except RecursionError as error:
+        raise ValueError(f"{source} holds what is nested too deeply to be printed") from error
     return "".join(one if one == "\n" or is_harmless(one) else json.dumps(one)[1:-1] for one in text)
 
 

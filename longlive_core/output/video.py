@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from fractions import Fraction
@@ -175,7 +176,7 @@ def _contents(path: Path) -> list:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a video of LongLive. Raises ValueError if there are none."""
+    """The settings in a video of LongLive. Raises ValueError if there are none, or none that can be read."""
     try:
         with av.open(_FILE_URL.format(path)) as container:
             text = container.metadata.get(METADATA_KEY)
@@ -183,4 +184,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as a video ({error})") from error
     if text is None:
         raise ValueError(f"{path} has no LongLive settings; choose a video that LongLive wrote")
-    return json.loads(text)
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has LongLive settings that are no JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} has LongLive settings of another kind: {reprlib.repr(settings)}")
+    return settings

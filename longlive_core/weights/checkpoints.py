@@ -127,7 +127,7 @@ def _preset_of_metadata(metadata: dict[str, str]) -> Preset | None:
     """The preset that a file's metadata name: ours by its name, or ComfyUI's mark of a frame-wise model."""
     try:
         is_framewise = json.loads(metadata.get("config", "{}")).get("transformer", {}).get("causal_ar")
-    except (json.JSONDecodeError, AttributeError, RecursionError):
+    except (ValueError, RecursionError, AttributeError):
         is_framewise = False
     marked = RELATIVES["causal-forcing-framewise"] if is_framewise else None
     return RELATIVES.get(metadata.get("preset"), marked)
