@@ -2,27 +2,38 @@
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from .config import Preset, WindowConfig
-from .geometry import num_frames
+from .config import ModelConfig, Preset, WindowConfig
+from .geometry import latent_size, num_frames, tokens_per_frame
 from .rollout.rollout import Hook
 from .rollout.scene import RolloutState, Scene
 from .steering.script import PromptScript, ScriptState
-from .vae.streaming import DecoderState, StreamingDecoder
+from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
 
-METADATA_KEY = "longlive_state"
+METADATA_KEY, CHECKSUM_KEY = "longlive_state", "longlive_checksum"  # older files have no check sum
 FORMAT = 1
-_REQUIRED = ("model", "dtype", "width", "height", "num_frames", "num_blocks")
-_OPTIONAL = ("seed", "steps")  # older files have none
+_FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps")
+_KINDS = {  # of all that a file says of a state; older ones have no seed and no steps
+    **dict.fromkeys(("format", "width", "height", "num_frames", "num_blocks"), (int,)),
+    **dict.fromkeys(("end", "sink_position"), (int,)),
+    **dict.fromkeys(("model", "dtype", "prompt"), (str,)),
+    **dict.fromkeys(("blend", "decoder"), (list,)),
+    **dict.fromkeys(("seed", "steps"), (int, NoneType)),
+    "window": (dict,),
+}
+_MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,14 @@ class VideoState:
         size = f"{self.width}x{self.height}"
         had = {"model": self.model, "size": size, **asdict(self.rollout.window)}
         _check_same(had, {"model": preset.name, "size": f"{width}x{height}", **asdict(window)})
+        found = {name: [*tensor.shape] for name, tensor in self._tensors().items() if "decoder." not in name}
+        expected = self._shapes(preset.model)
+        for name in sorted({*found, *expected}):
+            if found.get(name) != expected.get(name):
+                raise ValueError(
+                    f"the state of the earlier video is damaged: {name} is {found.get(name)}, and this model "
+                    f"has {expected.get(name)}; choose another state, or continue from the latents alone"
+                )
 
     def check_dtype(self, dtype: torch.dtype) -> None:
         """Raise ValueError unless the earlier video was computed in this dtype."""
@@ -65,7 +84,7 @@ class VideoState:
         """Write a safetensors file. Raises OSError if it cannot be written."""
         facts = {
             "format": FORMAT,
-            **{name: getattr(self, name) for name in (*_REQUIRED, *_OPTIONAL)},
+            **{name: getattr(self, name) for name in _FIELDS},
             "window": asdict(self.rollout.window),
             "end": self.rollout.end,
             "sink_position": self.rollout.sink_position,
@@ -73,34 +92,44 @@ class VideoState:
             "blend": [self.script.done, self.script.of],
             "decoder": [self.decoder.shape, self.decoder.device],
         }
-        tensors = {f"rollout.{name}": tensor for name, tensor in self.rollout.tensors.items()}
-        tensors |= {f"script.{name}": tensor for name, tensor in self.script.tensors.items()}
-        tensors |= {f"decoder.{index}": tensor for index, tensor in enumerate(self.decoder.tensors)}
-        tensors["video.cut_off"] = self.cut_off
+        tensors, text = self._tensors(), json.dumps(facts, ensure_ascii=False)
         try:
-            _save_file(tensors, path, {METADATA_KEY: json.dumps(facts, ensure_ascii=False)})
+            _save_file(tensors, path, {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text, tensors)})
         except SafetensorError as error:
             raise OSError(f"the state cannot be written to {path} ({error})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "VideoState":
-        """Read what `save` wrote. Raises ValueError for any other file."""
+        """Read what `save` wrote. Raises ValueError for any other file, and where a part of it is damaged."""
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+                metadata = file.metadata() or {}
+                if METADATA_KEY not in metadata:
+                    raise ValueError(f"{path} is not the state of a video; choose a file written by --state")
                 # Copies: a product's last bits depend on the alignment, which in a mapped file may be any.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read as the state of a video ({error})") from error
-        if facts.get("format") != FORMAT:
-            raise ValueError(f"{path} is not the state of a video; choose a file written by --state")
         try:
-            return cls._of(facts, tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is the state of a video, but parts of it are damaged") from error
+            text = metadata[METADATA_KEY]
+            if metadata.get(CHECKSUM_KEY) not in (None, _checksum(text, tensors)):
+                raise ValueError("the check sum is wrong")
+            state = cls._of(json.loads(text), tensors)
+            state._check()
+        except Exception as error:  # a field may be anything
+            reason = error if isinstance(error, ValueError) else type(error).__name__
+            raise ValueError(
+                f"{path} is the state of a video, but parts of it are damaged ({reason}); make it again"
+            ) from error
+        return state
 
     @classmethod
     def _of(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "VideoState":
+        for name, kinds in _KINDS.items():
+            if type(facts.get(name)) not in kinds:
+                raise ValueError(f"its {name} is no {kinds[0].__name__}")
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, and {FORMAT} is read")
         groups: dict[str, dict[str, Tensor]] = {"rollout": {}, "script": {}, "decoder": {}, "video": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
@@ -108,13 +137,76 @@ class VideoState:
         window, (shape, device) = WindowConfig(**facts["window"]), facts["decoder"]
         past = tuple(groups["decoder"][str(index)] for index in range(len(groups["decoder"])))
         return cls(
-            **{name: facts[name] for name in _REQUIRED},
-            **{name: facts.get(name) for name in _OPTIONAL},
+            **{name: facts.get(name) for name in _FIELDS},
             rollout=RolloutState(window, facts["end"], facts["sink_position"], groups["rollout"]),
             script=ScriptState(facts["prompt"], groups["script"], *facts["blend"]),
             decoder=DecoderState(shape, past, device),
             cut_off=groups["video"]["cut_off"],
         )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors, by their names in a file."""
+        tensors = {f"rollout.{name}": tensor for name, tensor in self.rollout.tensors.items()}
+        tensors |= {f"script.{name}": tensor for name, tensor in self.script.tensors.items()}
+        tensors |= {f"decoder.{index}": tensor for index, tensor in enumerate(self.decoder.tensors)}
+        return tensors | {"video.cut_off": self.cut_off}
+
+    def _check(self) -> None:
+        """Raise ValueError unless all numbers are of one video, and every tensor is finite."""
+        rollout, script, window = self.rollout, self.script, self.rollout.window
+        shape, made = tree_leaves(self.decoder.shape), self.num_blocks * window.block_latent_frames
+        moved = max(0, rollout.end - (window.window_latent_frames or rollout.end)) if window.endless else 0
+        latent_size(self.width, self.height)
+        kinds, steps = [type(value) for value in astuple(window)], (script.done, script.of)
+        names = {"embeds", "start", "target"} if script.done < script.of else {"embeds"}
+        right = {
+            "window": kinds in ([int, int, int, bool, bool], [int, int, NoneType, bool, bool]),
+            "num_frames": 0 < self.num_frames == num_frames(made) - len(self.cut_off),
+            "end": 0 < rollout.end <= made and rollout.end % window.block_latent_frames == 0,
+            "sink_position": rollout.sink_position == moved,
+            "blend": {*map(type, steps)} == {int} and 0 <= steps[0] <= steps[1] <= _MAX_BLEND_BLOCKS,
+            "script": {*script.tensors} == names and script.tensors["embeds"].ndim == 3,
+            "decoder": {*shape} <= {TENSOR, None} and shape.count(TENSOR) == len(self.decoder.tensors) > 0,
+            **{name: _is_finite(tensor) for name, tensor in self._tensors().items()},
+        }
+        if wrong := [name for name, is_right in right.items() if not is_right]:
+            raise ValueError(f"its {wrong[0]} cannot be right")
+
+    def _shapes(self, model: ModelConfig) -> dict[str, list[int]]:
+        """The shape of every tensor but the decoder's, as a model leaves them."""
+        end, window = self.rollout.end, self.rollout.window
+        height, width = latent_size(self.width, self.height)
+        frames = min(window.window_latent_frames or end, end)
+        sink = min(window.sink_latent_frames, frames) if window.window_latent_frames else 0
+        tokens, head = tokens_per_frame(height, width), [model.num_heads, model.head_dim]
+        layer = {name: [1, frames * tokens, *head] for name in ("keys", "values")}
+        if window.has_small_cache:
+            layer |= {f"{name}_scale": [1, frames * tokens, head[0], 1] for name in ("keys", "values")}
+        if window.endless:
+            layer["sink_home"] = [1, sink * tokens, *head]
+        text = [1, self.script.tensors["embeds"].shape[1], model.text_dim]
+        return {
+            "rollout.embeds": text,
+            "rollout.recent": [1, model.latent_channels, frames, height, width],
+            "video.cut_off": [len(self.cut_off), 3, self.height, self.width],
+            **{f"script.{name}": text for name in self.script.tensors},
+            **{f"rollout.layers.{i}.{n}": s for i in range(model.num_layers) for n, s in layer.items()},
+        }
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    wide = tensor.float() if tensor.itemsize == 1 else tensor
+    return tensor.is_floating_point() and bool(wide.isfinite().all())
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of a state's metadata and of all tensors, in order of their names."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {[*tensor.shape]}".encode(), crc)
+        crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def _check_same(had: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A video that is continued: from the exact state bit for bit, from latents alone without a seam."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -325,6 +326,133 @@ def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
         save_file({part: torch.zeros(1) for part in parts}, tmp_path / "parts", facts)
         with pytest.raises(ValueError, match="parts of it are damaged"):
             VideoState.load(tmp_path / "parts")
+
+
+def facts_of(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[METADATA_KEY])
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline, tmp_path_factory) -> Path:
+    """A state amid a blend, as a file."""
+    path = tmp_path_factory.mktemp("states") / "state"
+    made(pipeline, f"0 {RED}\n1.5s => blend 3s: {BLUE}", 3.0)[2].save(path)
+    return path
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
+
+
+@pytest.mark.parametrize("part", ["header", "tensors"])
+def test_a_flipped_bit_is_one_sentence_or_changes_nothing(saved, tmp_path, part) -> None:
+    data, dice = saved.read_bytes(), random.Random(3)
+    header = 8 + int.from_bytes(data[:8], "little")
+    first, last = {"header": (0, header), "tensors": (header, len(data))}[part]
+    facts, tensors = facts_of(saved), load_file(saved)
+    for _ in range(120):
+        (tmp_path / "x").write_bytes(flipped(data, dice.randrange(first * 8, last * 8)))
+        try:
+            VideoState.load(tmp_path / "x")
+        except ValueError as error:
+            assert str(error).startswith(f"{tmp_path / 'x'} ")
+            continue
+        found = load_file(tmp_path / "x")
+        assert facts_of(tmp_path / "x") == facts and found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+BAD_FACTS = {
+    "format": [2, None],
+    "model": [None, 5, "other"],
+    "dtype": [None, 16, "torch.nothing"],
+    "width": ["64", 63, 0, 128, 1e9],
+    "height": [None, -64, 10**9],
+    "num_frames": [-1, 10**18, True, "48"],
+    "num_blocks": [27.5, None, 0, 10**9],
+    "seed": [{}, "7", 1.5],
+    "steps": ["4", 9, -1],
+    "end": ["x", None, 10**12, 0, 10],
+    "sink_position": [10**15, -1, "0"],
+    "prompt": [5, None, []],
+    "blend": [["a", "b"], [], [3, 1], [0.5, 4], [4, 4], [1, 10**9], None],
+    "decoder": [[["tensor", "x"], "cpu"], [[], "cpu"], [["tensor"], "cpu"], [None, "cpu"], ["tensor"], 5],
+    "window": [[], {"endless": 1}, {"has_small_cache": "no"}, {"block_latent_frames": "3"}, {"x": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, values in BAD_FACTS.items() for v in values], ids=lambda v: repr(v)[:30]
+)
+def test_a_damaged_field_of_an_older_state_is_one_sentence(pipeline, saved, tmp_path, name, value) -> None:
+    facts = facts_of(saved)
+    if name == "window" and value and isinstance(value, dict):
+        value = facts["window"] | value
+    refuses(pipeline, tmp_path / "x", facts | {name: value}, load_file(saved))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, "x", "", "7", '{"format": 1}', "{}"], ids=len)
+def test_metadata_of_another_kind_is_one_sentence(saved, tmp_path, text) -> None:
+    save_file(load_file(saved), tmp_path / "x", {METADATA_KEY: text})
+    with pytest.raises(
+        ValueError, match=f"^{tmp_path / 'x'} is the state of a video, but parts of it are damaged"
+    ):
+        VideoState.load(tmp_path / "x")
+
+
+def refuses(pipeline, path: Path, facts: dict, tensors: dict) -> None:
+    """A state without a check sum, as older ones are, is refused with a sentence before or at its use."""
+    save_file(tensors, path, {METADATA_KEY: json.dumps(facts)})
+    with pytest.raises(ValueError) as caught, torch.inference_mode():
+        state = VideoState.load(path)
+        next(pipeline.run(pipeline.plan(Request(PromptSchedule.single(RED), 1.0, state=state))))
+    assert len(str(caught.value)) > 30 and "\n" not in str(caught.value)
+
+
+LAYER = "rollout.layers.2.keys"
+BAD_TENSORS = {
+    **{f"no {name}": {name: None} for name in ("rollout.embeds", "rollout.recent", "script.embeds", LAYER)},
+    **{f"no {name}": {name: None} for name in ("video.cut_off", "decoder.0", "script.target")},
+    **{
+        f"short {n}": {n: torch.zeros(3)}
+        for n in ("rollout.embeds", "rollout.recent", "script.embeds", LAYER)
+    },
+    **{f"short {n}": {n: torch.zeros(3)} for n in ("video.cut_off", "decoder.0", "script.start")},
+    **{f"nan {n}": {n: float("nan")} for n in ("rollout.embeds", "video.cut_off", "decoder.0", LAYER)},
+    "ints": {LAYER: torch.int32},
+    "more layers": {"rollout.layers.6.keys": torch.zeros(3)},
+    "another part": {"other.part": torch.zeros(3)},
+    "no number": {"decoder.x": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_a_damaged_tensor_of_an_older_state_is_one_sentence(pipeline, saved, tmp_path, case) -> None:
+    tensors = {name: tensor.clone() for name, tensor in load_file(saved).items()}
+    for name, change in BAD_TENSORS[case].items():
+        if change is None:
+            del tensors[name]
+        elif isinstance(change, float):
+            tensors[name].view(-1)[5] = change
+        else:
+            tensors[name] = change if isinstance(change, torch.Tensor) else tensors[name].to(change)
+    refuses(pipeline, tmp_path / "x", facts_of(saved), tensors)
+
+
+@pytest.mark.parametrize("window", [*WINDOWS[1:2], *WINDOWS[5:]], ids=str)
+@pytest.mark.parametrize("text", [f"0 {RED}", f"0 {RED}\n1s => {PLUM}\n2s => blend 0.7s: {BLUE}"], ids=len)
+def test_every_whole_state_is_accepted_with_and_without_its_check_sum(
+    pipeline, tmp_path, window, text
+) -> None:
+    state = made(pipeline, text, 4.2, window=window)[2]
+    state.save(tmp_path / "new")
+    save_file(
+        load_file(tmp_path / "new"), tmp_path / "old", {METADATA_KEY: json.dumps(facts_of(tmp_path / "new"))}
+    )
+    for name in ("new", "old"):
+        loaded = VideoState.load(tmp_path / name)
+        assert is_same(*(made(pipeline, f"0 {RED}", 0.5, state=one) for one in (state, loaded)))
 
 
 FACTS = {
