@@ -346,6 +346,18 @@ def test_pasted_schedules_and_unknown_fields(timeline, page):
     assert json.loads(timeline.text) == written
 
 
+def test_three_thousand_cues_are_drawn_within_seconds(timeline, page):
+    text = "".join(f"{second}s => a circle {second}\n" for second in range(3000))
+    timeline.load(workflow_with(ONE))
+    timeline.cue(0).focus()
+    timed = (
+        f"text => {{ const start = performance.now(); ({PASTE})(text); return performance.now() - start }}"
+    )
+    assert page.evaluate(timed, text) < 5000
+    assert timeline.root.locator(".ll-cue").count() == 3000 and timeline.text == text
+    timeline.load(workflow_with(ONE))
+
+
 def test_a_schedule_from_another_node_is_shown_and_left_alone(timeline, page):
     timeline.load(workflow_with(ONE))
     page.evaluate(

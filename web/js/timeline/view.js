@@ -212,12 +212,13 @@ export class TimelineView {
     gone.forEach((element) => element.remove());
     const blocks = model.blocksOf(this.schedule);
     const lengths = model.lengthsOf(this.schedule, this.endBlock);
+    const { pixels } = this; // asking for it measures the page and reads all cues
     cues.forEach((cue, index) => {
       const element = drawn[index] ?? emptyCue();
       if (!drawn[index]) this.track.append(element);
       const isSelected = index === this.selected;
       const place = { index, count: cues.length, block: blocks[index], length: lengths[index], isSelected };
-      drawCue(element, cue, place, this.pixels);
+      drawCue(element, cue, place, pixels);
     });
     if (hadFocus) this.focusCue(); // keys must not go to the host because a cue is gone
   }
