@@ -359,6 +359,87 @@ def test_a_server_of_another_kind_is_one_sentence(status, body, tmp_path, capsys
     assert not (tmp_path / "f.txt").exists()
 
 
+class Proxy:
+    """A server that wants a login and redirects what comes to it; keeps method, path, login, body of each."""
+
+    def __init__(self, status: int = 0, location: str = ""):
+        self.asked: list[tuple] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                proxy.asked.append((self.command, self.path, self.headers["Authorization"], body))
+                is_first = len(proxy.asked) == 1 and status
+                self.send_response(status if is_first else 200)
+                if is_first:
+                    self.send_header("Location", location or f"http://{self.headers['Host']}/comfy/x")
+                self.send_header("WWW-Authenticate", "Basic")
+                self.end_headers()
+                self.wfile.write(b'{"run": "7", "ticket": 3, "error": null}')
+
+            do_POST = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+LOGIN = "Basic bWU6cCB3QA=="  # me:p w@
+
+
+@pytest.mark.parametrize("status", [0, 307, 308])
+def test_a_login_in_the_address_goes_to_the_server_and_on_with_redirects(status, capsys):
+    with Proxy(status) as proxy:
+        address = f"http://me:p%20w%40@{proxy.host}/comfy/"
+        assert main(["live", "--server", address, "it turns blue"]) == 0
+        assert capsys.readouterr().out == "run 7: prompt 3 takes effect at the next block\n"
+        first = ("POST", "/comfy/longlive/runs/current/prompt", LOGIN, b'{"prompt": "it turns blue"}')
+        assert proxy.asked[0] == first and len(proxy.asked) == 1 + bool(status)
+        assert proxy.asked[-1] == (first if not status else ("POST", "/comfy/x", *first[2:]))
+        assert main(["live", "--server", f"http://{proxy.host}", "--status"]) == 0
+        assert proxy.asked[-1][2] is None
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_a_login_is_not_sent_to_another_host(status):
+    with Proxy(308) as other, Proxy(status, f"http://{other.host}/") as proxy:
+        main(["live", "--server", f"http://me:pw@{proxy.host}", "--stop"])
+        assert [login for *_, login, _ in proxy.asked] == ["Basic bWU6cHc="]
+        assert len(other.asked) == 2 and {login for *_, login, _ in other.asked} == {None}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://me:secret@127.0.0.1:9", "http://me:sec/ret@127.0.0.1:9", "http://me:sec#ret@127.0.0.1:9"),
+        *("ftp://me:secret@host", "me:secret@127.0.0.1:9", "http://me:secret@[::1", "http://me:secret@"),
+        *("http://me:secret@127.0.0.1:9/ \x1b", "http://me:sec@ret@127.0.0.1:9", "http://secret@127.0.0.1:9"),
+    ],
+)
+def test_a_password_is_never_printed(address, capsys):
+    assert main(["live", "--server", address, "--stop"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("longlive: ") and error.count("\n") == 1
+    assert not [part for part in ("secret", "sec", "ret@", "me:") if part in error]
+
+
+def test_a_server_that_wants_a_login_is_said_to(capsys):
+    with server_that_says(401, b"who are you?") as address:
+        assert main(["live", "--server", address, "--stop"]) == 2
+        assert "write --server http://user:password@..." in capsys.readouterr().err
+
+
 def test_an_unknown_pace_is_refused():
     with pytest.raises(ValueError, match="full speed, real time"):
         LiveControl("warp")

@@ -1,10 +1,13 @@
 """`longlive live`: steer a run of LongLive: Stream in a ComfyUI server, over HTTP."""
 
 import argparse
+import base64
 import json
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ FIELDS = {"schedule": {"text": str}, "prompt": {"run": str, "ticket": int}}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add, what = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
-    add("--server", default=SERVER, metavar="URL", help=f"default: {SERVER}")
+    add("--server", default=SERVER, metavar="URL", help=f"also http://user:password@...; default: {SERVER}")
     add("--run", default="current", metavar="ID", help="default: the newest that is running")
     what.add_argument("prompt", nargs="?", help="takes effect at the next block")
     for signal in SIGNALS:
@@ -57,22 +60,69 @@ def message(options: argparse.Namespace) -> dict[str, Any]:
 
 def answer_of(options: argparse.Namespace, what: str = "", body: dict | None = None) -> dict[str, Any]:
     """The server's answer about a run: POST with a body, else GET. Raises ValueError when it refuses."""
-    server = options.server.rstrip("/")
-    if urllib.parse.urlsplit(server).scheme not in ("http", "https"):
-        raise ValueError(f"{options.server!r} is not the address of a server; write it as {SERVER}")
-    url = f"{server}/longlive/runs/{urllib.parse.quote(options.run, safe='')}/{what}".rstrip("/")
+    server, login = server_and_login(options.server)
+    path = f"longlive/runs/{urllib.parse.quote(options.run, safe='')}/{what}".rstrip("/")
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{server}/{path}", data, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(Redirects(request.host, login))
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        with opener.open(with_login(request, login), timeout=TIMEOUT_SECONDS) as response:
             return checked(json.load(response), FIELDS.get(what, RUN))
     except urllib.error.HTTPError as error:
-        raise ValueError(refusal(error, options.server)) from error
+        raise ValueError(refusal(error, server)) from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise ValueError(f"no server answers at {options.server} ({reason}); is ComfyUI running?") from error
+        raise ValueError(f"no server answers at {server} ({reason}); is ComfyUI running?") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{options.server} does not answer as ComfyUI-LongLive does ({error})") from error
+        raise ValueError(f"{server} does not answer as ComfyUI-LongLive does ({error})") from error
+
+
+def server_and_login(address: str) -> tuple[str, str]:
+    """`http://user:password@host/path` -> the address without its login, and the header that says the login.
+
+    Raises ValueError, which never holds the password, unless it is the address of a server.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address)
+        is_server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a host or a port that cannot be
+        is_server = False
+    if not is_server:
+        shown = re.sub(r"^(\w*://)?.*@", r"\1", address, flags=re.DOTALL)
+        raise ValueError(
+            f"{shown!r} is not the address of a server; write it as {SERVER} (and characters such as / and @ "
+            "in a password as %2F and %40)"
+        )
+    server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    if parts.username is None:
+        return server, ""
+    login = ":".join(urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
+    return server, f"Basic {base64.b64encode(login.encode()).decode()}"
+
+
+def with_login(request: urllib.request.Request, login: str) -> urllib.request.Request:
+    """The same request; what is added is not sent on to where it is redirected."""
+    if login:
+        request.add_unredirected_header("Authorization", login)
+    return request
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Also sends a body on where a server asks for that (307, 308), and the login to the same host alone."""
+
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 has none
+
+    def __init__(self, host: str, login: str):
+        self._host, self._login = host, login
+
+    def redirect_request(self, request, answer, code, reason, headers, url):
+        """The next request; HTTPError where it must not be made."""
+        if code in (307, 308):
+            new = urllib.request.Request(url, request.data, request.headers)
+        else:
+            new = super().redirect_request(request, answer, code, reason, headers, url)
+        is_safe = new.host == self._host and new.type in (request.type, "https")
+        return with_login(new, self._login if is_safe else "")
 
 
 def checked(answer: Any, fields: dict[str, type]) -> dict[str, Any]:
@@ -88,4 +138,6 @@ def refusal(error: urllib.error.HTTPError, server: str) -> str:
     try:
         return checked(json.load(error), {"error": str})["error"]
     except (ValueError, RecursionError):
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            return f"{server} wants to know who asks; write --server http://user:password@..."
         return f"{server} answered {error.code}; is ComfyUI-LongLive installed there?"
