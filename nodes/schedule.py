@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..longlive_core.config import WindowConfig
 from ..longlive_core.schedule.schedule import PromptSchedule
+from ..longlive_core.text.tokens import TEXT_TOKENS, too_long
 from . import host
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType
 
@@ -62,13 +63,18 @@ class LongLivePromptSchedule(io.ComfyNode):
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
         timeline = schedule.resolve(WindowConfig().block_latent_frames)
-        lines = [*timeline.warnings, *unknown_words(clip, schedule), *timeline.report()]
+        lines = [*timeline.warnings, *word_warnings(clip, schedule), *timeline.report()]
         return io.NodeOutput(encoded(clip, schedule), ui=host.shown(cls.hidden.unique_id, lines))
 
 
-def unknown_words(clip, schedule: PromptSchedule) -> list[str]:
-    """Warnings about words that the encoder does not know; only Mini's has any."""
-    warnings_of = getattr(clip, "warnings", lambda prompt: [])
+def word_warnings(clip, schedule: PromptSchedule) -> list[str]:
+    """Warnings about words that the encoder does not know (only Mini's says so), or that are cut off."""
+
+    def warnings_of_others(prompt: str) -> list[str]:
+        tokens = clip.tokenize(prompt)
+        return [too_long(prompt, TEXT_TOKENS)] if cut(tokens) != tokens else []
+
+    warnings_of = getattr(clip, "warnings", warnings_of_others)
     prompts = dict.fromkeys(cue.prompt for cue in schedule.cues)
     return [warning for prompt in prompts for warning in warnings_of(prompt)]
 
@@ -85,4 +91,12 @@ def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:
 @torch.inference_mode()
 def encode(clip, prompt: str) -> Tensor:
     """The embedding [1, text tokens, text dim] of one prompt, on the CPU."""
-    return clip.encode_from_tokens(clip.tokenize(prompt)).cpu()
+    return clip.encode_from_tokens(cut(clip.tokenize(prompt))).cpu()
+
+
+def cut(tokens: dict[str, list[list[tuple]]]) -> dict[str, list[list[tuple]]]:
+    """ComfyUI's tokens, at most 512 with the end last, as the command line cuts them too."""
+    return {
+        name: [[*batch[: TEXT_TOKENS - 1], *batch[TEXT_TOKENS - 1 :][-1:]] for batch in batches]
+        for name, batches in tokens.items()
+    }

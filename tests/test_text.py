@@ -583,6 +583,17 @@ def test_the_encoder_is_loaded_only_for_new_prompts(tmp_path: Path, loader: Load
     assert len(loader.encoders) == 3
 
 
+def test_a_prompt_that_fills_all_tokens_is_warned_of_also_from_the_cache(tmp_path, loader, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "longlive"):
+        CachedEncoder(loader, "one", tmp_path)("a fox")
+        assert not caplog.text
+        for _ in range(2):
+            CachedEncoder(loader, "one", tmp_path)("a fox that runs")
+            assert "'a fox that runs' takes all 8 tokens: the words after them are cut off" in caplog.text
+            caplog.clear()
+    assert len(loader.encoders) == 2
+
+
 def test_files_of_earlier_versions_are_read(tmp_path: Path, loader: Loader) -> None:
     """The format and the key of a cached prompt, written out: what a user's cache holds stays valid."""
     rows = torch.arange(1, 13, dtype=torch.bfloat16).view(3, 4)

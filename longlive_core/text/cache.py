@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .tokens import clean_prompt
+from .tokens import clean_prompt, too_long
 
 logger = logging.getLogger("longlive")
 CACHE_BYTES = 10**9
@@ -34,6 +34,7 @@ class CachedEncoder:
 
     `load` makes the encoder at the first prompt that is not cached; `identity` keeps encoders apart.
     `folder` None is `default_folder()`. A cache that cannot be read or written costs time, never a result.
+    Logs a warning for a prompt that fills all rows.
     """
 
     def __init__(self, load: Callable[[], EncodeText], identity: str, folder: Path | None = None):
@@ -42,6 +43,12 @@ class CachedEncoder:
         self._encoder: EncodeText | None = None
 
     def __call__(self, prompt: str) -> Tensor:
+        embeds = self._embeds_of(prompt)
+        if embeds[0, -1].any():
+            logger.warning("%s", too_long(prompt, embeds.shape[1]))
+        return embeds
+
+    def _embeds_of(self, prompt: str) -> Tensor:
         key = hashlib.sha256(f"{self._identity}\0{clean_prompt(prompt)}".encode()).hexdigest()
         path = self._folder / f"{_PREFIX}{key}.safetensors"
         if (cached := _read(path)) is not None:

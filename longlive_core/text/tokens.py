@@ -14,6 +14,11 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 END, END_ID = "</s>", 1
 
 
+def too_long(prompt: str, num_tokens: int) -> str:
+    """A warning about a prompt that takes all tokens there are."""
+    return f"{prompt[:80]!r} takes all {num_tokens} tokens: the words after them are cut off; shorten it"
+
+
 def library(name: str) -> ModuleType:
     """Import a package that only UMT5 needs, on first use; ValueError if it is missing."""
     try:

@@ -180,10 +180,36 @@ def runs_that_were_steered() -> None:
     print("OK runs that were steered are counted")
 
 
+class Umt5:
+    """What ComfyUI's encoder is to the nodes: a token a word, then the end, then padding up to 512."""
+
+    def tokenize(self, text: str) -> dict:
+        tokens = [(int(word), 1.0) for word in text.split()] + [(1, 1.0)]
+        return {"umt5xxl": [tokens + [(0, 1.0)] * (512 - len(tokens))]}
+
+    def encode_from_tokens(self, tokens: dict) -> torch.Tensor:
+        return torch.tensor([[[float(token)] for token, _ in tokens["umt5xxl"][0]]])
+
+
+def long_prompts_are_cut_as_by_the_command() -> None:
+    """With the end as the last of 512 tokens, and a warning where words are cut off."""
+    schedule, of = ours("nodes.schedule"), ours("longlive_core.schedule.schedule").PromptSchedule.single
+    for count in (3, 510, 511, 512, 700):
+        words = [*range(10, 10 + count)]
+        prompt = " ".join(map(str, words))
+        kept = [*words[:511], 1]
+        made = schedule.encoded(Umt5(), of(prompt)).embeds_of(prompt)[0, :, 0].tolist()
+        assert made == kept + [0] * (512 - len(kept)), count
+        warnings = schedule.word_warnings(Umt5(), of(prompt))
+        assert len(warnings) == (count > 511) and all("cut off" in warning for warning in warnings), count
+    print("OK long prompts are cut as by the command")
+
+
 a_video_that_cannot_be_moved()
 a_temp_folder_on_a_full_disk()
 latents_that_do_not_fit_the_memory()
 how_much_of_a_video_is_kept()
+long_prompts_are_cut_as_by_the_command()
 a_scene_that_begins_within_a_block()
 frames_that_no_block_holds()
 latents_as_the_model_made_them()
