@@ -135,13 +135,21 @@ def test_a_caller_that_leaves_early_waits_for_no_block() -> None:
     assert steps.made[-1] == (1, 3)
 
 
+def as_in_a_terminal() -> None:
+    """A shell's background jobs ignore SIGINT, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("signals", ["SIGINT", "SIGTERM", "SIGHUP SIGHUP SIGTERM"])
-def test_interrupt_leaves_a_finished_file_and_exit_code_130(tmp_path, signals) -> None:
+def test_interrupt_leaves_a_finished_file_and_exit_code_130(request, tmp_path, signals) -> None:
     """Ctrl-C, docker stop, and a terminal that is closed."""
     out, sheet = tmp_path / "long.mp4", tmp_path / "long.png"
     command = [sys.executable, "-m", "longlive_core", "generate", "--prompt", PROMPT, "--seconds", "3600"]
     command += ["--out", str(out), "--contact-sheet", str(sheet)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal
+    )
+    request.addfinalizer(process.kill)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out.exists() and out.stat().st_size > 20_000):
         time.sleep(0.05)
