@@ -26,6 +26,7 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t-~]{8}")
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")
 _LFS_POINTER = b"version https://git-lfs"
+_FOREIGN_PICKLES = (b"\x80\x04", b"\x80\x05")  # protocols that torch.save writes into archives only
 _GLOBAL = re.compile(r"GLOBAL (\S*\w)\s")  # in torch's errors: what a pickle wants to call
 
 
@@ -80,10 +81,12 @@ def _fault(path: Path, error: Exception) -> str:
     if head.startswith(_LFS_POINTER):
         return "is a pointer of Git LFS, not the weights; run `git lfs pull`, or download the file itself"
     wanted = _GLOBAL.search(str(error))
-    if wanted and f"{wanted[1].rpartition('.')[2]}\n".encode("utf-8", "replace") in head:  # not cut off
+    is_named = wanted and f"{wanted[1].rpartition('.')[2]}\n".encode("utf-8", "replace") in head  # whole
+    if is_named or head.startswith(_FOREIGN_PICKLES):
+        name = f" ({printable(wanted[1])})" if is_named else ""
         return (
-            f"holds more than tensors, and loading that could run code ({printable(wanted[1])}); nothing was "
-            "run; ask its author for safetensors"
+            f"holds more than tensors, and loading that could run code{name}; nothing was run; "
+            "ask its author for safetensors"
         )
     if (_PAGE if path.suffix == ".json" else _TEXT).match(head):
         return "is a web page or other text, not weights: a server's error or login; download the file itself"
