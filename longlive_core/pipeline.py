@@ -166,12 +166,10 @@ class Pipeline:
         return live.until_stopped(made) if live else made
 
     def _noted(self, blocks: Iterator[Block], hook: Hook) -> Iterator[Block]:
-        """The same blocks; a failure of the compiler is reported when it happened."""
-        known = None
+        """The same blocks; a failure of the compiler is reported when it happened, once for the model."""
         for block in blocks:
-            if (failure := self.model.compile_failure) is not known:
+            if failure := self.model.take_compile_failure():
                 hook.on_note(f"not compiled, layers run eagerly: {first_line(failure)}")
-                known = failure
             yield block
 
     def settings(self, plan: "Plan") -> dict[str, Any]:

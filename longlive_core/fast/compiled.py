@@ -29,6 +29,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], device: torch.device):
         self.failure: Exception | None = None
+        self.is_reported = False
         self._eager = function
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
         options = ON_CUDA if device.type == "cuda" else None

@@ -63,6 +63,14 @@ class CausalWan(nn.Module):
         """Why compiled layers run eagerly after all; None where they do not."""
         return getattr(self.run_layer, "failure", None)
 
+    def take_compile_failure(self) -> Exception | None:
+        """The same, but only once; None where an earlier call returned it."""
+        compiled = self.run_layer
+        if not isinstance(compiled, Compiled) or compiled.is_reported:
+            return None
+        compiled.is_reported = compiled.failure is not None
+        return compiled.failure
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the arithmetic, the latents and the cache; weights may be stored smaller."""
