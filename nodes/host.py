@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import comfy.ldm.wan.vae
 import comfy.model_base
@@ -42,6 +43,7 @@ EVERYTHING = 1e32  # how ComfyUI spells "as much memory as it takes"
 OFFLOADABLE = {"offloadable": True} if hasattr(comfy.ops, "uncast_bias_weight") else {}  # newer than 0.3.64
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 T = TypeVar("T")
+BUILT: WeakKeyDictionary[nn.Module, tuple[dict[str, Tensor], Any]] = WeakKeyDictionary()
 
 logger = logging.getLogger("longlive")
 
@@ -224,10 +226,20 @@ def is_tiny_vae(vae: Any) -> bool:
     return isinstance(network, TAEHV) and network.latent_format is None
 
 
-def weights_of(vae: Any) -> dict[str, Tensor]:
-    """The weights of a loaded VAE of ComfyUI's: the same tensors, unless they are on another device."""
-    state = vae.first_stage_model.state_dict()
-    return {name: tensor.to(vae.device, vae.vae_dtype) for name, tensor in state.items()}
+def built_once(vae: Any, build: Callable[[dict[str, Tensor]], T]) -> T:
+    """What `build` makes of the weights of a loaded VAE of ComfyUI's, kept with it while it has the same.
+
+    They are ComfyUI's own parameters: what is built follows when they move, and holds no memory of its own.
+    Weights that are on another device, or of another dtype, are copied for each run.
+    """
+    own = vae.first_stage_model.state_dict(keep_vars=True)
+    used = {name: weight.to(vae.device, vae.vae_dtype) for name, weight in own.items()}
+    weights, built = BUILT.get(vae.first_stage_model, (None, None))
+    if weights is None or any(used[name] is not weight for name, weight in weights.items()):
+        built = build(used)
+        if all(own[name] is weight for name, weight in used.items()):
+            BUILT[vae.first_stage_model] = used, built
+    return built
 
 
 def file_names(*folders: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ class LongLiveUseModel(io.ComfyNode):
         for choice in choices:
             model, report = with_lora(model, config, choice)
             notes.append(report)
-        shared = host.Managed(model, lambda: shared_transformer(model, config, attend))
+        shared = host.Managed(model, cache(lambda: shared_transformer(model, config, attend)))
         precision = precision_of(host.bytes_per_weight(model))
         generator = StreamModel(preset, shared, precision, source, speed)
         return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))

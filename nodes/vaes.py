@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -100,12 +101,13 @@ def stream_vae(vae: Any) -> StreamVae:
 def shared(vae: Any, build: Callable[[dict[str, Tensor]], nn.Module], kind: str) -> StreamVae:
     """A VAE of ComfyUI's, decoded by our layers with the very weights that ComfyUI holds."""
 
-    def bind() -> Decoder:
+    def decoder_of(weights: dict[str, Tensor]) -> Decoder:
         try:
-            return PlacedDecoder(build(host.weights_of(vae)), vae.device)
+            return PlacedDecoder(build(weights), vae.device)
         except ValueError as error:
             raise ValueError(f"this VAE cannot decode a stream: {error}") from error
 
+    bind = partial(host.built_once, vae, decoder_of)
     return StreamVae(host.Managed(vae.patcher, bind), LONGLIVE_1_3B, kind)
 
 

@@ -99,6 +99,28 @@ def latents_that_do_not_fit_the_memory() -> None:
     print("OK latents that do not fit the memory cost no video")
 
 
+def a_decoder_is_built_once_for_the_weights_of_a_vae() -> None:
+    """It follows them when they move; copies, of weights in another dtype here, are never kept."""
+    module = torch.nn.Linear(2, 2).requires_grad_(False)
+    vae = SimpleNamespace(first_stage_model=module, device=torch.device("cpu"), vae_dtype=torch.float32)
+    built = []
+
+    def build(weights):
+        built.append(weights)
+        return weights
+
+    first = host.built_once(vae, build)
+    assert host.built_once(vae, build) is first and first["weight"] is module.weight
+    module.double()
+    assert host.built_once(vae, build)["weight"] is not module.weight and len(built) == 2
+    module.weight.fill_(3.0)
+    module.float()
+    assert host.built_once(vae, build) is first and first["weight"].eq(3.0).all() and len(built) == 2
+    module.weight = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    assert host.built_once(vae, build)["weight"] is module.weight and len(built) == 3
+    print("OK a decoder is built once for the weights of a VAE")
+
+
 def how_much_of_a_video_is_kept() -> None:
     """What was written, and only while it is there; more was made."""
     texts, progress = [], host.Progress
@@ -208,6 +230,7 @@ def long_prompts_are_cut_as_by_the_command() -> None:
 a_video_that_cannot_be_moved()
 a_temp_folder_on_a_full_disk()
 latents_that_do_not_fit_the_memory()
+a_decoder_is_built_once_for_the_weights_of_a_vae()
 how_much_of_a_video_is_kept()
 long_prompts_are_cut_as_by_the_command()
 a_scene_that_begins_within_a_block()

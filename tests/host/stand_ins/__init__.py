@@ -17,6 +17,8 @@ import sentencepiece
 import torch
 from comfy import sd1_clip
 
+from . import counts  # noqa: F401 (adds its route)
+
 TEXT = [f"a {word} {other} drifts over" for word in ("red", "blue", "green") for other in ("star", "circle")]
 CONFIG = {
     "d_ff": 32,
