@@ -1,7 +1,8 @@
 """`python -m benchmarks.quantization`: what 8 bits cost in latents and in videos.
 
 Products are those of plain_products.py, in 32-bit arithmetic: the losses hold on any machine, but for the
-order of the sums. Two variants have no kernel here, for comparison: tokens with scales, and int8 products.
+order of the sums. int8 products are comfy-kitchen's, and int8 attention is a model of its kernel. Fp8 tokens
+with scales have no kernel here, for comparison.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.measure import RESULTS, report
-from benchmarks.plain_products import Product, multiply_by, plain, plain_unscaled
+from benchmarks.plain_products import attend_by, multiply_by, plain, plain_attention, plain_unscaled
 from longlive_core.config import LONGLIVE_1_3B, MINI, Policy
 from longlive_core.fast.products import FP8
 from longlive_core.geometry import latent_size
 from longlive_core.mini.loader import load_mini
 from longlive_core.model.causal_wan import CausalWan
+from longlive_core.model.layers import Product
 from longlive_core.rollout.noise import shifted_sigmas
 from longlive_core.rollout.rollout import Block, Switch, rollout
 from longlive_core.weights.quantize import layer_linears, quantize, to_8_bits
@@ -58,6 +61,12 @@ def in_8_bits(dtype: torch.dtype, product: Product | None = None) -> Change:
     return change
 
 
+def all_in_int8(model: CausalWan) -> None:
+    """Products and attention."""
+    in_8_bits(torch.int8, plain)(model)
+    attend_by(plain_attention, model)
+
+
 VARIANTS = {
     "fp32": Variant(lambda model: None),
     "bf16": Variant(lambda model: model.bfloat16()),
@@ -66,13 +75,18 @@ VARIANTS = {
     "fp8, tokens with scales": Variant(in_8_bits(FP8, plain)),
     "int8": Variant(in_8_bits(torch.int8)),
     "int8 products": Variant(in_8_bits(torch.int8, plain)),
+    "int8 attention": Variant(partial(attend_by, plain_attention)),
+    "int8 products and attention": Variant(all_in_int8),
     "fp8 cache": Variant(lambda model: None, has_small_cache=True),
     "fp8-fast, fp8 cache": Variant(in_8_bits(FP8, plain_unscaled), has_small_cache=True),
     "int8, fp8 cache": Variant(in_8_bits(torch.int8), has_small_cache=True),
 }
 
 
-JUDGED = ("fp32", "fp8-fast", "int8", "fp8 cache", "fp8-fast, fp8 cache")
+JUDGED = (
+    *("fp32", "fp8-fast", "int8", "int8 products", "int8 attention", "int8 products and attention"),
+    *("fp8 cache", "fp8-fast, fp8 cache"),
+)
 
 
 def only(wanted: Callable[[str], bool], dtype: torch.dtype) -> Change:

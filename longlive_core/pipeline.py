@@ -400,7 +400,7 @@ def load_files(files: ModelFiles, on_progress: Callable[[int, int], None] | None
         if part is None:
             raise ValueError(f"{files.model} needs {option}: a checkpoint holds only the transformer")
     device = usable_device(files.device)
-    attend = attention_backend(files.attention, device)
+    attend = attention_backend(files.attention, device, on_note)
     loaded = load_transformer(
         files.model, files.lora, files.precision, device, attend, files.family, on_progress=on_progress
     )

@@ -184,7 +184,7 @@ class LongLiveLoadModel(io.ComfyNode):
             choices,
             precision,
             host.offload_device(),
-            attention_backend(attention, host.device()),
+            attention_backend(attention, host.device(), replaced.append),
             None if family == AUTO else family,
             on_progress=host.Progress(cls.hidden.unique_id, 1).at,
         )
@@ -241,7 +241,7 @@ class LongLiveUseModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora, lora_strength, attention, family, speed=EAGER) -> io.NodeOutput:
         speed, attention, replaced = known_choices(speed, attention)
-        attend, config = attention_backend(attention, host.device()), shared_config(model)
+        attend, config = attention_backend(attention, host.device(), replaced.append), shared_config(model)
         preset = replace(preset_of(model, family), model=config)
         choices = chosen_loras([(lora, lora_strength)])
         source = host.source_of(model) | added(choices, attention)

@@ -2,9 +2,11 @@
 
 import gc
 import shutil
+import sys
 import weakref
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from longlive_core.bench.limits import block_flops
 from longlive_core.config import ModelConfig, Policy, Preset, SigmaConfig, WindowConfig
 from longlive_core.fast import attention as hopper
 from longlive_core.fast.compiled import Compiled, known_speed
+from longlive_core.fast.optional import Trial
 from longlive_core.model import attention, layers
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.layers import FeedForward
@@ -259,13 +262,120 @@ def test_an_old_attention_is_auto_and_an_unknown_one_is_refused() -> None:
         attention.attention_backend("nobody")
 
 
-def test_attention_of_a_gpu_is_refused_elsewhere() -> None:
+def test_attention_of_a_gpu_is_refused_elsewhere(monkeypatch) -> None:
     for name in set(attention.BACKENDS) - {"sdpa"}:
         with pytest.raises(ValueError, match="needs an NVIDIA GPU; choose sdpa here"):
             attention.attention_backend(name, "cpu")
     for name in attention.PACKAGES:
-        with pytest.raises(ValueError, match="install it or choose sdpa"):
-            attention.from_package(name)
+        monkeypatch.setitem(sys.modules, attention.PACKAGES[name].module, None)
+        remedy = attention.PACKAGES[name].remedy
+        with pytest.raises(ValueError, match=f"cannot be imported .*; {remedy}, or choose sdpa"):
+            attention.from_package(name, CPU)
+
+
+@pytest.fixture
+def no_choice_yet():
+    """Attention is chosen again in this test, and after it."""
+    for chosen in (attention.fastest_exact, attention.from_package):
+        chosen.cache_clear()
+    yield
+    for chosen in (attention.fastest_exact, attention.from_package):
+        chosen.cache_clear()
+
+
+LAYOUTS = {
+    "flash2": lambda q, k, v: attention.sdpa(q, k, v),
+    "flash3": lambda q, k, v: (attention.sdpa(q, k, v), None),  # with the log-sum-exp
+    "sage": lambda q, k, v, tensor_layout: attention.sdpa(q, k, v) if tensor_layout == "NHD" else None,
+    "int8": torch.nn.functional.scaled_dot_product_attention,  # [B, N, L, D]
+}
+
+
+@pytest.mark.parametrize("name", attention.PACKAGES)
+def test_a_package_gets_its_layout_and_what_it_cannot_take_goes_to_sdpa(name, monkeypatch, no_choice_yet):
+    """Masks and fp32 never reach its kernel. The trial is of a block at true size."""
+    package, calls, sizes = attention.PACKAGES[name], [], []
+
+    def kernel(*args, **options):
+        calls.append(name)
+        return LAYOUTS[name](*args, **options)
+
+    def tried(ours, usual, device) -> Trial:
+        sizes.extend(tuple(t.shape) for t in ours.args)
+        assert usual.func is attention.sdpa and ours.args[0].dtype == torch.float16
+        return Trial(2.0, 0.01)
+
+    monkeypatch.setitem(sys.modules, package.module, SimpleNamespace(**{package.function: kernel}))
+    monkeypatch.setattr(attention, "tried", tried)
+    attend, found = attention.from_package(name, CPU)
+    assert found == Trial(2.0, 0.01) and sizes == [(1, 4680, 12, 128), *[(1, 18720, 12, 128)] * 2]
+    q, k, v = (torch.randn(1, length, 3, 16).half() for length in (5, 7, 7))
+    assert torch.equal(attend(q, k, v), attention.sdpa(q, k, v)) and calls == [name]
+    mask = torch.zeros(5, 7, dtype=torch.bool).fill_diagonal_(True)
+    assert torch.equal(attend(q, k, v, mask), attention.sdpa(q, k, v, mask))
+    exact = [t.float() for t in (q, k, v)]
+    assert torch.equal(attend(*exact), attention.sdpa(*exact)) and calls == [name]
+
+
+def test_a_kernel_that_fails_is_refused_before_a_video_begins(monkeypatch, no_choice_yet) -> None:
+    def kernel(q, k, v):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=kernel))
+    monkeypatch.setattr(attention, "tried", lambda ours, usual, device: ours())
+    with pytest.raises(ValueError, match=r"'flash2' does not run here \(FlashAttention only .*; choose sdpa"):
+        attention.from_package("flash2", CPU)
+
+
+def test_comfy_kitchen_without_int8_attention_is_too_old(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", SimpleNamespace(int8_linear=None))
+    with pytest.raises(ValueError, match=r'pip install "comfy-kitchen>=0\.2\.30", or choose sdpa'):
+        attention.from_package("int8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "usual", "chosen"),
+    [
+        ({}, "sdpa", "sdpa"),
+        ({"flash2": 1.04}, "sdpa", "sdpa"),
+        ({"flash2": 1.2}, "sdpa", "flash2"),
+        ({"flash2": 1.2, "flash3": 1.5}, "sdpa", "flash3"),
+        ({"flash2": 1.5, "flash3": 1.2}, "sdpa", "flash2"),
+        ({"flash2": 1.12}, "cudnn-even", "cudnn-even"),
+        ({"flash3": 1.3}, "cudnn-even", "flash3"),
+        ({"sage": 9.0, "int8": 9.0}, "sdpa", "sdpa"),
+    ],
+    ids=str,
+)
+def test_auto_takes_flash_attn_only_where_it_is_faster(speeds, usual, chosen, monkeypatch, no_choice_yet):
+    """Against what would run without it; never a kernel that rounds to 8 bits. Measured once a process."""
+    asked, notes = [], []
+
+    def from_package(name, device):
+        asked.append(name)
+        if name not in speeds:
+            raise ValueError("missing")
+        return name, Trial(speeds[name], 0.0)
+
+    gpu = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(attention, "is_hopper", lambda device: usual == "cudnn-even")
+    monkeypatch.setattr(attention, "from_package", from_package)
+    found = Trial(1.1 if usual == "cudnn-even" else 1.0, 0.0)
+    monkeypatch.setattr(attention, "trial", lambda attend, device: found)
+    for _ in range(2):
+        attend = attention.attention_backend("auto", "cuda", notes.append)
+    names = {attention.sdpa: "sdpa"}.get(attend, attend)
+    assert names == chosen or (chosen == "cudnn-even" and isinstance(attend, hopper.HopperAttention))
+    said = [f"attention auto: {chosen}, {speeds.get(chosen, 0):.2f} times as fast as sdpa here"]
+    assert notes == (said * 2 if chosen in speeds else []) and len(asked) == 2
+
+
+def test_a_named_package_says_what_it_gains_and_loses(monkeypatch) -> None:
+    notes = []
+    monkeypatch.setattr(attention, "from_package", lambda name, device: (name, Trial(0.8, 0.034)))
+    assert attention.attention_backend("int8", "cuda", notes.append) == "int8"
+    assert notes == ["attention int8: 0.80 times as fast as sdpa here, 3.40% rms from it"]
 
 
 def attention_with_sums(q, k, v):

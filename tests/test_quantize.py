@@ -1,6 +1,7 @@
-"""8 bits: the fp8 product against plain arithmetic, the loss in latents, and where it runs."""
+"""8 bits: fp8 and int8 products against plain arithmetic, the loss in latents, and where they run."""
 
 import importlib.util
+import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from benchmarks.plain_products import multiply_by, plain, plain_unscaled
+from benchmarks.plain_products import attend_by, multiply_by, plain, plain_attention, plain_unscaled
 from longlive_core.config import LONGLIVE_1_3B, ModelConfig, Policy, SigmaConfig, WindowConfig
-from longlive_core.fast import products
+from longlive_core.fast import int8, optional, products
+from longlive_core.fast.int8 import PRODUCT, int8_linear, int8_trial
+from longlive_core.fast.optional import GAIN, Source, Trial, tried
 from longlive_core.fast.products import FP8, fp8_linear, quantise
 from longlive_core.geometry import tokens_per_frame
 from longlive_core.memory import Setting, smaller, transformer_bytes, weight_bytes
+from longlive_core.model.attention import sdpa
 from longlive_core.model.cache import QuantisedBuffer
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.layers import Linear
@@ -30,7 +34,7 @@ from longlive_core.weights.quantize import (
     precision_of,
     quantize,
     to_8_bits,
-    use_fp8_products,
+    use_products,
 )
 
 _spec = importlib.util.spec_from_file_location("golden_runs", Path(__file__).with_name("test_golden.py"))
@@ -63,16 +67,47 @@ def model() -> CausalWan:
     return CausalWan(CONFIG).eval().requires_grad_(False)
 
 
+def needs_fp8_products(device: str, dtype: torch.dtype) -> None:
+    """Skip where this torch has no such product: CPUs have none in 2.6, and GPUs before RTX 40 and H100."""
+    one, small = torch.ones((), device=device), torch.ones(16, 16, device=device).to(FP8)
+    try:
+        torch._scaled_mm(small, small.t(), one, one, out_dtype=dtype)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"torch {torch.__version__} multiplies no fp8 here: {str(error)[:80]}")
+
+
+@pytest.fixture(scope="session")
+def kitchen() -> None:
+    """Skip where comfy-kitchen cannot be imported."""
+    try:
+        PRODUCT.load()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("rows", [(40,), (2, 24), (1, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fp8_product_is_plain_arithmetic(dtype, rows, device) -> None:
-    if device == "cuda" and (dtype == torch.float32 or products.lacks_fp8_products(torch.device(device))):
-        pytest.skip("needs bf16 and a GPU that multiplies fp8")
+    if device == "cuda" and dtype == torch.float32:
+        pytest.skip("needs bf16")
+    needs_fp8_products(device, dtype)
     x, _, small, scale, bias = operands(rows, dtype, FP8, device)
     ours = fp8_linear(x, small, scale, bias)
     assert ours.dtype == dtype and ours.shape == (*rows, 80)
     assert relative(ours, plain_unscaled(x, small, scale, bias)) < AGREE[dtype]
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("rows", [(40,), (2, 24), (1, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_int8_product_is_plain_arithmetic(dtype, rows, device, kitchen) -> None:
+    """On a CPU comfy-kitchen's eager code."""
+    x, _, small, scale, bias = operands(rows, dtype, torch.int8, device)
+    ours = int8_linear(x, small, scale, bias)
+    assert ours.dtype == dtype and ours.shape == (*rows, 80)
+    limit = AGREE[dtype] if dtype == torch.float32 else 1e-2  # it divides tokens by their scale in bf16
+    assert relative(ours, plain(x, small, scale, bias)) < limit
 
 
 @pytest.mark.parametrize("dtype", [FP8, torch.int8], ids=["fp8", "int8"])
@@ -110,20 +145,114 @@ def test_quantize_changes_the_layers_matrices_and_nothing_else(model) -> None:
             assert torch.equal(weight, before[name])
 
 
-def test_fp8_products_are_of_every_pass_and_nothing_else(model, monkeypatch) -> None:
-    quantize(model, FP8)
+@pytest.mark.parametrize(("precision", "product"), [("fp8-fast", fp8_linear), ("int8-fast", int8_linear)])
+def test_8_bit_products_are_of_every_pass_and_nothing_else(precision, product, model, monkeypatch) -> None:
+    quantize(model, PRECISIONS[precision].stored)
     monkeypatch.setattr("longlive_core.weights.quantize.lacks_fp8_products", lambda device: None)
-    assert "multiplied in fp8" in use_fp8_products(model, torch.device("cuda"))
-    fast = {name for name, linear in layer_linears(model).items() if linear.has_fp8_product}
+    found_by(monkeypatch, Trial(0.5, 0.011))
+    (note,) = use_products(model, precision, torch.device("cuda"))
+    assert f"the layers' matrices are multiplied in {precision.partition('-')[0]}" in note
+    fast = {name for name, linear in layer_linears(model).items() if linear.product is product}
     assert fast == set(pass_linears(model)) and len(fast) == CONFIG.num_layers * 8
     outside = (m for n, m in model.named_modules() if isinstance(m, Linear) and not n.startswith("layers"))
-    assert not any(linear.has_fp8_product for linear in outside)
+    assert not any(linear.product for linear in outside)
+
+
+def found_by(monkeypatch, found: Trial) -> list:
+    """A trial of int8 products that finds this; returns the shapes that it was asked to try."""
+    asked = []
+
+    def trial(shapes, dtype, device) -> Trial:
+        asked.extend(shapes)
+        return found
+
+    monkeypatch.setattr("longlive_core.weights.quantize.int8_trial", trial)
+    return asked
+
+
+@pytest.mark.parametrize(("speed", "runs"), [(0.9, False), (1.0, False), (GAIN, True), (2.0, True)])
+def test_int8_is_multiplied_in_int8_only_where_that_is_faster(speed, runs, model, monkeypatch) -> None:
+    quantize(model, torch.int8)
+    asked = found_by(monkeypatch, Trial(speed, 0.011))
+    (note,) = use_products(model, "int8", torch.device("cuda"))
+    assert {linear.product for linear in pass_linears(model).values()} == {int8_linear if runs else None}
+    assert f"{speed:.2f} times as fast as dequantised here, 1.1% rms" in note
+    assert ("multiplied in int8 by comfy-kitchen" if runs else "dequantised at their use; as int8") in note
+    assert sorted(asked) == [(64, 64)] * 6 + [(64, 128), (128, 64)], "the matrices of one layer"
+
+
+def test_a_cpu_never_chooses_int8_products_by_itself(model, monkeypatch) -> None:
+    quantize(model, torch.int8)
+    asked = found_by(monkeypatch, Trial(9.0, 0.0))
+    assert use_products(model, "int8", torch.device("cpu")) == () and not asked
+    assert not any(linear.product for linear in layer_linears(model).values())
+
+
+def test_without_comfy_kitchen_a_sentence_says_what_to_install(model, monkeypatch) -> None:
+    quantize(model, torch.int8)
+    int8_trial.cache_clear()
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", None)
+    (note,) = use_products(model, "int8-fast", torch.device("cpu"))
+    assert note.startswith("comfy_kitchen.int8_linear cannot be imported (")
+    assert note.endswith(
+        "; pip install comfy-kitchen; the weights are stored in int8 and dequantised at their use"
+    )
+    linear, x = model.layers[0].ffn[0], torch.randn(3, 64)
+    assert_close(linear(x), F.linear(x, linear.weight * linear.scale[:, None], linear.bias))
+
+
+def test_a_package_that_fails_when_imported_or_lacks_a_function_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "for_another_torch.py").write_text("raise ValueError('unsupported type list[int]')")
+    for module, reason in (
+        ("for_another_torch", "list.int"),
+        ("json", "no attribute 'kernel'"),
+        ("x.y", "x"),
+    ):
+        with pytest.raises(ValueError, match=f"{module}.kernel cannot be imported .*{reason}.*; install it"):
+            Source(module, "kernel", "install it").load()
+
+
+def test_int8_asked_for_on_a_cpu_runs(model, kitchen) -> None:
+    quantize(model, torch.int8)
+    (note,) = use_products(model, "int8-fast", torch.device("cpu"))
+    assert "multiplied in int8 by comfy-kitchen" in note
+    linear, x = model.layers[0].ffn[0], torch.randn(1, 24, 64)
+    assert relative(linear(x), plain(x, linear.weight, linear.scale, linear.bias)) < AGREE[torch.float32]
+    assert relative(linear(x), F.linear(x, linear.weight * linear.scale[:, None], linear.bias)) < 0.02
+
+
+def test_a_trial_is_made_once_a_process(monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(int8, "tried", lambda *_: made.append(_) or Trial(1.0, 0.0))
+    int8_trial.cache_clear()
+    for _ in range(2):
+        int8_trial(((8, 16), (16, 8)), torch.float32, torch.device("cpu"))
+    int8_trial.cache_clear()
+    assert len(made) == 1
+
+
+def test_a_trial_compares_the_best_of_some_times_and_the_results(monkeypatch) -> None:
+    right, calls = torch.randn(100, dtype=torch.bfloat16), []
+    times = {"ours": iter((5, 1, 2, 2, 2)), "usual": iter((9, 9, 3, 9, 9))}
+
+    def seconds(function, device) -> float:
+        function()
+        return next(times[calls[-1]])
+
+    def named(name: str, result: Tensor):
+        return lambda: calls.append(name) or result
+
+    monkeypatch.setattr(optional, "seconds", seconds)
+    found = tried(named("ours", 1.01 * right), named("usual", right), torch.device("cpu"))
+    assert found.speed == 3 and found.loss == pytest.approx(0.01, rel=0.2) and found.is_faster
+    assert calls[-2:] == ["ours", "usual"], "in turn"
 
 
 def test_without_fp8_products_weights_are_dequantised(model) -> None:
     exact = model.layers[0].ffn[0].weight.clone()
     quantize(model, FP8)
-    note = use_fp8_products(model, torch.device("cpu"))
+    (note,) = use_products(model, "fp8-fast", torch.device("cpu"))
     assert note == "this CPU has no fp8 products; the weights are stored in fp8 and dequantised at their use"
     linear, x = model.layers[0].ffn[0], torch.randn(3, 64)
     dequantised = linear.weight.float() * linear.scale[:, None]
@@ -142,21 +271,35 @@ def test_a_gpu_too_old_for_fp8_is_named(capability, runs, monkeypatch) -> None:
 
 
 def test_an_fp8_product_is_one_graph(model, monkeypatch) -> None:
+    needs_fp8_products("cpu", torch.float32)
     quantize(model, FP8)
     monkeypatch.setattr("longlive_core.weights.quantize.lacks_fp8_products", lambda device: None)
-    use_fp8_products(model, torch.device("cpu"))
-    linear, x = model.layers[0].ffn[0], torch.randn(1, 24, 64)
-    traced = torch.compile(linear, backend="aot_eager", fullgraph=True)
-    assert_close(traced(x), linear(x))
+    use_products(model, "fp8-fast", torch.device("cpu"))
+    assert_one_graph(model.layers[0].ffn[0])
 
 
-def golden(dtype: torch.dtype | None = None, product=None, has_small_cache=False) -> list[Tensor]:
+def test_an_int8_product_is_one_graph(model, kitchen) -> None:
+    quantize(model, torch.int8)
+    use_products(model, "int8-fast", torch.device("cpu"))
+    assert_one_graph(model.layers[0].ffn[0])
+
+
+def assert_one_graph(linear: Linear) -> None:
+    x = torch.randn(1, 24, 64)
+    assert linear.product
+    assert_close(torch.compile(linear, backend="aot_eager", fullgraph=True)(x), linear(x))
+
+
+def golden(
+    dtype: torch.dtype | None = None, product=None, attend=sdpa, has_small_cache=False
+) -> list[Tensor]:
     """Latents by block of the golden scenario with a late switch."""
     recorded = golden_runs.Recorded(Path(__file__).parent / "golden" / "dit_switch_late_global.safetensors")
     model = deepcopy(recorded.model())  # which is shared
     if dtype:
         quantize(model, dtype)
         multiply_by(product, model)
+    attend_by(attend, model)
     window = replace(recorded.window(), has_small_cache=has_small_cache)
     blocks = range(recorded.frames // recorded.block)
     made = rollout(model, recorded.script, recorded.noise, recorded.sigmas(), window, blocks)
@@ -185,7 +328,22 @@ def test_latents_stay_near_and_errors_do_not_pile_up(limit, options, exact_golde
     assert errors[-1] < 1.5 * errors[0]
 
 
-@pytest.mark.parametrize("precision", ["fp8-fast", "int8"])
+def test_latents_stay_near_with_int8_attention(exact_golden) -> None:
+    """The first block attends to itself only; the others lose a little more."""
+    errors = [relative(*pair) for pair in zip(golden(attend=plain_attention), exact_golden, strict=True)]
+    assert 0 < errors[0] < 0.002 and max(errors) < 0.006
+    assert errors[-1] < max(errors[1:-1])
+
+
+def test_int8_attention_in_plain_arithmetic_is_near_the_exact_one() -> None:
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, length, 3, 48, generator=random) for length in (37, 101, 101))
+    k = k + 3 * torch.randn(48, generator=random)  # as keys have a mean of their own
+    ours = plain_attention(q, k, v)
+    assert ours.shape == q.shape and 0 < relative(ours, sdpa(q, k, v)) < 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp8-fast", "int8", "int8-fast"])
 def test_files_load_into_8_bits(precision, model, tmp_path) -> None:
     from safetensors.torch import save_file
 
@@ -195,7 +353,7 @@ def test_files_load_into_8_bits(precision, model, tmp_path) -> None:
     loaded = load_transformer(tmp_path / "m.safetensors", precision=precision, num_heads=2).transformer
     for name, linear in layer_linears(loaded).items():
         exact = model.get_submodule(name).weight
-        assert linear.weight.dtype == PRECISIONS[precision].stored and not linear.has_fp8_product
+        assert linear.weight.dtype == PRECISIONS[precision].stored and not linear.product
         assert relative(linear.weight.float() * linear.scale[:, None], exact) < LOSS[linear.weight.dtype]
 
 
@@ -218,9 +376,9 @@ def test_a_precision_is_known_by_its_dtype_or_size(num_bytes, dtype, name) -> No
 
 def test_the_plan_knows_8_bits() -> None:
     few = replace(LONGLIVE_1_3B.model, num_layers=4)
-    kinds = ("bf16", "fp8", "fp8-fast", "int8")
+    kinds = ("bf16", "fp8", "fp8-fast", "int8", "int8-fast")
     weights = {precision: weight_bytes(few, precision, torch.bfloat16) for precision in kinds}
-    assert weights["fp8"] == weights["fp8-fast"] == weights["int8"] < 0.6 * weights["bf16"]
+    assert len({weights[kind] for kind in kinds[1:]}) == 1 and weights["fp8"] < 0.6 * weights["bf16"]
     preset = replace(LONGLIVE_1_3B, model=replace(CONFIG, num_heads=1))
     settings = [Setting(64, 64, window=WindowConfig(has_small_cache=small)) for small in (False, True)]
     cache = [transformer_bytes(preset, setting, torch.bfloat16)[0] for setting in settings]

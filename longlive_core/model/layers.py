@@ -3,6 +3,7 @@
 Tokens [B, L, E] in and out. Layers keep weights only; caches come as arguments, owned by the rollout.
 """
 
+from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
@@ -12,29 +13,30 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..fast.products import fp8_linear, stored_linear
+from ..fast.products import stored_linear
 from .attention import Attend
 from .cache import LayerCache, LayerText
 from .rope import rotate
 
+Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # x, weight, scale, bias -> x @ weight.T + bias
 CHUNK_BYTES = 24 << 20  # larger buffers go back to the OS at once, and page faults dominate
 
 
 class Linear(nn.Linear):
     """A linear layer whose weight may be stored small: in bf16, or in 8 bits with a `scale` [out].
 
-    A stored weight is dequantised at its use. With `has_fp8_product` an fp8 weight is multiplied as it is.
+    A stored weight is dequantised at its use, or a `product` of x, weight, scale and bias takes it as it is.
     """
 
-    has_fp8_product = False
+    product: Product | None = None
 
     def __init__(self, features_in: int, features_out: int):
         super().__init__(features_in, features_out)
         self.register_buffer("scale", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.has_fp8_product:
-            return fp8_linear(x, self.weight, self.scale, self.bias)
+        if self.product:
+            return self.product(x, self.weight, self.scale, self.bias)
         if self.weight.dtype == x.dtype:
             return F.linear(x, self.weight, self.bias)
         return stored_linear(x, self.weight, self.scale, self.bias)

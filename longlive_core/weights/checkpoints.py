@@ -27,7 +27,7 @@ from .quantize import (
     dequantised,
     stored_small,
     to_8_bits,
-    use_fp8_products,
+    use_products,
 )
 
 SECTIONS = ("generator", "generator_ema", "model", "state_dict")
@@ -199,4 +199,4 @@ def settle(transformer: CausalWan, precision: str, device: torch.device) -> tupl
     for name, weight in transformer.named_parameters():
         if name not in small:
             weight.data = weight.data.to(dtype)
-    return (use_fp8_products(transformer, device),) if PRECISIONS[precision].has_8_bit_products else ()
+    return use_products(transformer, precision, device)
