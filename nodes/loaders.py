@@ -38,8 +38,8 @@ AttentionInput = io.Combo.Input(
     options=[AUTO, *BACKENDS],
     default=AUTO,
     tooltip=(
-        "auto: the fastest exact one for this GPU. sdpa always works. flash2, flash3 and sage need their "
-        "package; sage rounds to 8 bits."
+        "auto: the fastest exact one for this GPU, flash-attn too where it is installed. sdpa always works. "
+        "flash2, flash3, sage and int8 (comfy-kitchen) need their package; sage and int8 round to 8 bits."
     ),
 )
 FamilyInput = io.Combo.Input(
@@ -68,7 +68,8 @@ PrecisionInput = io.Combo.Input(
     default=AUTO,
     tooltip=(
         "How weights are stored. auto: as suits this machine. fp8, int8: half the memory of bf16, nearly the "
-        "same video. fp8-fast: also multiplied in fp8, faster on an RTX 40, H100 or newer."
+        "same video. fp8-fast: also multiplied in fp8, faster on an RTX 40, H100 or newer. int8: multiplied in "
+        "int8 where comfy-kitchen is faster on this GPU, int8-fast always."
     ),
 )
 LicenceInput = io.Boolean.Input(

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from benchmarks.plain_products import plain_unscaled
+from benchmarks.plain_products import plain, plain_attention, plain_unscaled
 from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN, WanAutoencoderConfig
 from longlive_core.fast.attention import HopperAttention
+from longlive_core.fast.int8 import int8_linear, int8_trial
 from longlive_core.fast.products import fp8_linear, lacks_fp8_products
 from longlive_core.model.attention import BACKENDS, HOPPER, attention_backend, is_hopper, sdpa
 from longlive_core.pipeline import COMPILING, Pipeline, Request
@@ -138,8 +139,47 @@ def test_every_attention_backend_that_can_be_imported_is_sdpa(name) -> None:
         pytest.skip(str(error))
     q, k, v = qkv(WINDOW)
     right = sdpa(q.float(), k.float(), v.float())
-    limit = 0.1 if name == "sage" else 5e-3  # which rounds queries and keys to 8 bits
+    limit = 0.1 if name in ("sage", "int8") else 5e-3  # which round to 8 bits
     assert relative(attend(q, k, v), right) < limit
+
+
+def test_int8_attention_is_as_near_as_its_model_in_plain_arithmetic() -> None:
+    try:
+        attend = attention_backend("int8", GPU)
+    except ValueError as error:
+        pytest.skip(str(error))
+    q, k, v = (t[:, :, :2] for t in qkv(WINDOW))
+    q = q[:, :256]
+    right = sdpa(q.float(), k.float(), v.float())
+    model = plain_attention(*(t.cpu() for t in (q, k, v))).to(GPU)
+    assert relative(attend(q, k, v), right) < 1.5 * relative(model, right)
+
+
+@pytest.mark.parametrize("name", ["auto", "int8"])
+def test_attention_of_a_package_is_one_graph(name) -> None:
+    try:
+        attend = attention_backend(name, GPU)
+    except ValueError as error:
+        pytest.skip(str(error))
+    q, k, v = qkv(BLOCK)
+    assert_close(torch.compile(attend, fullgraph=True)(q, k, v), attend(q, k, v), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1536, 1536), (8960, 1536), (1536, 8960)], ids=str)
+def test_the_int8_product_is_plain_arithmetic(shape) -> None:
+    """By comfy-kitchen's own kernel, eager and in a compiled graph."""
+    try:
+        found = int8_trial((shape,), torch.bfloat16, GPU)
+    except ValueError as error:
+        pytest.skip(str(error))
+    random = torch.Generator(GPU).manual_seed(0)
+    sizes = ((1, BLOCK, shape[1]), shape, shape[:1])
+    x, weight, bias = (torch.randn(size, device=GPU, generator=random) for size in sizes)
+    x, bias, (small, scale) = x.bfloat16(), bias.bfloat16(), to_8_bits(weight, torch.int8)
+    right = plain(x, small, scale, bias)
+    assert relative(int8_linear(x, small, scale, bias), right) < 1e-2
+    assert relative(torch.compile(int8_linear, fullgraph=True)(x, small, scale, bias), right) < 1e-2
+    assert found.speed > 0 and found.loss < 0.03
 
 
 @pytest.mark.parametrize("keys", [BLOCK, 2 * BLOCK, 3 * BLOCK, WINDOW])

@@ -276,10 +276,11 @@ def test_attention_of_a_gpu_is_refused_elsewhere(monkeypatch) -> None:
 @pytest.fixture
 def no_choice_yet():
     """Attention is chosen again in this test, and after it."""
-    for chosen in (attention.fastest_exact, attention.from_package):
+    kept = attention.fastest_exact, attention.from_package
+    for chosen in kept:
         chosen.cache_clear()
     yield
-    for chosen in (attention.fastest_exact, attention.from_package):
+    for chosen in kept:
         chosen.cache_clear()
 
 

@@ -67,7 +67,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", type=Path, metavar="FOLDER", help="where the text encoder has none")
     add("--keep-text-encoder", action="store_true", help="do not unload it once the prompts are encoded")
     add("--family", help="longlive-1.3b, self-forcing, ...; default: by the name of the file")
-    precision = "of the stored weights; fp8-fast also multiplies in fp8, on GPUs that can"
+    precision = (
+        "of the stored weights; fp8-fast also multiplies in fp8, on GPUs that can; int8 multiplies in int8 "
+        "where comfy-kitchen is faster than without, int8-fast always"
+    )
     add("--precision", choices=PRECISIONS, default="bf16", help=precision)
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     add("--tile", type=int, default=0, metavar="PIXELS", help="decode in tiles to save memory")
@@ -77,7 +80,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_attention(parser: argparse.ArgumentParser) -> None:
     names = (attention.AUTO, *attention.BACKENDS)
-    fastest = "auto: the fastest exact one on this device"
+    fastest = "auto: the fastest exact one on this device; sage and int8 round to 8 bits"
     parser.add_argument("--attention", **choice(names, attention.known_attention), help=fastest)
 
 
