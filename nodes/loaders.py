@@ -68,8 +68,8 @@ PrecisionInput = io.Combo.Input(
     default=AUTO,
     tooltip=(
         "How weights are stored. auto: as suits this machine. fp8, int8: half the memory of bf16, nearly the "
-        "same video. fp8-fast: also multiplied in fp8, faster on an RTX 40, H100 or newer. int8: multiplied in "
-        "int8 where comfy-kitchen is faster on this GPU, int8-fast always."
+        "same video. fp8-fast: also multiplied in fp8, faster on an RTX 40, H100 or newer. int8: multiplied "
+        "in int8 where comfy-kitchen is faster on this GPU, int8-fast always."
     ),
 )
 LicenceInput = io.Boolean.Input(
