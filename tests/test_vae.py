@@ -13,6 +13,7 @@ import math
 import pickle
 import random
 import re
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ from benchmarks.plain_decoder import PlainDecoder
 from longlive_core.config import TINY_WAN, WanAutoencoderConfig
 from longlive_core.geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
 from longlive_core.mini.loader import load_mini
+from longlive_core.vae import layers
+from longlive_core.vae import tiny as tiny_room
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.layers import (
     CausalConv,
@@ -264,7 +267,7 @@ def test_streamed_decode_is_the_whole_decode(name, sizes, latents, request) -> N
     assert frames.shape == (2, num_frames(7), 3, 24, 32)
     assert frames.dtype == torch.float32 and frames.min() >= 0 and frames.max() <= 1
     whole = decoder.decode(latents)[0]
-    assert torch.equal(frames, whole) if name == "wan" else (frames - whole).abs().max() < 1e-5
+    assert torch.equal(frames, whole)
 
 
 @pytest.mark.parametrize("name", ["wan", "tiny"])
@@ -318,21 +321,21 @@ class AllAtOnce:
             elif isinstance(layer, Upsample):
                 x = self.up(layer, x)
             else:
-                x, _ = layer(x, iter([None] * 2 * len(list(layer.modules()))))
+                x, _ = layer(x, repeat(None))
         return x
 
     def up(self, layer: Upsample, x: Tensor) -> Tensor:
         if layer.time is not None:
             first, rest = x[:, :, :1], x[:, :, 1:]
-            even, odd = layer.time(rest, None)[0].chunk(2, dim=1)
+            even, odd = layer.time(rest, repeat(None))[0].chunk(2, dim=1)
             x = torch.cat((first, torch.stack((even, odd), dim=3).flatten(2, 3)), dim=2)
         return frame_by_frame(lambda f: layer.space(f.repeat_interleave(2, 2).repeat_interleave(2, 3)), x)
 
     def run(self, net: nn.Module, x: Tensor, is_encoder: bool) -> Tensor:
-        x, _ = net.stem(x, None)
+        x, _ = net.stem(x, repeat(None))
         stages = [part for s in net.stages for part in (*s.residuals, s.resample) if part is not None]
         x = self.through([*stages, net.middle] if is_encoder else [net.middle, *stages], x)
-        return net.head(nn.functional.silu(net.norm(x)), None)[0]
+        return net.head(nn.functional.silu(net.norm(x)), repeat(None))[0]
 
     def scale(self, values: tuple[float, ...]) -> Tensor:
         return torch.tensor(values).view(1, -1, 1, 1, 1)
@@ -438,14 +441,31 @@ def test_convolutions_of_gpus_are_those_of_cpus(conv, is_narrow, monkeypatch) ->
     monkeypatch.setattr(conv, "in_two_axes", lambda x: calls.append(1) or in_two_axes(x))
     channels = conv.in_channels
     x = channels_last(seeded.normal(SEED, "x", (2, channels, 4, 10, 12)).double())
-    past = channels_last(seeded.normal(SEED, "past", (2, channels, conv.num_past, 10, 12)).double())
-    right, right_past = conv(x, past)
+    past = channels_last(seeded.normal(SEED, "past", (2, channels, conv.num_past, 10, 12)).double()).split(
+        1, 2
+    )
+    right, right_past = conv(x, iter(past))
     assert not calls
-    ours, new_past = conv(x.as_subclass(OnGpu), past)
-    assert bool(calls) == is_narrow and torch.equal(new_past, right_past)
+    ours, new_past = conv(x.as_subclass(OnGpu), iter(past))
+    assert bool(calls) == is_narrow and all(map(torch.equal, new_past, right_past))
     assert_close(ours.as_subclass(Tensor), right)
     assert not is_narrow or ours.is_contiguous(memory_format=torch.channels_last_3d)
-    assert_close(conv(x.as_subclass(OnGpu), None)[0].as_subclass(Tensor), conv(x, None)[0])
+    first, right_first = (conv(start, repeat(None))[0] for start in (x.as_subclass(OnGpu), x))
+    assert_close(first.as_subclass(Tensor), right_first)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 7, [3, 3, 1]], ids=str)
+@pytest.mark.parametrize("name", ["wan", "tiny"])
+def test_decoding_as_on_a_gpu_is_that_of_a_cpu(name, sizes, latents, request, monkeypatch) -> None:
+    """There full size goes frame by frame, narrow convolutions in two axes and channels come last."""
+    decoder = request.getfixturevalue(name)
+    right = decoder.decode(latents)[0]
+    for room in (layers, tiny_room):
+        monkeypatch.setattr(room, "counts_as_gpu", lambda x: True)
+    monkeypatch.setattr(tiny_room, "MOST_PIXELS", 1)
+    whole = decoder.decode(latents)[0]
+    assert torch.equal(decode_in(decoder, latents, sizes), whole)
+    assert_close(whole, right, atol=1e-5, rtol=0)
 
 
 def test_norms_of_gpus_are_those_of_cpus() -> None:

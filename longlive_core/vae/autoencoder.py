@@ -9,12 +9,36 @@ from torch import Tensor, nn
 
 from ..config import WanAutoencoderConfig
 from ..geometry import SPACE_STRIDE, TIME_STRIDE
-from .layers import CausalConv, ChannelNorm, Downsample, LatentSpace, Middle, Stage, Upsample, run_in_order
+from .layers import (
+    CausalConv,
+    ChannelNorm,
+    Downsample,
+    LatentSpace,
+    Middle,
+    Olds,
+    Stage,
+    Upsample,
+    activated,
+    channels_last,
+    through,
+    through_by_frame,
+    used_up,
+)
+from .streaming import RGB, decoded_by_latent
 
-RGB = 3
+
+class Head(nn.Module):
+    """What encoder and decoder end with: a norm and a convolution, that their files name apart."""
+
+    norm: ChannelNorm
+    head: CausalConv
+
+    def last(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        frames, news = self.head.joined(activated(self.norm, x), olds)
+        return self.head.convolved(frames), news
 
 
-class WanEncoder(nn.Module):
+class WanEncoder(Head):
     """Video in [-1, 1] -> mean and log variance of raw latents."""
 
     def __init__(self, config: WanAutoencoderConfig):
@@ -33,11 +57,14 @@ class WanEncoder(nn.Module):
 
     def forward(self, video: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Video [B, 3, F, 8H, 8W] -> (moments [B, 2C, T, H, W], new past): F is 1 at the start, then 4."""
-        x, past = run_in_order(self, (*self.stages, self.middle), video, past)
-        return self.moments(x), past
+        olds, (first, *others) = used_up(past), self.stages
+        x, news = through_by_frame([self.stem, *first.layers], channels_last(video), olds)
+        layers = [layer for stage in others for layer in stage.layers]
+        x, more = through([*layers, self.middle, self.last], x, olds)
+        return self.moments(x), news + more
 
 
-class WanDecoder(nn.Module):
+class WanDecoder(Head):
     """One raw latent frame -> the video frames it adds."""
 
     def __init__(self, config: WanAutoencoderConfig):
@@ -57,7 +84,12 @@ class WanDecoder(nn.Module):
 
     def forward(self, latent: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Latent [B, C, 1, H, W] -> (video [B, 3, F, 8H, 8W], new past): F is 1 without a past, else 4."""
-        return run_in_order(self, (self.middle, *self.stages), self.unpack(latent), past)
+        olds, layers = used_up(past), [layer for stage in self.stages for layer in stage.layers]
+        full_size = layers.index(self.stages[-2].resample)
+        early, late = layers[:full_size], layers[full_size:]
+        x, news = through([self.stem, self.middle, *early], channels_last(self.unpack(latent)), olds)
+        x, more = through_by_frame([*late, self.last], x, olds)
+        return x, news + more
 
 
 class WanAutoencoder(nn.Module):
@@ -98,9 +130,5 @@ class WanAutoencoder(nn.Module):
         Wan 2.1 `wan/modules/vae.py`; the past has the same size whatever T is, and is emptied by its use.
         """
         raw = self.space.raw(latents.float()).to(self.decoder.stem.weight)
-        pieces = []
-        for latent in raw.split(1, dim=2):
-            video, past = self.decoder(latent, past)
-            pieces.append(video)
-        frames = torch.cat(pieces, dim=2).transpose(1, 2).float()
-        return (frames / 2 + 0.5).clamp(0, 1), past
+        frames, past = decoded_by_latent(self.decoder, raw, past)
+        return frames.div_(2).add_(0.5).clamp_(0, 1), past

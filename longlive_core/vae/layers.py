@@ -1,12 +1,13 @@
 """Layers of the Wan 2.1 VAE: causal in time, so that a video can go through in pieces.
 
-Tensors are [B, C, F, H, W], channels last in memory. A layer that looks back takes the end of its earlier
-input, its past, and returns the new one; layers made of others take their pasts in order from an iterator
-(None at the start of a video) and return the new ones in the same order. Knows neither latents nor files.
+Tensors are [B, C, F, H, W], channels last in memory. A layer that looks back takes the last frames of its
+earlier input, its past, from an iterator, one by one (None at the start of a video), and returns the new
+ones in the same order. What an activation is made of is freed as soon as it is made. Knows neither latents
+nor files.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise, repeat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, pairwise, repeat
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ NARROW = 128  # for fewer channels cuDNN has current kernels in two axes only: 3
 
 
 def used_up(past: list[Tensor] | None) -> Olds:
-    """The tensors of a past in order; each leaves the list as it is taken, so old and new never pile up."""
+    """The frames of a past in order; each leaves the list as it is taken, so old and new never pile up."""
     if past is None:
         yield from repeat(None)
     past.reverse()
@@ -33,6 +34,11 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
+def counts_as_gpu(x: Tensor) -> bool:
+    """Whether x is computed as on a GPU; on the meta device half precision stands for it."""
+    return x.is_cuda or (x.is_meta and x.dtype != torch.float32)
+
+
 class CausalConv(nn.Conv3d):
     """A convolution that sees the past, not the future; zeros stand before the start of a video."""
 
@@ -42,27 +48,41 @@ class CausalConv(nn.Conv3d):
         super().__init__(channels_in, channels_out, kernel, stride=(stride, 1, 1), padding=padding)
         self.num_past = kernel[0] - stride
 
-    def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x and the last frames of the x before it -> (convolved, new past)."""
-        past = channels_last(self.no_past(x) if past is None else past)
-        frames = torch.cat((past, x), dim=2)
-        is_narrow = self.kernel_size == (3, 3, 3) and self.in_channels < NARROW
-        is_gpu = x.is_cuda or (x.is_meta and x.dtype != torch.float32)  # on meta half precision stands for it
-        y = self.in_two_axes(frames) if is_narrow and is_gpu else super().forward(frames)
-        return y, frames[:, :, -self.num_past :].clone()  # a view would keep all of the frames in memory
+    def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        """x, and its past from `olds` -> (convolved, new past)."""
+        frames, news = self.joined(x, olds)
+        return self.convolved(frames), news
 
-    def in_two_axes(self, x: Tensor) -> Tensor:
-        """The same convolution of images: three frames become one of three times the channels."""
-        made = x.shape[2] - self.num_past
-        frames = rearrange(x, "b c f h w -> b f h w c")  # as it lies in memory
-        triples = torch.cat([frames[:, time : time + made] for time in range(3)], dim=-1)
-        images = rearrange(triples, "b f h w c -> (b f) c h w")
+    def joined(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+        """What `convolved` takes, and the new past; a step of its own, after which x can be freed."""
+        past = [next(olds) for _ in range(self.num_past)]
+        past = [channels_last(self.blank(x) if old is None else old) for old in past]
+        frames = [*past, *x.split(1, dim=2)]
+        news = frames[-self.num_past :]
+        if (made := x.shape[2]) > 1:
+            news = [new.clone() for new in news]  # a view would keep all of the frames in memory
+        if not self.is_flat(x):
+            return torch.cat(frames, dim=2), news
+        shifted = (frames[time : time + made] for time in range(3))
+        return torch.cat([torch.cat(some, dim=2) if made > 1 else some[0] for some in shifted], dim=1), news
+
+    def is_flat(self, x: Tensor) -> bool:
+        """Whether x is convolved as images are: three frames become one of three times the channels."""
+        return counts_as_gpu(x) and self.kernel_size == (3, 3, 3) and self.in_channels < NARROW
+
+    def convolved(self, frames: Tensor) -> Tensor:
+        is_flat = frames.shape[1] > self.in_channels
+        return self.in_two_axes(frames) if is_flat else super().forward(frames)
+
+    def in_two_axes(self, triples: Tensor) -> Tensor:
+        images = rearrange(triples, "b c f h w -> (b f) c h w")
         weight = rearrange(self.weight, "o c k h w -> o (k c) h w")
         y = F.conv2d(images, weight.contiguous(memory_format=torch.channels_last), self.bias, padding=1)
-        return rearrange(y, "(b f) c h w -> b c f h w", f=made)
+        return rearrange(y, "(b f) c h w -> b c f h w", b=len(triples))
 
-    def no_past(self, x: Tensor) -> Tensor:
-        return x.new_zeros(*x.shape[:2], self.num_past, *x.shape[3:])
+    def blank(self, x: Tensor) -> Tensor:
+        """A frame of zeros."""
+        return x.new_zeros(*x.shape[:2], 1, *x.shape[3:])
 
 
 class ChannelNorm(nn.Module):
@@ -92,9 +112,16 @@ class Residual(nn.Module):
         self.shortcut = nn.Identity() if is_same else nn.Conv3d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
-        y, new1 = self.conv1(F.silu(self.norm1(x), inplace=True), next(olds))
-        y, new2 = self.conv2(F.silu(self.norm2(y), inplace=True), next(olds))
-        return y + self.shortcut(x), [new1, new2]
+        y, news = self.conv1.joined(activated(self.norm1, x), olds)
+        y = self.conv1.convolved(y)
+        y = activated(self.norm2, y)
+        y, more = self.conv2.joined(y, olds)
+        y = self.conv2.convolved(y)
+        return y.add_(self.shortcut(x)), news + more
+
+
+def activated(norm: ChannelNorm, x: Tensor) -> Tensor:
+    return F.silu(norm(x), inplace=True)
 
 
 def frame_by_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -146,11 +173,8 @@ class Downsample(nn.Module):
         x = frame_by_frame(lambda frames: self.space(F.pad(frames, (0, 1, 0, 1))), x)
         if self.time is None:
             return x, []
-        past = next(olds)
-        if past is None:
-            return x, [x.clone()]
-        x, new = self.time(x, past)
-        return x, [new]
+        old = next(olds)
+        return (x, [x]) if old is None else self.time(x, iter([old]))
 
 
 class Upsample(nn.Module):
@@ -165,23 +189,37 @@ class Upsample(nn.Module):
         """A video starts with one frame alone, which stays one and which the later ones do not see."""
         news = []
         if self.time is not None:
-            past = next(olds)
-            if past is None:
-                new = self.time.no_past(x)
+            old = next(olds)
+            if old is None:
+                news = [self.time.blank(x)] * self.time.num_past
             else:
-                x, new = self.time(x, past)
+                x, news = self.time(x, chain([old], olds))
                 x = rearrange(x, "b (two c) f h w -> b c (f two) h w", two=2)  # side by side -> in order
-            news.append(new)
         return frame_by_frame(lambda frames: self.space(F.interpolate(frames, scale_factor=2)), x), news
 
 
-def through(layers: Iterable[nn.Module], x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+Layer = Callable[[Tensor, Olds], tuple[Tensor, list[Tensor]]]
+
+
+def through(layers: Iterable[Layer], x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
     """x through one layer after the other -> (x, their new pasts)."""
     news = []
     for layer in layers:
         x, more = layer(x, olds)
         news += more
     return x, news
+
+
+def through_by_frame(layers: Sequence[Layer], x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
+    """The same; on a GPU every frame goes through all layers before the next, to save memory at full size.
+
+    On CPUs convolutions of one frame would take 1.7 times as long.
+    """
+    made, news = [], []
+    for frame in x.split(1 if counts_as_gpu(x) else x.shape[2], dim=2):
+        frame, news = through(layers, frame, used_up(news) if made else olds)
+        made.append(frame)
+    return torch.cat(made, dim=2), news
 
 
 class Stage(nn.Module):
@@ -193,19 +231,9 @@ class Stage(nn.Module):
         self.residuals = nn.ModuleList(Residual(*pair) for pair in pairwise(channels))
         self.resample = resample
 
-    def forward(self, x: Tensor, olds: Olds) -> tuple[Tensor, list[Tensor]]:
-        return through((*self.residuals, *([self.resample] if self.resample else [])), x, olds)
-
-
-def run_in_order(
-    net: nn.Module, stages: Iterable[nn.Module], x: Tensor, past: list[Tensor] | None
-) -> tuple[Tensor, list[Tensor]]:
-    """x [B, C, F, H, W] through an encoder or decoder: stem, stages, norm, head -> (x, new past)."""
-    olds = used_up(past)
-    x, first = net.stem(channels_last(x), next(olds))
-    x, news = through(stages, x, olds)
-    x, last = net.head(F.silu(net.norm(x), inplace=True), next(olds))
-    return x, [first, *news, last]
+    @property
+    def layers(self) -> list[nn.Module]:
+        return [*self.residuals, *([self.resample] if self.resample else [])]
 
 
 class LatentSpace(NamedTuple):

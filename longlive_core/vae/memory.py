@@ -9,17 +9,17 @@ from math import prod
 import torch
 
 from ..config import TINY_WAN, Preset, TinyAutoencoderConfig, WanAutoencoderConfig
-from ..geometry import TIME_STRIDE, latent_size
-from .autoencoder import RGB
+from ..geometry import SPACE_STRIDE, TIME_STRIDE, latent_size
+from .streaming import RGB
 from .tiled import TILE_PIXELS, num_tiles
+from .tiny import frames_at_once
 
 # Weights of the published Wan autoencoder; past: two frames of what enters each of its convolutions in time.
-# Largest is a residual at full size, in frames of 96 channels: 12 (three side by side), 6 (with the past), 4
-# each (the input, two norms, two products) and 2 (the new past).
-WAN_WEIGHTS, WAN_PAST, WAN_WORKING = 126_892_531, 151_328, 40 * 96 * 64
-# A memory block of a tiny decoder holds its input, the delayed one, both joined, two products, copies of two;
-# a convolution between sizes holds input and output twice, since cuDNN copies them to have channels last.
-BLOCK_COPIES, CONV_COPIES = 8, 2
+WAN_WEIGHTS, WAN_PAST = 126_892_531, 151_328
+# Largest is a residual, in frames of 96 channels at full size. On a GPU at half size: four frames are 2, as
+# input and as norm; 3 with the past; 1 the new past. On a CPU at full size: 4, 4, 6, 2, and oneDNN copies 6.
+WAN_FRAMES, WAN_FRAMES_CPU, FRAME = 8, 22, 96 * SPACE_STRIDE**2
+BLOCK_COPIES = 4  # a memory block of a tiny decoder: its input, and with the one before it; one product
 TINY_FRAMES = 1, 1, 2, 4  # that a latent frame has become at 1/8, 1/4, 1/2 and full size
 VIDEO_COPIES = 2  # fp32 frames of a block: those just decoded, and those the caller may still hold
 
@@ -39,14 +39,24 @@ def decoder_bytes(
     config, is_tiled = decoder_config(preset, name), name == "tiled"
     tile = [min(side, TILE_PIXELS) for side in size] if is_tiled else size
     num_pasts = num_tiles(*latent_size(*size)) if is_tiled and is_cpu else 1
-    is_tiny = isinstance(config, TinyAutoencoderConfig)
-    weights, past, working = tiny_values(config, block) if is_tiny else (WAN_WEIGHTS, WAN_PAST, WAN_WORKING)
-    position = prod(latent_size(*tile)) * compute.itemsize
-    video = VIDEO_COPIES * block * TIME_STRIDE * RGB * prod(size) * torch.float32.itemsize
-    return weights * compute.itemsize, num_pasts * past * position, working * position + video
+    values = tiny_values(config, prod(tile), is_cpu) if is_tiny(config) else wan_values(is_cpu)
+    weights, past, working = (value * compute.itemsize for value in values)
+    cells, pixels = prod(latent_size(*tile)), VIDEO_COPIES * (prod(size) + is_tiled * prod(tile))
+    video = RGB * TIME_STRIDE * (pixels * block * torch.float32.itemsize + 2 * prod(tile) * compute.itemsize)
+    latents = 2 * config.latent_channels * block * cells * torch.float32.itemsize
+    return weights, num_pasts * past * cells, working * cells + video + latents
 
 
-def tiny_values(config: TinyAutoencoderConfig, block: int) -> tuple[int, int, int]:
+def is_tiny(config: TinyAutoencoderConfig | WanAutoencoderConfig) -> bool:
+    return isinstance(config, TinyAutoencoderConfig)
+
+
+def wan_values(is_cpu: bool) -> tuple[int, int, int]:
+    """Weights of the Wan autoencoder; past and working set for one latent position."""
+    return WAN_WEIGHTS, WAN_PAST, FRAME * (WAN_FRAMES_CPU if is_cpu else WAN_FRAMES)
+
+
+def tiny_values(config: TinyAutoencoderConfig, pixels: int, is_cpu: bool) -> tuple[int, int, int]:
     """Weights of a tiny autoencoder (but its biases); past and working set for one latent position."""
     widths, latent, patch = config.widths, config.latent_channels, config.patch
     weights, past, working = 9 * (latent * widths[0] + RGB * patch**2 * widths[-1]), 0, 0
@@ -54,11 +64,13 @@ def tiny_values(config: TinyAutoencoderConfig, block: int) -> tuple[int, int, in
     for level, ((wide, narrow), (before, after), blocks) in enumerate(steps):
         weights += wide * (36 * blocks * wide + wide * after // before + 9 * narrow)
         past += blocks * wide * 4**level
-        held = before * wide * 4**level
-        grown = after * (wide + narrow) * 4 ** min(level + 1, 4 - patch)  # patch 2: pixels are shuffled last
-        working = max(working, BLOCK_COPIES * held, held + CONV_COPIES * grown)
+        held, grown = before * wide * 4**level, after * wide * 4**level
+        is_last, grows = level == 2, level < 2 or patch == 1  # patch 2: pixels are shuffled last
+        at_once = min(after, frames_at_once(pixels // patch**2)) if is_last else after
+        sized = at_once * ((grows + is_cpu) * wide + narrow) * 4 ** (level + grows)  # oneDNN copies its input
+        working = max(working, (BLOCK_COPIES + 2 * is_cpu) * held, held + grown + sized)
     if config.encoder_widths:
         wide, narrow = config.encoder_widths
-        pixels = RGB * TIME_STRIDE * 16  # 4 frames of 4x4
-        weights += 9 * (pixels * wide + 2 * wide**2 + wide * narrow + 4 * narrow**2 + narrow * latent)
-    return weights, past, working * block + past
+        patch_pixels = RGB * TIME_STRIDE * 16  # 4 frames of 4x4
+        weights += 9 * (patch_pixels * wide + 2 * wide**2 + wide * narrow + 4 * narrow**2 + narrow * latent)
+    return weights, past, working

@@ -1,5 +1,6 @@
 """Latents in, frames out, piece by piece: exactly the frames of decoding the whole at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -7,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..geometry import TIME_STRIDE
+from ..geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
 
 # How much of an earlier video a decoder is shown before it goes on. Tiny ones look at most 8 back; the Wan
 # VAE further, but beyond this the difference is below what eight bits show (tested with random weights).
 WARM_LATENT_FRAMES = 21
 _WARM_PIECE = 3
 TENSOR = "tensor"
+RGB = 3
 Shape = list["Shape"] | str | None  # lists within lists, TENSOR where there is one
 
 
@@ -25,6 +27,24 @@ class Decoder(Protocol):
 
         The past belongs to the call, which may empty it to save memory: it cannot be used twice.
         """
+
+
+def decoded_by_latent(
+    decode: Callable[[Tensor, Any], tuple[Tensor, Any]], latents: Tensor, past: Any
+) -> tuple[Tensor, Any]:
+    """Decode [B, C, T, H, W] one latent frame at a time -> (frames [B, F, 3, 8H, 8W] in fp32, new past).
+
+    `decode` takes one latent frame and the past, and gives a video [B, 3, F, 8H, 8W] in any dtype.
+    """
+    batch, _, count, *cells = latents.shape
+    size = [SPACE_STRIDE * cell for cell in cells]
+    total = num_frames(count) if past is None else TIME_STRIDE * count
+    frames, end = latents.new_empty(batch, total, RGB, *size, dtype=torch.float32), 0
+    for latent in latents.split(1, dim=2):
+        video, past = decode(latent, past)
+        frames[:, end : end + video.shape[2]] = video.transpose(1, 2)
+        end += video.shape[2]
+    return frames, past
 
 
 @dataclass(frozen=True)

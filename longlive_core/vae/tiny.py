@@ -1,23 +1,32 @@
 """Tiny streaming autoencoder: LongLive Mini's own, and the layout of the TAEHV family of decoders.
 
 Latents [B, C, T, H, W] in, frames [B, F, 3, 8H, 8W] in [0, 1] out. A decoder layer that looks back takes its
-past and returns its new past, so decoding in pieces is decoding the whole. Knows neither prompts nor files.
+past and returns its new past, so decoding in pieces is decoding the whole. The decoder's layers see images
+[T B, C, H, W], time first. Knows neither prompts nor files.
 """
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import TinyAutoencoderConfig
 from ..geometry import TIME_STRIDE
-from .layers import LatentSpace
+from .layers import LatentSpace, Olds, counts_as_gpu, used_up
+from .streaming import decoded_by_latent
 
 LATENT_BOUND = 3.0  # raw latents reach the decoder through a soft clamp to (-3, 3)
 _UNSHUFFLE = 4
+MOST_PIXELS = 2**19  # at full size that are computed at once: one frame of 832x480
 
 
 def conv3(channels_in: int, channels_out: int, **options) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, **options)
+
+
+def frames_at_once(pixels: int) -> int:
+    """How many images of so many pixels go through the last layers together."""
+    return max(1, MOST_PIXELS // pixels)
 
 
 class MemoryBlock(nn.Module):
@@ -33,12 +42,19 @@ class MemoryBlock(nn.Module):
             conv3(channels, channels),
         )
 
-    def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x [B, T, C, H, W] and the last x of the previous call -> (same shape, new past)."""
-        past = torch.zeros_like(x[:, :1]) if past is None else past
-        delayed = torch.cat((past, x[:, :-1]), dim=1)
-        both = torch.cat((x, delayed), dim=2).flatten(0, 1)
-        return F.relu(x + self.conv(both).unflatten(0, x.shape[:2])), x[:, -1:].clone()
+    def forward(self, x: Tensor, olds: Olds, batch: int) -> tuple[Tensor, Tensor]:
+        """x [T B, C, H, W], and the last image [B, C, H, W] before it -> (same shape as x, new past)."""
+        past = next(olds)
+        past = torch.zeros_like(x[:batch]) if past is None else as_convolved(past)
+        y = torch.cat((x, torch.cat((past, x[:-batch]))), dim=1)
+        for layer in self.conv:  # one by one: nn.Sequential keeps its input in memory
+            y = layer(y)
+        return y.add_(x).relu_(), x[-batch:].clone()
+
+
+def as_convolved(x: Tensor) -> Tensor:
+    """Images as the device convolves them: a GPU with channels last, else cuDNN copies input and output."""
+    return x.contiguous(memory_format=torch.channels_last) if counts_as_gpu(x) else x
 
 
 class Grow(nn.Module):
@@ -50,12 +66,15 @@ class Grow(nn.Module):
         self.grow = nn.Conv2d(channels_in, channels_in * times, 1, bias=False)
         self.conv = conv3(channels_in, channels_out, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[0]
-        x = self.grow(x.flatten(0, 1)).unflatten(1, (self.times, -1)).flatten(0, 1)
-        if self.is_wider:
-            x = F.interpolate(x, scale_factor=2)
-        return self.conv(x).unflatten(0, (batch, -1))
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        return self.in_space(self.in_time(x, batch))
+
+    def in_time(self, x: Tensor, batch: int) -> Tensor:
+        """Images [T B, C, H, W] -> [T times B, C, H, W]."""
+        return rearrange(self.grow(x), "(t b) (n c) h w -> (t n b) c h w", n=self.times, b=batch)
+
+    def in_space(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2) if self.is_wider else x)
 
 
 class TinyDecoder(nn.Module):
@@ -81,17 +100,24 @@ class TinyDecoder(nn.Module):
 
         Without a past this is the start of a video: F = 4T - 3, else 4T. Values are not clamped.
         """
+        batch, is_start = len(latents), past is None
         x = LATENT_BOUND * torch.tanh(latents / LATENT_BOUND)
-        x = x.transpose(1, 2)  # -> [B, T, C, H, W]
-        x = F.relu(self.stem(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-        olds, news = iter(past or ()), []
+        x = self.stem(as_convolved(rearrange(x, "b c t h w -> (t b) c h w"))).relu_()
+        olds, news = used_up(past), []
         for blocks, grow in zip(self.stages, self.grows, strict=True):
             for block in blocks:
-                x, new = block(x, next(olds, None))
+                x, new = block(x, olds, batch)
                 news.append(new)
-            x = grow(x)
-        frames = F.pixel_shuffle(self.head(F.relu(x.flatten(0, 1))), self.patch).unflatten(0, x.shape[:2])
-        return (frames if past else frames[:, TIME_STRIDE - 1 :]), news
+            x = grow(x, batch) if grow is not self.grows[-1] else self.shown(grow.in_time(x, batch))
+        frames = rearrange(x, "(t b) c h w -> b t c h w", b=batch)
+        return (frames[:, TIME_STRIDE - 1 :] if is_start else frames), news
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Images before the last doubling -> images of three colours, few of the large ones at a time."""
+        pixels = x.shape[2] * x.shape[3] * (4 if self.grows[-1].is_wider else 1)
+        parts = x.split(frames_at_once(pixels))
+        made = torch.cat([self.head(self.grows[-1].in_space(part).relu_()) for part in parts])
+        return F.pixel_shuffle(made, self.patch)
 
 
 class _Residual(nn.Module):
@@ -154,5 +180,9 @@ class TinyAutoencoder(nn.Module):
     def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past)."""
         raw = LatentSpace(self.mean, self.std).raw(latents)
-        frames, past = self.decoder(raw.to(self.decoder.stem.weight), past)
-        return frames.float().clamp(0, 1), past
+        frames, past = decoded_by_latent(self._decode_one, raw.to(self.decoder.stem.weight), past)
+        return frames.clamp_(0, 1), past
+
+    def _decode_one(self, latent: Tensor, past: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        frames, past = self.decoder(latent, past)
+        return frames.transpose(1, 2), past
