@@ -88,7 +88,7 @@ class PlainScene:
         timesteps = torch.full((len(latents), frames), TIMESTEP_SCALE * sigma, device=model.device)
         time = model.time_embedding(sinusoid(timesteps, model.config.freq_dim).to(model.dtype))
         modulation = model.time_projection(time).unflatten(-1, (6, -1))
-        x = model._patchify(latents)
+        x = torch.cat(model._embedded(latents), dim=1)
         where = (first, slot, frames, protected)
         for layer, cache in zip(model.layers, self.caches, strict=True):
             x = self.layer(layer, x, modulation, text, cache, where)

@@ -8,6 +8,8 @@ ABSOLUTE_LATENT_FRAMES = (
     1024  # up to here (256 s) absolute positions hold the framing better than endless ones
 )
 
+MAX_TOKENS = 4680  # that go through a layer at once: a block at 832x480, enough to keep any GPU busy
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -9,11 +9,11 @@ the H200 to which this is fitted (torch 2.11, 832x480, window 12, one stream) fp
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import prod
+from math import ceil, prod
 
 import torch
 
-from .config import ModelConfig, Preset, WindowConfig
+from .config import MAX_TOKENS, ModelConfig, Preset, WindowConfig
 from .geometry import PATCH, latent_size
 from .vae.memory import decoder_bytes
 from .weights.quantize import PRECISIONS, compute_dtype
@@ -21,10 +21,10 @@ from .weights.quantize import PRECISIONS, compute_dtype
 GIB, FLOAT_BYTES = 2**30, torch.float32.itemsize
 GPU_CONTEXT = int(0.65 * GIB)  # CUDA's context and its libraries
 FRAGMENTS = 0.5  # of what every block allocates and frees: 0.19 to 0.47 were measured
-# Two peaks of a layer. Rotating keys in bf16, [tokens, dim]: x, modulated x, q, k, v, the result, k in fp32
-# (2), rotated (2). Feed-forward: x before and after attention, attention's output, modulated x, the output;
-# [tokens, ffn_dim] once, with a dequantised matrix again to scale it, with fp8 products also in fp32.
-KEY_COPIES, TOKEN_COPIES, HIDDEN_COPIES, HIDDEN_COPIES_FP8 = 10, 5, 1, 4
+# Two peaks of a layer, for the tokens that go through it at once. Rotating keys in bf16, [tokens, dim]: x,
+# modulated x, q, k, k in fp32 (2), rotated (2), and k again. Feed-forward: x before and after attention,
+# attention's output, modulated x, the output; [tokens, ffn_dim] once, with fp8 products also in fp32.
+KEY_COPIES, TOKEN_COPIES, HIDDEN_COPIES, HIDDEN_COPIES_FP8 = 9, 5, 1, 4
 DECODERS = "wan", "tiled", "tiny"  # the largest first
 SMALLER_SIZES, SMALLER_WINDOWS = ((640, 368), (480, 272), (320, 192)), (9, 6)
 
@@ -99,7 +99,8 @@ def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> i
 def transformer_bytes(preset: Preset, setting: Setting, compute: torch.dtype) -> tuple[int, int, int]:
     """KV cache of a full window with its clean latents, text cache, and the working set of a pass.
 
-    The largest pass computes all of a window again: the switch to a prompt when it has just become full.
+    The largest pass computes all of a window again, in parts of at most MAX_TOKENS: the switch to a prompt
+    when it has just become full.
     """
     config, window, cells = preset.model, setting.window, prod(latent_size(setting.width, setting.height))
     tokens, token = setting.frames * cells // PATCH**2, config.dim * compute.itemsize
@@ -108,14 +109,17 @@ def transformer_bytes(preset: Preset, setting: Setting, compute: torch.dtype) ->
     sink = window.sink_latent_frames * cells // PATCH**2 if window.endless else 0  # its keys at position 0
     cache = config.num_layers * (2 * tokens * kept + sink * token) + latents
     text = config.num_layers * 2 * config.text_tokens * token
-    is_dequantised = PRECISIONS[setting.precision].stored != compute
-    is_fp8 = PRECISIONS[setting.precision].has_8_bit_products
-    hidden = HIDDEN_COPIES_FP8 if is_fp8 else HIDDEN_COPIES + is_dequantised
+    block = window.block_latent_frames * cells // PATCH**2
+    part = max(ceil(some / ceil(some / MAX_TOKENS)) for some in (block, tokens))
+    hidden = HIDDEN_COPIES_FP8 if PRECISIONS[setting.precision].has_8_bit_products else HIDDEN_COPIES
     values = max(KEY_COPIES * config.dim, TOKEN_COPIES * config.dim + hidden * config.ffn_dim)
+    waiting = (part < tokens) + 2 * window.has_small_cache  # x of the other parts; K and V, dequantised
     places = tokens * (config.head_dim * FLOAT_BYTES + torch.int64.itemsize)  # rotations, indices
+    is_dequantised = PRECISIONS[setting.precision].stored != compute
     levels = 1 + len(preset.sigmas.steps)  # of noise, each with its modulation; and one matrix, dequantised
     once = (levels * config.num_layers * 8 + is_dequantised * config.ffn_dim) * token
-    return cache, text, tokens * values * compute.itemsize + places + latents + once
+    working = part * values * compute.itemsize + waiting * tokens * token + places + latents + once
+    return cache, text, working
 
 
 def fitting(

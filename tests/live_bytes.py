@@ -17,6 +17,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, has_copies: bool = False):
         super().__init__()
         self.peak = 0
+        self._sum = 0  # of all in _alive: some may be gone since it was last looked through
         self._has_copies = has_copies
         self._alive: dict[StorageWeakRef, int] = {}
         self._outside: set[StorageWeakRef] = set()  # tensors made before do not count
@@ -24,15 +25,20 @@ class LiveBytes(TorchDispatchMode):
     @property
     def now(self) -> int:
         self._alive = {ref: size for ref, size in self._alive.items() if not ref.expired()}
-        return sum(self._alive.values())
+        self._sum = sum(self._alive.values())
+        return self._sum
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._outside.update(storages((args, kwargs)).keys() - self._alive.keys())
         out = function(*args, **(kwargs or {}))
         made = storages(out)
-        self._alive |= {ref: made[ref] for ref in made.keys() - self._alive.keys() - self._outside}
+        new = {ref: made[ref] for ref in made.keys() - self._alive.keys() - self._outside}
+        self._alive |= new
+        self._sum += sum(new.values())
         is_copied = self._has_copies and "conv" in function.overloadpacket.__name__
-        self.peak = max(self.peak, self.now + (args[0].nbytes if is_copied else 0))
+        copied = args[0].nbytes if is_copied else 0
+        if self._sum + copied > self.peak:
+            self.peak = max(self.peak, self.now + copied)
         return out
 
 

@@ -100,13 +100,27 @@ def by_tracing(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=["absolute", "endless", "odd"])
-def test_compiled_layers_are_few_graphs_and_none_is_compiled_again(model, window, monkeypatch) -> None:
-    """100 blocks, ten prompt switches, growth, eviction."""
+def test_a_window_in_parts_is_the_window_at_once(model, window) -> None:
+    """A recache and a block in parts of tokens; all K and V are in the cache before any part attends."""
+    with torch.no_grad():
+        whole = latents(model, window, 20, many_switches)
+        for model.max_tokens in (3 * TOKENS, 50):
+            parts = latents(model, window, 20, many_switches)
+            assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("max_tokens", [4680, 3 * TOKENS])
+@pytest.mark.parametrize("window", WINDOWS, ids=["absolute", "endless", "odd"])
+def test_compiled_layers_are_few_graphs_and_none_is_compiled_again(
+    model, window, max_tokens, monkeypatch
+) -> None:
+    """100 blocks, ten prompt switches, growth, eviction; a recache at once, or in parts."""
     from torch._dynamo.utils import counters
 
     by_tracing(monkeypatch)
     torch._dynamo.reset()
     counters.clear()
+    model.max_tokens = max_tokens
     with torch.no_grad():
         eager = latents(model, window, 100, many_switches)
         model.compile_layers(True)

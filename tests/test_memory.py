@@ -29,7 +29,7 @@ from longlive_core.vae.memory import decoder_bytes
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiled import TiledDecoder, num_tiles
 from longlive_core.vae.tiny import TinyAutoencoder
-from longlive_core.weights.quantize import PRECISIONS, stored_small
+from longlive_core.weights.quantize import PRECISIONS, layer_linears, stored_small
 from tests.live_bytes import LiveBytes
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/gpu.json"
@@ -61,9 +61,15 @@ def run_passes(scene: Scene, text: TextCache, window: WindowConfig) -> None:
     scene.fill_cache(scene.newest(count), text)
 
 
+def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None):
+    """What attention allocates on a GPU, which on the meta device is computed score by score."""
+    q.new_empty(q.shape[:3], dtype=torch.float32)  # the log-sum-exp of each query
+    return torch.empty_like(q)
+
+
 def counted(config: ModelConfig, window: WindowConfig, dtype: torch.dtype) -> tuple[int, int, int]:
     """KV cache, text cache and working set of a model, run on the device in effect."""
-    model = CausalWan(config).to(dtype).requires_grad_(False)
+    model = CausalWan(config, kernel, kernel).to(dtype).requires_grad_(False)
     with torch.inference_mode(), LiveBytes() as held:
         text = model.encode_text(torch.ones(1, config.text_tokens, config.text_dim, dtype=dtype))
         text_bytes = held.now
@@ -104,6 +110,49 @@ def test_the_formula_holds_for_any_number_of_layers(window: WindowConfig, num_la
         right = counted(preset.model, window, torch.bfloat16)
     assert (cache, text) == right[:2]
     assert right[2] <= working <= (NOT_MUCH_MORE if num_layers > 1 else 2) * right[2]
+
+
+def stored_as(precision: str) -> CausalWan:
+    """LongLive-1.3B on the meta device."""
+    model = CausalWan(LONGLIVE_1_3B.model, kernel, kernel).bfloat16().requires_grad_(False)
+    stored = PRECISIONS[precision].stored
+    for linear in layer_linears(model).values() if stored.itemsize == 1 else ():
+        linear.weight = nn.Parameter(torch.empty(linear.weight.shape, dtype=stored), requires_grad=False)
+        linear.scale = torch.empty(len(linear.weight))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("precision", "decoder", "has_small_cache", "most"),
+    [
+        ("fp8", "tiny", False, 5.6),
+        ("fp8", "tiny", True, 4.1),
+        ("bf16", "tiny", False, 7.1),
+        ("bf16", "wan", False, 9.6),
+    ],
+)
+def test_a_run_of_true_size_fits_small_gpus(precision, decoder, has_small_cache, most) -> None:
+    """GiB at 832x480, counted on the meta device: weights, caches, past, passes and the decoding."""
+    window, cells, config = WindowConfig(has_small_cache=has_small_cache), (60, 104), LONGLIVE_1_3B.model
+    with META:
+        model, vae = stored_as(precision), build_decoder(LONGLIVE_1_3B, decoder).bfloat16()
+    weights = sum(tensor.nbytes for part in (model, vae) for tensor in held_by(part))
+    with META, torch.inference_mode(), LiveBytes() as live:
+        text = model.encode_text(torch.ones(1, config.text_tokens, config.text_dim))
+        scene, stream = Scene(model, torch.zeros(1, 16, 3, *cells), window, 0), StreamingDecoder(vae)
+        scene.append(torch.zeros(1, 16, scene.cache.frames, *cells))
+        run_passes(scene, text, window)
+        for _ in range(2):
+            stream.push(scene.newest(3))
+    taken = weights + live.peak
+    needs = estimate(LONGLIVE_1_3B, Setting(832, 480, precision, decoder, window), CUDA)
+    planned = needs.total - needs.fragments - needs.gpu_context
+    assert taken <= most * GIB
+    assert taken <= planned <= 1.12 * taken
+
+
+def held_by(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 @pytest.mark.parametrize("preset", [SMALL, MINI, LONGLIVE_1_3B], ids=lambda preset: preset.name)

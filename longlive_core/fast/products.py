@@ -46,7 +46,9 @@ def stored_linear(
         y = F.linear(x, weight.to(x.dtype))
     if bias is None:
         return y if scale is None else (y * scale).to(x.dtype)
-    return y + bias if scale is None else torch.addcmul(bias, y, scale.to(x.dtype))
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return y + bias if scale is None else torch.addcmul(bias, y, scale.to(x.dtype))
+    return y.add_(bias) if scale is None else torch.addcmul(bias, y, scale.to(x.dtype), out=y)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

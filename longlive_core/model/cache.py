@@ -75,7 +75,7 @@ class QuantisedBuffer:
 
     def first(self, count: int) -> Tensor:
         """The first `count` tokens [B, count, N, D], dequantised."""
-        return self.data[:, :count].to(self._dtype) * self.scale[:, :count].to(self._dtype)
+        return self.data[:, :count].to(self._dtype).mul_(self.scale[:, :count].to(self._dtype))
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         return {name: self.data, f"{name}_scale": self.scale}
@@ -102,12 +102,25 @@ class LayerCache:
         self.keys, self.values = (make(like, (batch, sizes[0], *head)) for _ in range(2))
         self.sink_home = like.new_empty(batch, sizes[1], *head) if window.endless else None
 
+    @property
+    def tokens(self) -> Tensor:
+        """Where the open latent frames belong: token indices [L]."""
+        return self._opening.tokens
+
     def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put rotated k and v [B, L, N, D] of the open frames in place; returns all that may be attended."""
-        opening = self._opening
-        self.keys.write(opening.tokens, k)
-        self.values.write(opening.tokens, v)
-        return self.keys.first(opening.visible_tokens), self.values.first(opening.visible_tokens)
+        self.put(self.tokens, k, v)
+        return self.seen()
+
+    def put(self, tokens: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put rotated k and v [B, L, N, D] at the token indices [L]."""
+        self.keys.write(tokens, k)
+        self.values.write(tokens, v)
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all that may be attended."""
+        visible = self._opening.visible_tokens
+        return self.keys.first(visible), self.values.first(visible)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that this layer holds, by name."""

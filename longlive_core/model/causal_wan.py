@@ -4,22 +4,31 @@ It sees the past only through the cache that the caller passes in, and the promp
 cache. It knows neither blocks, nor sigmas, nor seeds.
 """
 
-from math import log
-from typing import NamedTuple
+from collections.abc import Callable
+from math import ceil, log
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import MAX_TOKENS, ModelConfig
 from ..fast.compiled import Compiled
 from ..geometry import PATCH
 from .attention import Attend, sdpa
-from .cache import KVCache, LayerText, TextCache
+from .cache import KVCache, LayerCache, LayerText, TextCache
 from .layers import Head, Layer, Linear, Modulation
 from .rope import rotation, widest_float
 
 TIMESTEP_BASE = 10000.0
+
+
+class LayerCalls(NamedTuple):
+    """How a layer is run, eagerly or compiled: on all open tokens, or in parts, in two steps."""
+
+    forward: Callable[..., Any] = Layer.__call__
+    fill_cache: Callable[..., Any] = Layer.fill_cache
+    on_filled: Callable[..., Any] = Layer.on_filled
 
 
 class Modulations(NamedTuple):
@@ -33,6 +42,7 @@ class CausalWan(nn.Module):
     """Wan 2.1 text-to-video transformer, run causally over latent frames (LongLive, section 3).
 
     `attend` is for the window, `attend_text` for the prompt's 512 rows, where special kernels gain nothing.
+    More than `max_tokens` go through each layer in parts, so that a recache takes little more than a block.
     """
 
     def __init__(self, config: ModelConfig, attend: Attend = sdpa, attend_text: Attend = sdpa):
@@ -47,21 +57,28 @@ class CausalWan(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.layers = nn.ModuleList(Layer(config, attend, attend_text) for _ in range(config.num_layers))
         self.head = Head(config, patch_values)
-        self.run_layer = Layer.__call__
+        self.max_tokens = MAX_TOKENS
+        self._calls = LayerCalls()
+
+    @property
+    def is_compiled(self) -> bool:
+        return isinstance(self._calls.forward, Compiled)
 
     def compile_layers(self, is_compiled: bool) -> bool:
         """Run the layers compiled from now on, or eagerly; True if compiling is still to come."""
-        is_new = is_compiled and not isinstance(self.run_layer, Compiled)
+        is_new = is_compiled and not self.is_compiled
         if is_new:
-            self.run_layer = Compiled(Layer.forward, self.device)
+            functions = Layer.forward, Layer.fill_cache, Layer.on_filled
+            self._calls = LayerCalls(*(Compiled(function, self.device) for function in functions))
         elif not is_compiled:
-            self.run_layer = Layer.__call__
+            self._calls = LayerCalls()
         return is_new
 
     @property
     def compile_failure(self) -> Exception | None:
         """Why compiled layers run eagerly after all; None where they do not."""
-        return getattr(self.run_layer, "failure", None)
+        failures = (getattr(call, "failure", None) for call in self._calls)
+        return next(filter(None, failures), None)
 
     def take_compile_failure(self) -> Exception | None:
         """The same, but only once; None where an earlier call returned it."""
@@ -86,7 +103,7 @@ class CausalWan(nn.Module):
         On a CPU the padding is folded into one row; kernels of GPUs want no mask, compiled layers one size.
         """
         embeds, mask = embeds.to(self.device, self.dtype), None
-        is_eager = not (torch.is_grad_enabled() or isinstance(self.run_layer, Compiled))
+        is_eager = not (torch.is_grad_enabled() or self.is_compiled)
         if self.device.type == "cpu" and is_eager:
             embeds, mask = fold_padding(embeds)
         rows = self.text_embedding(embeds)
@@ -115,32 +132,64 @@ class CausalWan(nn.Module):
 
         Writes the K and V of these latents into the frames that `cache` has open.
         """
-        x = self._patchify(latents)
-        for layer, *parts in zip(self.layers, time.layers, cache.layers, text.layers, strict=True):
-            x = self.run_layer(layer, x, rotations, *parts)
-        return self._unpatchify(self.head(x, time.head), latents.shape)
+        parts = self._embedded(latents)
+        for layer, *inputs in zip(self.layers, time.layers, cache.layers, text.layers, strict=True):
+            self._run(layer, parts, rotations, *inputs)
+        return self._unpatchify(torch.cat([self.head(x, time.head) for x in parts], dim=1), latents.shape)
 
     def fill_cache(
         self, latents: Tensor, time: Modulations, rotations: Tensor, cache: KVCache, text: TextCache
     ) -> None:
         """As forward, but only for the K and V it leaves in the cache: stops at the last layer's."""
-        x = self._patchify(latents)
+        parts = self._embedded(latents)
         *body, last = zip(self.layers, time.layers, cache.layers, text.layers, strict=True)
-        for layer, *parts in body:
-            x = self.run_layer(layer, x, rotations, *parts)
+        for layer, *inputs in body:
+            self._run(layer, parts, rotations, *inputs)
         layer, layer_time, layer_cache, _ = last
-        layer.fill_cache(x, rotations, layer_time, layer_cache)
+        self._fill(layer, parts, rotations, layer_time, layer_cache)
 
-    def _patchify(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, T, H, W] -> tokens [B, L, E]."""
+    def _run(
+        self,
+        layer: Layer,
+        parts: list[Tensor],
+        rotations: Tensor,
+        time: Modulation,
+        cache: LayerCache,
+        text: LayerText,
+    ) -> None:
+        """Put tokens in parts [B, L, E] through a layer, in place; all are cached before any attends."""
+        if len(parts) == 1:
+            parts[0] = self._calls.forward(layer, parts[0], rotations, time, cache, text)
+            return
+        self._fill(layer, parts, rotations, time, cache)
+        seen = cache.seen()
+        for index, places in enumerate(split_like(rotations, parts)):
+            parts[index] = self._calls.on_filled(layer, parts[index], places, time, seen, text)
+
+    def _fill(
+        self, layer: Layer, parts: list[Tensor], rotations: Tensor, time: Modulation, cache: LayerCache
+    ) -> None:
+        """Leave the K and V of all parts in the cache of a layer."""
+        places = split_like(rotations, parts), split_like(cache.tokens, parts)
+        for x, part_rotations, tokens in zip(parts, *places, strict=True):
+            self._calls.fill_cache(layer, x, part_rotations, time, cache, tokens)
+
+    def _embedded(self, latents: Tensor) -> list[Tensor]:
+        """Latents [B, C, T, H, W] -> tokens [B, L, E] in parts; in one where gradients are asked for."""
         x = rearrange(latents.to(self.dtype), "b c t (h p) (w q) -> b (t h w) (c p q)", p=PATCH, q=PATCH)
-        return self.patch_embedding(x)
+        num_parts = 1 if torch.is_grad_enabled() else ceil(x.shape[1] / self.max_tokens)
+        return [self.patch_embedding(part) for part in x.chunk(num_parts, dim=1)]
 
     @staticmethod
     def _unpatchify(x: Tensor, shape: torch.Size) -> Tensor:
         """Tokens [B, L, (2, 2, C)] -> latents [B, C, T, H, W]."""
         sizes = {"t": shape[2], "h": shape[3] // PATCH, "p": PATCH, "q": PATCH}
         return rearrange(x, "b (t h w) (p q c) -> b c t (h p) (w q)", **sizes)
+
+
+def split_like(places: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:
+    """Rows [L, ...] of all tokens -> those of each part [B, L of the part, E]."""
+    return places.split([part.shape[1] for part in parts])
 
 
 def fold_padding(embeds: Tensor) -> tuple[Tensor, Tensor]:

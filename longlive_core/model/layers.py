@@ -70,7 +70,7 @@ class FeedForward(nn.Sequential):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the full width, in fp32, cast back before the weight (as Wan does)."""
+    """Root-mean-square norm over the full width; torch computes it in fp32 and casts back, as Wan does."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -78,7 +78,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
 class Attention(nn.Module):
@@ -97,9 +97,15 @@ class Attention(nn.Module):
     def query(self, x: Tensor) -> Tensor:
         return self.heads(self.norm_q(self.q(x)))
 
+    def key(self, x: Tensor) -> Tensor:
+        return self.heads(self.norm_k(self.k(x)))
+
     def kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, L, N, D] of x [B, L, E]."""
-        return self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
+        return self.key(x), self.heads(self.v(x))
+
+    def of_query(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.o(self.attend(q, keys, values, mask).flatten(2))
 
 
 class SelfAttention(Attention):
@@ -108,20 +114,19 @@ class SelfAttention(Attention):
     def forward(self, x: Tensor, rotations: Tensor, cache: LayerCache) -> Tensor:
         """x [B, L, E] -> [B, L, E]; leaves its keys and values in the cache."""
         q = rotate(self.query(x), rotations)
-        keys, values = self.write(x, rotations, cache)
-        return self.o(self.attend(q, keys, values, cache.mask).flatten(2))
+        keys, values = cache.write(*self.kv_at(x, rotations))
+        return self.of_query(q, keys, values, cache.mask)
 
-    def write(self, x: Tensor, rotations: Tensor, cache: LayerCache) -> tuple[Tensor, Tensor]:
-        """Leave the keys and values of x in the cache; returns all that may be attended."""
-        k, v = self.kv(x)
-        return cache.write(rotate(k, rotations), v)
+    def kv_at(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, rotated to their places, and values [B, L, N, D] of x [B, L, E]."""
+        return rotate(self.key(x), rotations), self.heads(self.v(x))
 
 
 class CrossAttention(Attention):
     """Attention on the prompt, whose K and V are computed once. Padding rows are attended (reference)."""
 
     def forward(self, x: Tensor, text: LayerText) -> Tensor:
-        return self.o(self.attend(self.query(x), text.keys, text.values, text.mask).flatten(2))
+        return self.of_query(self.query(x), text.keys, text.values, text.mask)
 
 
 class Modulation(NamedTuple):
@@ -157,13 +162,32 @@ class Layer(nn.Module):
     ) -> Tensor:
         """x [B, L, E] -> [B, L, E]; its K and V are left in the cache."""
         seen = self.self_attn(modulate(x, time.shift1, time.scale1, self.eps), rotations, cache)
-        x = torch.addcmul(x, time.gate1, seen)
+        return self.after_attention(torch.addcmul(x, time.gate1, seen), time, text)
+
+    def fill_cache(
+        self, x: Tensor, rotations: Tensor, time: Modulation, cache: LayerCache, tokens: Tensor
+    ) -> None:
+        """Only what the cache needs of this layer: the K and V of x, at the token indices [L]."""
+        modulated = modulate(x, time.shift1, time.scale1, self.eps)
+        cache.put(tokens, *self.self_attn.kv_at(modulated, rotations))
+
+    def on_filled(
+        self,
+        x: Tensor,
+        rotations: Tensor,
+        time: Modulation,
+        seen: tuple[Tensor, Tensor],
+        text: LayerText,
+    ) -> Tensor:
+        """x [B, L, E] -> [B, L, E] as forward does, once its K and V are among those `seen` in the cache."""
+        modulated = modulate(x, time.shift1, time.scale1, self.eps)
+        seen = self.self_attn.of_query(rotate(self.self_attn.query(modulated), rotations), *seen)
+        return self.after_attention(torch.addcmul(x, time.gate1, seen), time, text)
+
+    def after_attention(self, x: Tensor, time: Modulation, text: LayerText) -> Tensor:
+        """The rest of a layer: cross-attention and feed-forward."""
         x = x + self.cross_attn(self.norm3(x), text)
         return torch.addcmul(x, time.gate2, self.ffn(modulate(x, time.shift2, time.scale2, self.eps)))
-
-    def fill_cache(self, x: Tensor, rotations: Tensor, time: Modulation, cache: LayerCache) -> None:
-        """Only what the cache needs of this layer: the K and V of x."""
-        self.self_attn.write(modulate(x, time.shift1, time.scale1, self.eps), rotations, cache)
 
 
 class Head(nn.Module):

@@ -54,11 +54,14 @@ def shift(latent_frames: int, head_dim: int, device: torch.device) -> Tensor:
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Rotate x [B, L, N, D] by rotations [L, 1, D / 2, 2] (or [1, 1, D / 2, 2] for all tokens alike)."""
-    pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # the compiler fuses real numbers with what stands around them
-        return _turned(pairs, rotations).flatten(-2).to(x.dtype)
-    turned = torch.view_as_complex(pairs) * torch.view_as_complex(rotations)
+        return _turned(_pairs(x), rotations).flatten(-2).to(x.dtype)
+    turned = torch.view_as_complex(_pairs(x)) * torch.view_as_complex(rotations)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return x.float().unflatten(-1, (-1, 2))
 
 
 def _turned(pairs: Tensor, rotations: Tensor) -> Tensor:
