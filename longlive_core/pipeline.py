@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .model.attention import AUTO, attention_backend, known_attention
 from .model.causal_wan import CausalWan
 from .resume import Ending, VideoState
 from .rollout.noise import SeededNoise, shifted_sigmas
+from .rollout.retry import SecondTry, free_unused
 from .rollout.rollout import Block, Hook, rollout
 from .schedule.cue import MAX_SECONDS
 from .schedule.schedule import PromptSchedule
@@ -35,6 +37,7 @@ from .weights.published import DOWNLOADS
 from .weights.vae_files import load_vae
 
 COMPILING = "compiling the layers: up to two minutes the first time, later runs find the result on disk"
+LOOKED_BACK = 42  # latent frames and more that a decoder's past depends on: 38 with the Wan VAE
 UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
 Note = Callable[[str], None]  # takes a sentence for the user
 
@@ -110,10 +113,12 @@ class Pipeline:
         """
         if plan.is_until_stopped and live is None:
             raise ValueError("a video without end needs a LiveControl that stops it; give the seconds")
-        decoder, due = self._decoder_for(plan)
-        left = plan.frames
+        hook = hook or Hook()
+        tried = SecondTry(self.model.device, hook.on_note)
+        decoding = tried(plan.first_block, Decoding, lambda: self._decoder_for(plan))
+        due, left = decoding.due, plan.frames
         for block in self.blocks(plan, hook, live, ending):
-            frames = decoder.push(block.latents, block.opens_scene)[0]
+            frames = tried(block.index, decoding.push, block)[0]
             if due is not None and len(due):
                 frames = torch.cat((due, frames))
             frames, due = frames[:left], frames[left:].clone()  # a view would keep all of them in memory
@@ -122,7 +127,7 @@ class Pipeline:
             if live:
                 live.out(block.index - plan.first_block, len(frames))
         if ending:
-            ending.keep(plan.preset, plan.made_with(), block.index + 1, decoder, due)
+            ending.keep(plan.preset, plan.made_with(), block.index + 1, decoding.decoder, due)
 
     def _decoder_for(self, plan: "Plan") -> tuple[StreamingDecoder, Tensor | None]:
         """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it."""
@@ -147,6 +152,7 @@ class Pipeline:
         encode = self.encode_text
         if self.encode_ahead:
             encode = self.encode_ahead([segment.cue.prompt for segment in plan.timeline.segments])
+            free_unused(self.model.device)  # an encoder leaves its size behind, in pieces of its own
         if live:
             unbounded = plan.is_until_stopped
             script = live.script(
@@ -184,6 +190,32 @@ class Pipeline:
             schedule = PromptSchedule.parse(schedule)
         for chunk in self.run(self.plan(Request(schedule, seconds, **request))):
             yield chunk.frames
+
+
+class Decoding:
+    """The frames of block after block. Decoding uses the past up: for a second try it is made again.
+
+    `begin` gives a decoder before the first block, and the frames that are `due` before its own.
+    """
+
+    def __init__(self, begin: Callable[[], tuple[StreamingDecoder, Tensor | None]]):
+        self._begin = begin
+        self.decoder, self.due = begin()
+        self._newest: deque[Block] = deque()  # those that the past depends on
+
+    def push(self, block: Block) -> Tensor:
+        """The frames [B, F, 3, 8H, 8W] that a block adds; the same for the same block once more."""
+        decoder, self.decoder = self.decoder, None
+        if decoder is None:
+            decoder, _ = self._begin()
+            for earlier in self._newest:
+                decoder.push(earlier.latents, earlier.opens_scene)
+        frames = decoder.push(block.latents, block.opens_scene)
+        self.decoder = decoder
+        self._newest.append(block)
+        if (len(self._newest) - 1) * block.latents.shape[2] >= LOOKED_BACK:
+            self._newest.popleft()
+        return frames
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -27,6 +27,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn
 
+from ..longlive_core.rollout.retry import is_out_of_memory
 from ..longlive_core.rollout.rollout import RolloutError
 from ..longlive_core.schedule.cue import ScheduleError
 
@@ -41,7 +42,6 @@ SHOWN_LINES = 12
 LISTING_KEY = "longlive_video"
 EVERYTHING = 1e32  # how ComfyUI spells "as much memory as it takes"
 OFFLOADABLE = {"offloadable": True} if hasattr(comfy.ops, "uncast_bias_weight") else {}  # newer than 0.3.64
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 T = TypeVar("T")
 BUILT: WeakKeyDictionary[nn.Module, tuple[dict[str, Tensor], Any]] = WeakKeyDictionary()
 
@@ -121,9 +121,11 @@ def load(parts: Sequence[Managed], num_bytes: int = 0) -> list:
 
 
 def usable_bytes() -> int:
-    """Memory of the device that runs models, less what ComfyUI reserves for other programs."""
+    """What models could have of their device: neither held by other programs nor reserved for them."""
     management = comfy.model_management
-    return int(management.get_total_memory(device()) - management.extra_reserved_memory())
+    loaded = [model for model in management.current_loaded_models if model.device == device()]
+    free = management.get_free_memory(device()) + sum(model.model_loaded_memory() for model in loaded)
+    return int(free - management.extra_reserved_memory())
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -139,8 +141,8 @@ def within_memory(run: Callable[[], T], explain: Callable[[], str]) -> T:
     """
     try:
         return run()
-    except RuntimeError as error:
-        if not any(words in str(error).lower() for words in NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
     comfy.model_management.soft_empty_cache()
     raise OutOfMemory(explain())
@@ -366,10 +368,10 @@ class Progress:
         self._done = 0
         self._bar = comfy.utils.ProgressBar(num_steps, node_id=node_id)
 
-    def step(self) -> None:
-        """Count a step; raises ComfyUI's interrupt exception if the user pressed stop."""
+    def step(self, done: int | None = None) -> None:
+        """Count a step, or go to that many; raises ComfyUI's interrupt exception if the user pressed stop."""
         throw_if_interrupted()
-        self._done += 1
+        self._done = self._done + 1 if done is None else done
         self._bar.update_absolute(self._done, self._num_steps)
 
     def at(self, done: int, total: int) -> None:

@@ -221,13 +221,14 @@ class Parts:
         return needs.total - needs.weights - needs.decoder - needs.gpu_context
 
     def shortage(self, plan: Plan) -> str:
-        """One sentence: what was needed, how much this device has, and settings that should fit."""
-        (wanted, needs), usable = self.needs(plan), host.usable_bytes()
+        """One sentence: what was needed, how much of the device was free, and settings that should fit."""
+        wanted, needs = self.needs(plan)
+        usable = host.usable_bytes() + needs.gpu_context  # which ComfyUI has taken already
         fits = (setting for setting, _ in fitting(self.model.preset, wanted, usable, host.device()))
         shown = map(str, islice((setting for setting in fits if setting != wanted), NUM_SHOWN))
         table = ", ".join(" ".join(line.split()) for line in needs.lines())
         return (
-            f"not enough memory for {wanted}: it needs {table}, of {usable / GIB:.2f} GiB here; "
+            f"not enough memory for {wanted}: it needs {table}, and {usable / GIB:.2f} GiB were free here; "
             f"what should fit: {' | '.join(shown) or 'only a smaller size'} "
             "(tiny decoder: LongLive: Load VAE; fp8: LongLive: Load Model; window: LongLive: Frame Sink)"
         )
@@ -291,7 +292,7 @@ class Run(Hook):
         self._progress.text(text)
 
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
-        self._progress.step()
+        self._progress.step((block - self._plan.blocks.start) * len(self._plan.sigmas) + step + 1)
 
     def record(self, live: LiveRun, writer: VideoWriter) -> dict:
         """Make the video and return its latents; the file is closed and playable in any case.

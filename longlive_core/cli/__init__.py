@@ -5,9 +5,8 @@ import io
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
-import torch
-
 from ..config import VERSION
+from ..rollout.retry import is_out_of_memory
 from ..rollout.rollout import RolloutError
 from ..weights.files import first_line
 from . import bench, download, generate, info, live, plan
@@ -16,7 +15,6 @@ from .stderr import STDERR, Shown, show
 COMMANDS = (generate, live, info, plan, download, bench)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-NO_MEMORY = ("allocate memory", "Storage size calculation overflowed")  # in RuntimeErrors of torch on CPUs
 SMALLER = "choose a smaller --size or --window, --precision fp8, or --tile; longlive plan lists what fits"
 
 
@@ -43,12 +41,6 @@ def exit_code(options: argparse.Namespace) -> int:
         show(f"longlive: this does not fit the memory ({first_line(error)}); {SMALLER}", STDERR)
         return EXIT_BAD_INPUT
     return 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in NO_MEMORY)
 
 
 def use_utf8() -> None:

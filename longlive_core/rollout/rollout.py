@@ -14,6 +14,7 @@ from ..config import Policy, WindowConfig
 from ..model.cache import KVCache, TextCache
 from ..model.causal_wan import CausalWan
 from .noise import clean_of, renoise, to_device
+from .retry import SecondTry
 from .scene import RolloutState, Scene
 
 
@@ -44,7 +45,10 @@ class Hook:
         """Before the first block: the scene that all of them are made in."""
 
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
-        """After each denoising step: the model's flow and the estimate of the block's clean latents."""
+        """After each denoising step: the model's flow and the estimate of the block's clean latents.
+
+        A block that ran out of memory is denoised again from step 0.
+        """
 
     def on_commit(self, block: int, cache: KVCache) -> None:
         """After the block's clean K and V are in the cache."""
@@ -80,8 +84,9 @@ def rollout(
     `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
     sink and its last window, so the seam is smooth but not bit-identical; a first prompt that cuts drops it.
     From a RolloutState it continues bit for bit, under the prompt in effect there unless the script has one
-    for the first block.
-    Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite.
+    for the first block. What runs out of memory is tried once more, from the same noise, with a note.
+    Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite,
+    torch.OutOfMemoryError when memory does not suffice for a second try either.
     """
     hook = hook or Hook()
     is_resumed = isinstance(past, RolloutState)
@@ -90,17 +95,19 @@ def rollout(
         raise ValueError(f"the script has no prompt for the first block ({blocks.start})")
     if switch.policy is Policy.CUT:
         past = None
-    text = encode_prompt(model, switch)
-    scene = open_scene(model, text, noise(blocks.start, 0), window, len(blocks), past)
+    tried = SecondTry(model.device, hook.on_note)
+    text = tried(blocks.start, encode_prompt, model, switch)
+    like = noise(blocks.start, 0)
+    scene = tried(blocks.start, open_scene, model, text, like, window, len(blocks), past)
     hook.on_open(scene)
     for index in blocks:
         if (is_resumed or index > blocks.start) and (switch := script(index)):
-            text = encode_prompt(model, switch)
-            if recache(scene, text, switch.policy):
+            text = tried(index, encode_prompt, model, switch)
+            if tried(index, recache, scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
-        latents = denoise(scene, text, noise, sigmas, index, hook)
+        latents = tried(index, denoise, scene, text, noise, sigmas, index, hook)
         yield Block(index, latents, opens_scene=scene.end == 0)
-        commit(scene, text, latents)
+        tried(index, commit, scene, text, latents)
         hook.on_commit(index, scene.cache)
 
 
