@@ -1,9 +1,8 @@
 """The memory that a run needs: a closed formula and an upper bound. No module is built for it.
 
 A run holds weights, KV cache, text cache, decoder and the decoder's past, and the larger of two working sets
-that alternate: a pass of the transformer, the decoding of a block. A GPU adds its context and fragments. On
-the H200 to which this is fitted (torch 2.11, 832x480, window 12, one stream) fp8 with the tiny decoder took
-8.4 GiB, with cudaMallocAsync 9.1: planned are 9.2; bf16 with the Wan decoder took 12.8: planned are 13.9.
+that alternate: a pass of the transformer, the decoding of a block. Tensors are counted, on the meta device
+too; a GPU adds its context and fragments, as an H200 showed with torch 2.11 (benchmarks/README.md).
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,10 @@ from .weights.quantize import PRECISIONS, compute_dtype
 
 GIB, FLOAT_BYTES = 2**30, torch.float32.itemsize
 GPU_CONTEXT = int(0.65 * GIB)  # CUDA's context and its libraries
-FRAGMENTS = 0.5  # of what every block allocates and frees: 0.19 to 0.47 were measured
+# What torch holds and cannot use: of a working set, whose sizes differ from layer to layer; of the past,
+# whose sizes are the same in every block. Measured when working sets were larger: 1.12 of 2.5 + 0.06 GiB
+# (tiny decoder, cudaMallocAsync), 1.16 of 3.0 + 1.76 (Wan, expandable segments); smaller ones split worse.
+WORKING_FRAGMENTS, PAST_FRAGMENTS = 0.6, 0.15
 # Two peaks of a layer, for the tokens that go through it at once. Rotating keys in bf16, [tokens, dim]: x,
 # modulated x, q, k, k in fp32 (2), rotated (2), and k again. Feed-forward: x before and after attention,
 # attention's output, modulated x, the output; [tokens, ffn_dim] once, with fp8 products also in fp32.
@@ -80,7 +82,8 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     size, block = (setting.width, setting.height), setting.window.block_latent_frames
     decoder, past, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
     working = max(passing, decoding)
-    gpu = () if is_cpu else (int(FRAGMENTS * (past + working)), GPU_CONTEXT)
+    fragments = int(WORKING_FRAGMENTS * working + PAST_FRAGMENTS * past)
+    gpu = () if is_cpu else (fragments, GPU_CONTEXT)
     return Needs(weights, cache, text, decoder, past, working, *gpu)
 
 

@@ -253,24 +253,27 @@ def test_the_cache_of_the_real_model_is_its_arithmetic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "decoder", "least", "most"),
-    [("fp8", "tiny", 8.39, 9.12), ("bf16", "tiny", 9.68, 10.41), ("bf16", "wan", 12.78, 12.78)],
+    ("precision", "decoder", "has_small_cache", "free"),
+    [
+        ("fp8", "tiny", False, 6.5),
+        ("fp8", "tiny", True, 5.0),
+        ("bf16", "tiny", False, 8.0),
+        ("bf16", "wan", False, 10.5),
+    ],
 )
-def test_the_plan_bounds_what_a_gpu_was_measured_to_take(precision, decoder, least, most) -> None:
-    """On an H200 at 832x480, one stream: GiB with expandable segments and with cudaMallocAsync.
+def test_the_plan_fits_the_free_memory_of_small_gpus(precision, decoder, has_small_cache, free) -> None:
+    """GiB free of GPUs with 8, 6, 10 and 12 GB, at 832x480; the context and fragments are in it."""
+    window = WindowConfig(has_small_cache=has_small_cache)
+    needs = estimate(LONGLIVE_1_3B, Setting(832, 480, precision, decoder, window), CUDA)
+    assert needs.total / GIB <= free
+    assert needs.gpu_context == GPU_CONTEXT and needs.fragments >= needs.working // 2
 
-    Those of bf16 and tiny follow from fp8 and tiny by the difference of the weights.
-    """
-    total = estimate(LONGLIVE_1_3B, Setting(832, 480, precision, decoder), CUDA).total / GIB
-    assert most <= total <= 1.15 * least
 
-
-def test_the_plan_bounds_what_benchmarks_measured() -> None:
-    """benchmarks/gpu.py, end to end at 832x480, compiled: the most that torch had allocated."""
+def test_the_plan_is_below_what_whole_windows_took() -> None:
+    """What benchmarks/gpu.py saw allocated at most at 832x480, before passes and decoding went in parts."""
     measured = json.loads(RESULTS.read_text())["cases"]["all tiny"]["peak_gib"]
     needs = estimate(LONGLIVE_1_3B, Setting(832, 480, decoder="tiny"), CUDA)
-    allocated = (needs.total - needs.gpu_context - needs.fragments) / GIB
-    assert allocated == pytest.approx(measured, rel=0.03) and needs.total / GIB > measured
+    assert (needs.total - needs.gpu_context - needs.fragments) / GIB < measured
 
 
 def test_no_module_is_built_for_a_plan(monkeypatch) -> None:

@@ -1,5 +1,9 @@
 """A run that meets an out-of-memory error goes on with the same video, or ends with what it has."""
 
+import weakref
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +21,7 @@ from longlive_core.config import (
 from longlive_core.pipeline import LOOKED_BACK, Decoding, Pipeline, Request
 from longlive_core.rollout.retry import SecondTry, is_out_of_memory
 from longlive_core.rollout.rollout import Block, Hook
+from longlive_core.text.cache import CachedEncoder, encode_all
 from longlive_core.vae.autoencoder import WanAutoencoder
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiled import TiledDecoder
@@ -104,9 +109,9 @@ def test_a_block_that_runs_out_of_memory_once_is_the_same_block(pipeline, window
     """Out of memory anywhere: prompts, a recache, a step, the sink's place, a commit, the decoder."""
     fault = faulty(Fault())
     right = made(pipeline, WINDOWS[window], Hook())
-    for part in range(12):
+    for part in range(8):
         notes = Notes()
-        faulty(Fault(int((part + 0.5) * fault.count / 12)))
+        faulty(Fault(int((part + 0.5) * fault.count / 8)))
         assert_same(made(pipeline, WINDOWS[window], notes), right)
         (note,) = notes.said
         assert note.startswith("block ") and "out of memory" in note
@@ -115,7 +120,7 @@ def test_a_block_that_runs_out_of_memory_once_is_the_same_block(pipeline, window
 def test_a_block_that_runs_out_of_memory_twice_costs_no_earlier_one(pipeline, faulty) -> None:
     fault = faulty(Fault())
     right = made(pipeline, WindowConfig(), Hook())
-    for part in (0.4, 0.7, 0.95):
+    for part in (0.4, 0.95):
         notes, kept = Notes(), []
         faulty(Fault(int(part * fault.count), times=2))
         with pytest.raises(torch.OutOfMemoryError, match=r"block \d: out of memory, twice"):
@@ -155,6 +160,28 @@ def test_the_past_that_a_failed_decoding_used_up_is_made_again(kind) -> None:
         for block, frames in zip(blocks, right, strict=True):
             assert torch.equal(tried(block.index, decoding.push, block), frames), (failing, block.index)
     assert len(notes) == 4
+
+
+def test_the_text_encoder_is_gone_before_the_video_begins(pipeline, tmp_path) -> None:
+    """Loaded for the prompts of all of the video, which are cached; its memory is the device's again."""
+    made_here = []
+
+    class Encoder:
+        def __call__(self, prompt: str) -> Tensor:
+            return pipeline.encode_text(prompt)
+
+    def load() -> Encoder:
+        encoder = Encoder()
+        made_here.append(weakref.ref(encoder))
+        return encoder
+
+    class Watching(Hook):
+        def on_open(self, scene) -> None:
+            assert len(made_here) == 1 and made_here[0]() is None
+
+    cached = CachedEncoder(load, "one", tmp_path)
+    ahead = replace(pipeline, encode_text=cached, encode_ahead=partial(encode_all, cached))
+    assert_same(made(ahead, WindowConfig(), Watching()), made(pipeline, WindowConfig(), Hook()))
 
 
 def test_only_what_says_so_is_out_of_memory() -> None:
