@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.plain import PlainScene
 from longlive_core.bench.limits import block_flops
-from longlive_core.config import ModelConfig, Policy, Preset, SigmaConfig, WindowConfig
+from longlive_core.config import MAX_TOKENS, ModelConfig, Policy, Preset, SigmaConfig, WindowConfig
 from longlive_core.fast import attention as hopper
 from longlive_core.fast.compiled import Compiled, known_speed
 from longlive_core.fast.optional import Trial
@@ -109,8 +109,11 @@ def test_a_window_in_parts_is_the_window_at_once(model, window) -> None:
             assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("max_tokens", [4680, 3 * TOKENS])
-@pytest.mark.parametrize("window", WINDOWS, ids=["absolute", "endless", "odd"])
+@pytest.mark.parametrize(
+    ("window", "max_tokens"),
+    [*((window, MAX_TOKENS) for window in WINDOWS), (WINDOWS[1], 3 * TOKENS)],
+    ids=["absolute", "endless", "odd", "parts"],
+)
 def test_compiled_layers_are_few_graphs_and_none_is_compiled_again(
     model, window, max_tokens, monkeypatch
 ) -> None:
