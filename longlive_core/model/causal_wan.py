@@ -82,11 +82,13 @@ class CausalWan(nn.Module):
 
     def take_compile_failure(self) -> Exception | None:
         """The same, but only once; None where an earlier call returned it."""
-        compiled = self.run_layer
-        if not isinstance(compiled, Compiled) or compiled.is_reported:
+        failure = self.compile_failure
+        calls = [call for call in self._calls if isinstance(call, Compiled)]
+        if any(call.is_reported for call in calls):
             return None
-        compiled.is_reported = compiled.failure is not None
-        return compiled.failure
+        for call in calls:
+            call.is_reported = failure is not None
+        return failure
 
     @property
     def dtype(self) -> torch.dtype:
