@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from longlive_core.config import MINI, Policy
 from longlive_core.model.cache import LayerCache, TextCache
 from longlive_core.rollout.noise import TIMESTEP_SCALE, renoise, shifted_sigmas
-from longlive_core.rollout.rollout import Block, Hook, commit, denoise, recache
+from longlive_core.rollout.rollout import Hook, commit, denoise, recache
 from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
@@ -56,16 +56,13 @@ class OwnPast:
 
     mask = None
 
-    def __init__(self, cache: LayerCache, own: slice, visible: int):
-        self._own, self._visible = own, visible
-        self._keys, self._values = cache.keys, cache.values
+    def __init__(self, cache: LayerCache):
+        self._cache = cache
 
     def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's own K and V between what stands before and behind them in the window."""
-        return self._joined(self._keys, k), self._joined(self._values, v)
-
-    def _joined(self, past: Tensor, own: Tensor) -> Tensor:
-        return torch.cat((past[:, : self._own.start], own, past[:, self._own.stop : self._visible]), dim=1)
+        """All that may be attended, with the block's own K and V in their places."""
+        (keys, values), places = self._cache.seen(), self._cache.tokens
+        return keys.index_copy(1, places, k), values.index_copy(1, places, v)
 
 
 @dataclass
@@ -120,7 +117,7 @@ class Stage:
         own, cleans, noises = self._make(text)
         target, error = self._target(own, is_switch)
         loss = self._loss(text, cleans, noises, target)
-        commit(self.scene, self._constant(text), Block(0, own, opens_scene=False), Hook())
+        commit(self.scene, self._constant(text), own)
         self.blocks_left -= 1
         self.segment_left -= 1
         return loss, error
@@ -213,8 +210,7 @@ class Stage:
     def _loss(self, text: TextCache, cleans: list[Tensor], noises: list[Tensor], target: Tensor) -> Tensor:
         """Flow error towards the target of some denoising steps, taken from the rollout's own inputs."""
         model, cache = self.model.transformer, self.scene.cache
-        ((own, _),) = cache.opening.slices
-        past = Past([OwnPast(layer, own, cache.opening.visible_tokens) for layer in cache.layers])
+        past = Past([OwnPast(layer) for layer in cache.layers])
         weight = 1 + OBJECT_WEIGHT * self.cells.float().unsqueeze(1)
         losses = []
         for step in torch.randperm(len(self.sigmas), generator=self.rng)[:STEPS_TRAINED].tolist():

@@ -4,6 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from longlive_core.config import MINI, Policy
+from longlive_core.mini.loader import WEIGHTS
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
 from longlive_training.episodes import BLOCK, Episodes
@@ -11,8 +12,8 @@ from longlive_training.evaluate import with_figures
 from longlive_training.forcing import plan
 from longlive_training.muon import orthogonalised
 from longlive_training.runs import MuonAndAdam, Run, exponential_average
-from longlive_training.transformer import Generator, by_pass, predict
-from longlive_training.tuning import clock_of
+from longlive_training.transformer import Generator, by_pass, frozen_autoencoder, load_generator, predict
+from longlive_training.tuning import Stage, Trajectory, clock_of
 from longlive_training.world import (
     VALUES,
     Attributes,
@@ -68,6 +69,32 @@ def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int
         recache(scene, text, Policy.RECACHE)
     scene.open(block * BLOCK, BLOCK)
     return scene.flow(latents[:, :, block * BLOCK : (block + 1) * BLOCK], 0.8, text)
+
+
+def test_streaming_tuning_trains_on_what_its_own_rollout_left_in_the_cache(monkeypatch) -> None:
+    """The pass with gradients sees what the rollout's pass saw; a switch recaches and trains on."""
+    monkeypatch.setattr("longlive_training.tuning.VIDEOS", 2)
+    torch.manual_seed(0)
+    flows, seen, step = [], [], Trajectory.on_step
+    monkeypatch.setattr(Trajectory, "on_step", lambda *at: (flows.append(at[3]), step(*at)))
+    model = load_generator(WEIGHTS)
+    trained = model.transformer.forward
+    monkeypatch.setattr(
+        model.transformer, "forward", lambda *inputs: seen.append(trained(*inputs)) or seen[-1]
+    )
+    stage = Stage(model, frozen_autoencoder(WEIGHTS), torch.Generator().manual_seed(1), 64)
+    for is_switch in (False, False, True):
+        stage.segment_left = 0 if is_switch else 9
+        del flows[:], seen[:]
+        loss, error = stage.next_block()
+        loss.backward()
+        assert loss.isfinite() and 0 <= error <= 1
+        with_gradient = [flow for flow in seen if flow.requires_grad]
+        assert with_gradient and all(
+            any(torch.allclose(flow, made, atol=1e-4) for made in flows) for flow in with_gradient
+        )
+    assert model.transformer.layers[0].self_attn.k.weight.grad.abs().max() > 0
+    assert stage.scene.end == 3 * BLOCK
 
 
 def test_every_prompt_is_made_of_known_words_and_fits() -> None:
