@@ -1,6 +1,6 @@
 """The nodes of the pack, and the extension that hands them to ComfyUI."""
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.v0_0_2 import ComfyExtension, io
 
 from . import routes
 from .decode import LongLiveDecode

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from . import host

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..longlive_core.config import SWITCH_POLICIES, Policy, WindowConfig
 from .io_types import CATEGORY, POSITIONS, WindowChoice, WindowType

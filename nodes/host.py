@@ -22,7 +22,7 @@ import folder_paths
 import numpy as np
 import torch
 from comfy.cli_args import args
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.v0_0_2 import InputImpl, io, ui
 from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn

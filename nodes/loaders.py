@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..longlive_core.config import LONGLIVE_1_3B, MINI, RELATIVES, Preset
 from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed

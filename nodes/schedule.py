@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..longlive_core.config import WindowConfig

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig

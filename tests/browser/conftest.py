@@ -28,7 +28,9 @@ MISSING = (
     if not CHROMIUM
     else "BROWSER TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
 )
-CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy_server.checkouts() if CHROMIUM]
+CHECKOUTS = comfy_server.checkouts() if CHROMIUM else []
+PAGE = comfy_server.newest_page() if CHECKOUTS else None
+NO_PAGE = "NEWEST PAGE NOT TESTED: pip install --target ~/comfy/frontend comfyui-frontend-package"
 NOWHERE = "http://127.0.0.1:9"  # no test of a page downloads anything
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -38,11 +40,21 @@ def playwright():
     return pytest.importorskip("playwright.sync_api", reason="BROWSER TESTS NOT RUN: pip install playwright")
 
 
-@pytest.fixture(
-    scope="session", params=CHECKOUTS or [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))]
-)
+def places() -> list:
+    """Where tests run, as (checkout, page): the newest page on the newest ComfyUI, each ComfyUI with its own."""
+    if not CHECKOUTS:
+        return [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))]
+    newest = pytest.param(None, id="newest-page", marks=pytest.mark.skip(reason=NO_PAGE))
+    if PAGE:
+        newest = pytest.param((CHECKOUTS[0], ("--front-end-root", PAGE)), id="newest-page")
+    return [newest, *(pytest.param((checkout, ()), id=checkout.name) for checkout in CHECKOUTS)]
+
+
+@pytest.fixture(scope="session", params=places())
 def server(request, tmp_path_factory, playwright):
-    running = comfy_server.Server(request.param, tmp_path_factory.mktemp("comfy") / "base", hub=NOWHERE)
+    checkout, options = request.param
+    base = tmp_path_factory.mktemp("comfy") / "base"
+    running = comfy_server.Server(checkout, base, hub=NOWHERE, options=options)
     yield running
     running.stop()
 

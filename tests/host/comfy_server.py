@@ -10,6 +10,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from longlive_core import PromptSchedule
 
 ROOT = Path(__file__).parents[2]
 PACK = "ComfyUI-LongLive"
+COMFY = Path.home() / "comfy"
+PAGE = "comfyui-frontend-package"
+PAGE_SECONDS = 120  # to download it
 STAND_INS = Path(__file__).with_name("stand_ins")
 START_SECONDS = 180
 RUN_SECONDS = 180
@@ -28,14 +33,31 @@ SURROUNDINGS = {"NO_PROXY": "127.0.0.1,localhost", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def checkouts() -> list[Path]:
-    """Every ComfyUI at hand: the named one, the one the pack is installed in, and those of ~/comfy."""
+    """Every ComfyUI found: the named one, the one the pack is installed in, those of ~/comfy, newest first."""
     places = [
         Path(os.environ.get("COMFYUI_PATH") or "/nonexistent"),
         ROOT.parent.parent,
-        *(Path.home() / "comfy" / name for name in ("ComfyUI", "ComfyUI-0.3.64")),
+        *(COMFY / name for name in ("ComfyUI-0.33", "ComfyUI", "ComfyUI-0.3.64")),
     ]
     found = [place.resolve() for place in places if (place / "comfy_execution").is_dir()]
     return list(dict.fromkeys(found))
+
+
+def newest_page() -> Path | None:
+    """The newest page of ComfyUI, for `--front-end-root`: named, kept, or from the package index; None if neither."""
+    kept = Path(os.environ.get("COMFYUI_FRONTEND") or COMFY / "frontend")
+    if not (found := pages_in(kept)):
+        get = f"{sys.executable} -m pip install --quiet --no-deps --target"
+        with suppress(subprocess.SubprocessError):
+            subprocess.run([*get.split(), str(kept), PAGE], check=True, timeout=PAGE_SECONDS)
+        found = pages_in(kept)
+    return found[0] if found else None
+
+
+def pages_in(folder: Path) -> list[Path]:
+    """A page itself, or one installed below a folder."""
+    places = (folder, folder / PAGE.replace("-", "_") / "static")
+    return [place for place in places if (place / "index.html").is_file()]
 
 
 class PromptRefused(Exception):
@@ -68,7 +90,9 @@ class Run:
 class Server:
     """A running ComfyUI with this pack, or another folder of it, in a base folder of its own."""
 
-    def __init__(self, checkout: Path, base: Path, hub: str, pack: Path = ROOT):
+    def __init__(
+        self, checkout: Path, base: Path, hub: str, pack: Path = ROOT, options: Sequence[str | Path] = ()
+    ):
         self.checkout, self.base = checkout, base
         self.log_file = base / "server.log"
         with socket.socket() as probe:
@@ -77,7 +101,7 @@ class Server:
         prepare_base(base, pack)
         with self.log_file.open("w") as log:
             self._process = subprocess.Popen(
-                command(checkout, base, self.address),
+                [*command(checkout, base, self.address), *map(str, options)],
                 cwd=checkout,
                 stdout=log,
                 stderr=subprocess.STDOUT,

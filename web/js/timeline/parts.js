@@ -19,12 +19,11 @@ export function made(tag, properties = {}, ...children) {
 }
 
 /**
- * Keys pressed here are not the host's: it leaves undo and redo alone where the focused element is a text area
- * by its `type`, and it looks before any listener of ours could stop it.
+ * Keys pressed here are not the host's: it leaves undo and redo alone where the focused element is a text area by
+ * its `type` (pages before 1.58) or editable (since then), and it looks before any listener of ours could stop it.
  */
 export function ownKeys(element) {
-  Object.defineProperty(element, "type", { value: "textarea" });
-  return element;
+  return Object.defineProperties(element, { type: { value: "textarea" }, isContentEditable: { value: true } });
 }
 
 export function button(label, title, onClick) {
