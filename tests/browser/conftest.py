@@ -41,7 +41,7 @@ def playwright():
 
 
 def places() -> list:
-    """Where tests run, as (checkout, page): the newest page on the newest ComfyUI, each ComfyUI with its own."""
+    """(checkout, options): the newest page on the newest ComfyUI, then each ComfyUI with its own page."""
     if not CHECKOUTS:
         return [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))]
     newest = pytest.param(None, id="newest-page", marks=pytest.mark.skip(reason=NO_PAGE))

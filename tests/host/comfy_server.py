@@ -27,13 +27,14 @@ STAND_INS = Path(__file__).with_name("stand_ins")
 START_SECONDS = 180
 RUN_SECONDS = 180
 PREVIEW, TEXT = 1, 3  # kinds of binary messages
+DYNAMIC_LIST = "COMFY_DYNAMICCOMBO_V3"  # Save Video has them from 0.33 on
 FRONTEND_ONLY = ("MarkdownNote", "Note")
 # Threads that spin while they wait would take the CPU from the browser and the tests.
 SURROUNDINGS = {"NO_PROXY": "127.0.0.1,localhost", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def checkouts() -> list[Path]:
-    """Every ComfyUI found: the named one, the one the pack is installed in, those of ~/comfy, newest first."""
+    """Every ComfyUI found: the named one, the one with this pack, and those of ~/comfy, newest first."""
     places = [
         Path(os.environ.get("COMFYUI_PATH") or "/nonexistent"),
         ROOT.parent.parent,
@@ -44,7 +45,7 @@ def checkouts() -> list[Path]:
 
 
 def newest_page() -> Path | None:
-    """The newest page of ComfyUI, for `--front-end-root`: named, kept, or from the package index; None if neither."""
+    """The newest page, for `--front-end-root`: named, kept, or from the index; None where there is none."""
     kept = Path(os.environ.get("COMFYUI_FRONTEND") or COMFY / "frontend")
     if not (found := pages_in(kept)):
         get = f"{sys.executable} -m pip install --quiet --no-deps --target"
@@ -265,7 +266,20 @@ def widget_values(node: dict, info: dict) -> dict[str, Any]:
     named = {}
     for widget in (i["name"] for i in node["inputs"] if "widget" in i):
         named[widget] = next(values)
+        named |= brought_along(widget, named[widget], options[widget])
         if (options[widget] + [{}])[1].get("control_after_generate"):
             next(values)
     assert not list(values), f"{node['type']} has more values than widgets"
+    return named
+
+
+def brought_along(name: str, chosen: str, declared: list) -> dict[str, str]:
+    """The inputs that an option of a dynamic list brings along, each at its first option."""
+    if declared[0] != DYNAMIC_LIST:
+        return {}
+    (option,) = (option for option in declared[1]["options"] if option["key"] == chosen)
+    named = {}
+    for inner, info in option["inputs"].get("required", {}).items():
+        full, first = f"{name}.{inner}", info[1]["options"][0]["key"]
+        named |= {full: first} | brought_along(full, first, info)
     return named
