@@ -44,13 +44,23 @@ def places() -> list:
     """(checkout, options): the newest page on the newest ComfyUI, then each ComfyUI with its own page."""
     if not CHECKOUTS:
         return [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))]
-    newest = pytest.param(None, id="newest-page", marks=pytest.mark.skip(reason=NO_PAGE))
-    if PAGE:
-        newest = pytest.param((CHECKOUTS[0], ("--front-end-root", PAGE)), id="newest-page")
-    return [newest, *(pytest.param((checkout, ()), id=checkout.name) for checkout in CHECKOUTS)]
+    own = [pytest.param((checkout, ()), id=checkout.name) for checkout in CHECKOUTS]
+    if not PAGE:
+        return [*own, pytest.param(None, id="newest-page", marks=pytest.mark.skip(reason=NO_PAGE))]
+    return [pytest.param((CHECKOUTS[0], ("--front-end-root", PAGE)), id="newest-page"), *own]
 
 
-@pytest.fixture(scope="session", params=places())
+PLACES = places()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests run in every place, those marked `newest` in the first."""
+    if "server" in metafunc.fixturenames:
+        chosen = PLACES[:1] if metafunc.definition.get_closest_marker("newest") else PLACES
+        metafunc.parametrize("server", chosen, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def server(request, tmp_path_factory, playwright):
     checkout, options = request.param
     base = tmp_path_factory.mktemp("comfy") / "base"

@@ -81,6 +81,7 @@ def test_a_workflow_saved_before_there_were_steps_takes_them_all(page, behind):
     assert page.errors == []
 
 
+@pytest.mark.newest
 def test_choices_that_were_replaced_are_kept_and_queued(server, models, page):
     """No combo has them any more; neither the page nor the server refuses them."""
     old = {"attention": "sdpa-cudnn", "speed": "graphs"}

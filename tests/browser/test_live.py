@@ -165,9 +165,8 @@ def let_it_be_seen(server, page) -> None:
         page.wait_for_timeout(100)
 
 
+@pytest.mark.newest
 def test_a_video_is_watched_and_steered_from_two_tabs_and_over_http(server, tabs):
-    if server.version.startswith("0.3."):
-        pytest.skip("half a minute of real time: the newest ComfyUI is enough, the panel has tests on both")
     first = tabs(workflow(seconds=0))
     one = Panel(first)
     assert one.button("send").is_disabled() and "Press Run" in one.page.inner_text(".longlive-live")
@@ -276,6 +275,7 @@ def test_a_page_shows_no_run_of_another_workflow(page):
     assert page.errors == []
 
 
+@pytest.mark.newest
 def test_freezing_a_run_of_other_prompts_asks_first(page):
     page.evaluate(LOAD, workflow(seconds=2))
     panel, asked = Panel(page), []
@@ -306,6 +306,7 @@ def test_the_panel_is_drawn_in_vue_nodes_too(server, page):
     assert page.errors == []
 
 
+@pytest.mark.newest
 def test_where_pages_forbid_media_from_memory_the_finished_file_plays(server, page):
     page.evaluate(LOAD, workflow(seconds=2, pace="full speed"))
     page.evaluate(QUEUE)

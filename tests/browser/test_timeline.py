@@ -224,6 +224,7 @@ def run_to_the_end(server, page) -> None:
     assert list(history.values())[-1]["status"]["status_str"] == "success"
 
 
+@pytest.mark.newest
 def test_every_edit_has_a_key(timeline):
     timeline.load(workflow_with("0 => a\n3.5625s => cut: b\n7.3125s => c\n"))
     timeline.cue(0).focus()
@@ -244,6 +245,7 @@ def test_every_edit_has_a_key(timeline):
     assert labels[0].startswith("Cue 1 of 3, 0:00 to 0:0") and labels[0].endswith("cut, b")
 
 
+@pytest.mark.newest
 def test_what_is_typed_into_a_field_is_of_the_cue_it_was_typed_for(timeline):
     timeline.load(workflow_with("0 => a\n3.5625s => blend 3s: b\n7.3125s => blend 3s: c\n"))
     timeline.cue(1).click()
@@ -267,6 +269,7 @@ def test_the_hosts_commands_reach_it(timeline, page):
     timeline.press("Escape")
 
 
+@pytest.mark.newest
 def test_cues_are_dragged_to_another_place_and_made_on_the_ruler(timeline):
     timeline.load(workflow_with("0 => a\n3.5625s => b\n7.3125s => c\n"))
     timeline.drag_cue(0, 6)
@@ -298,6 +301,7 @@ def test_the_text_and_the_timeline_agree_and_errors_are_shown(timeline, page):
     timeline.click("Show the schedule as text")
 
 
+@pytest.mark.newest
 def test_what_cannot_run_is_said_and_what_cannot_be_read_is_not_drawn(timeline, page):
     timeline.load(workflow_with("0 a red circle\n9999s => it rests"))
     assert "cue 2 begins after the video's end" in timeline.status.text_content()
@@ -327,6 +331,7 @@ def test_a_copied_node_leaves_nothing_behind(timeline, page):
         page.evaluate("() => { window.setInterval = window.plain }")
 
 
+@pytest.mark.newest
 def test_pasted_schedules_and_unknown_fields(timeline, page):
     timeline.load(workflow_with(ONE))
     timeline.cue(0).focus()
@@ -346,6 +351,7 @@ def test_pasted_schedules_and_unknown_fields(timeline, page):
     assert json.loads(timeline.text) == written
 
 
+@pytest.mark.newest
 def test_three_thousand_cues_are_drawn_within_seconds(timeline, page):
     text = "".join(f"{second}s => a circle {second}\n" for second in range(3000))
     timeline.load(workflow_with(ONE))
@@ -392,7 +398,7 @@ def test_a_running_video_is_shown_on_the_timeline(timeline, page):
 
 
 @in_both_renderings
-def test_pictures_of_both_themes(timeline, server, page, rendering, tmp_path):
+def test_pictures_of_both_themes(timeline, page, rendering, tmp_path, request):
     folder = Path(PICTURES) if PICTURES else tmp_path
     timeline.load(json.loads(json.dumps(WORKFLOW)))
     timeline.cue(2).click()
@@ -411,7 +417,7 @@ def test_pictures_of_both_themes(timeline, server, page, rendering, tmp_path):
             "width": box["width"] + 32,
             "height": box["height"] + 70,
         }
-        picture = folder / f"timeline_{server.version}_{rendering}_{theme}.png"
+        picture = folder / f"timeline_{request.node.callspec.id}_{theme}.png"
         looks[theme] = page.screenshot(path=picture, clip=clip)
     page.evaluate(THEME, "dark")
     assert looks["dark"] != looks["light"]

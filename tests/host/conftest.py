@@ -24,12 +24,19 @@ downloads = load(Path(__file__).parents[1] / "test_download.py", "longlive_test_
 NO_CHECKOUT = "HOST TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
 SMALL_VAE_SINCE = (0, 27)  # older hosts build only the true size
 SMALL_VAE, TRUE_VAE = 16, 96
-CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy.checkouts()]
+CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy.checkouts()] or [
+    pytest.param(None, marks=pytest.mark.skip(reason=NO_CHECKOUT))
+]
 
 
-@pytest.fixture(
-    scope="session", params=CHECKOUTS or [pytest.param(None, marks=pytest.mark.skip(reason=NO_CHECKOUT))]
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests run on every ComfyUI, those marked `newest` on the first."""
+    if "checkout" in metafunc.fixturenames:
+        places = CHECKOUTS[:1] if metafunc.definition.get_closest_marker("newest") else CHECKOUTS
+        metafunc.parametrize("checkout", places, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def checkout(request) -> Path:
     """The folder of each ComfyUI in turn."""
     return request.param

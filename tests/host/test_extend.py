@@ -70,6 +70,7 @@ def test_two_streams_are_one_with_the_state(server):
     assert np.abs(both - whole).mean() < 2, "but for what H.264 makes of them"
 
 
+@pytest.mark.newest
 def test_latents_alone_are_on_the_same_clock_and_smooth(server):
     """Another video from the seam on, whose first frames are those that the first one's end cut off."""
     done = run(server, parted(keep_state=False, seed=32))
@@ -82,6 +83,7 @@ def test_latents_alone_are_on_the_same_clock_and_smooth(server):
     assert max(steps[23], steps[23 + cut_off]) < 2 * steps[6:23].max()
 
 
+@pytest.mark.newest
 def test_a_state_that_does_not_fit_is_one_sentence(server):
     error = server.run(parted(True, 33, width=128)).event("execution_error")
     assert "size 64x64 (now 128x64)" in error["exception_message"]
@@ -92,6 +94,7 @@ def test_a_state_that_does_not_fit_is_one_sentence(server):
     )
 
 
+@pytest.mark.newest
 def test_latents_that_were_changed_go_on_without_the_state(server):
     prompt = parted(True, 34)
     prompt["changed"] = node("LatentMultiply", samples=["a", 1], multiplier=0.9)

@@ -116,6 +116,7 @@ def test_same_inputs_are_served_from_the_cache_and_another_seed_is_not(server):
     assert "3" not in cached and {"1", "2"} <= set(cached) and other.previews
 
 
+@pytest.mark.newest
 def test_fewer_steps_are_counted_and_written_down(server, comfy):
     for steps in (2, 3):
         run = server.run(small_prompt(seed=13, steps=steps))
@@ -216,6 +217,7 @@ def test_a_window_that_cannot_hold_sink_and_block_is_refused(server):
     assert error["node_id"] == "5" and "cannot hold the sink" in error["exception_message"]
 
 
+@pytest.mark.newest
 def test_a_long_schedule_and_other_scripts_pass(server):
     cues = "".join(f"{i * 0.0002:.4f} => a red circle ⭐ {i}\n" for i in range(1000))
     run = server.run(small_prompt("0 دائرة red circle 🔴\n" + cues, seconds=1.0))

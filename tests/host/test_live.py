@@ -139,6 +139,7 @@ def events_of(listener) -> list[dict]:
         return events
 
 
+@pytest.mark.newest
 def test_prompts_take_effect_at_the_next_block_and_can_be_replayed(server, client):
     base = server.run(graph(pace="full speed"))
     listeners = [listen(server), listen(server)]
@@ -183,6 +184,7 @@ def test_prompts_take_effect_at_the_next_block_and_can_be_replayed(server, clien
     assert torch.equal(latents_of(server, again), ours)
 
 
+@pytest.mark.newest
 def test_pause_holds_stop_finalises_and_nobody_need_watch(server, client, tmp_path, capsys):
     with running(server, graph(seconds=0.0, seed=21, pace="full speed")) as future:
         name = client.until(lambda s: (s["block"] or 0) >= 2)["run"]
@@ -298,6 +300,7 @@ BAD = {
 }
 
 
+@pytest.mark.newest
 def test_bad_requests_and_floods_leave_server_and_run_healthy(server):
     with running(server, graph(seconds=0.0, seed=23)) as future:
         name = Client(server).until(lambda s: s["block"] is not None)["run"]

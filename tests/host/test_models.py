@@ -259,6 +259,7 @@ def test_fp8_files_and_8_bits_of_every_kind_run(server, models, latents):
         assert correlation > 0.98, name
 
 
+@pytest.mark.newest
 def test_a_changed_file_is_loaded_again(server, models):
     path = models / "diffusion_models" / "small_wan.safetensors"
     prompt = graph(
