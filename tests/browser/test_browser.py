@@ -54,7 +54,7 @@ def run_and_watch(server, page, screenshot: Path) -> str:
     page.wait_for_function(PREVIEW, timeout=60_000)
     page.screenshot(path=screenshot)
     finish(server, num_runs)
-    page.wait_for_function(f"() => ({TEXTS})().some(t => t.includes('s of video'))", timeout=20_000)
+    page.wait_for_function(f"() => ({TEXTS})().some(t => t.includes('s of video'))", timeout=60_000)
     page.wait_for_timeout(1000)
     return page.evaluate(SHOWN)
 
