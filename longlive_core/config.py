@@ -41,6 +41,8 @@ class WindowConfig:
     `window_latent_frames` None is full attention: everything since the rollout (or scene) began.
     `endless` re-rotates the sink so that it stays at a bounded distance (LongLive's "infinity" variant).
     `has_small_cache` holds keys and values in fp8, each head of a token with a scale of its own.
+    `positions_latent_frames` is the span of positions that the model was trained on: the sink stays that far
+    from the newest latent frame, none is beyond it. None is the window's length with `endless`, else no limit.
     """
 
     block_latent_frames: int = 3
@@ -48,6 +50,7 @@ class WindowConfig:
     window_latent_frames: int | None = 12
     endless: bool = False
     has_small_cache: bool = False
+    positions_latent_frames: int | None = None
 
     def __post_init__(self):
         block, sink, window = self.block_latent_frames, self.sink_latent_frames, self.window_latent_frames
@@ -55,16 +58,22 @@ class WindowConfig:
             raise ValueError(
                 f"a block of {block} and a sink of {sink} latent frames are not possible; try 3 and 3"
             )
-        if window is not None and sink > block:
-            raise ValueError(
-                f"a sink of {sink} latent frames is longer than the block of {block}: "
-                f"it would be frozen half made; try a sink of at most {block}"
-            )
         if window is not None and window < sink + block:
             raise ValueError(
                 f"a window of {window} latent frames cannot hold the sink ({sink}) and one block ({block}); "
                 f"try a window of at least {sink + block}, or a smaller sink"
             )
+        if (span := self.positions_latent_frames) is not None:
+            if window is None or window > span:
+                raise ValueError(
+                    f"a window of {window or 'all'} latent frames is larger than the {span} positions that this "
+                    f"model was trained on; choose {span} or fewer"
+                )
+            if not self.endless:
+                raise ValueError(
+                    f"this model was trained on {span} positions, absolute ones go beyond them; choose "
+                    "positions auto or endless"
+                )
 
 
 class Policy(str, Enum):
@@ -87,10 +96,14 @@ FEWER_STEPS = {4: {3: (0, 1, 3), 2: (0, 2)}}
 
 @dataclass(frozen=True)
 class SigmaConfig:
-    """Which noise levels a block passes through: `steps` of 1000, warped by `shift` (paper section 3)."""
+    """Which noise levels a block passes through: `steps` of 1000, warped by `shift` (paper section 3).
+
+    `first_steps`, if any, are those of a scene's first block (Causal-Forcing++).
+    """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     shift: float = 5.0
+    first_steps: tuple[int, ...] = ()
 
     @property
     def choices(self) -> dict[int, tuple[int, ...]]:
@@ -157,8 +170,9 @@ class WanAutoencoderConfig:
 class Preset:
     """Everything that belongs to one published model.
 
-    `family` is how its files are called; `needs_lora`: the checkpoint alone is not the whole model;
-    `has_ema`: of the two sets of weights in the published file, the averaged one is meant to be run.
+    `family` is how its files are called, a pattern; `needs_lora`: the checkpoint alone is not the whole model;
+    `has_ema`: of the two sections of the published file, the averaged one is meant to be run; `has_two_sets`:
+    a second set of weights, `memory_*`, fills the KV cache; `on_switch` is for cues that name no policy.
     """
 
     name: str
@@ -166,11 +180,18 @@ class Preset:
     family: str = ""
     needs_lora: bool = False
     has_ema: bool = False
+    has_two_sets: bool = False
+    on_switch: Policy = Policy.RECACHE
     window: WindowConfig = field(default_factory=WindowConfig)
     sigmas: SigmaConfig = field(default_factory=SigmaConfig)
     width: int = 832
     height: int = 480
     autoencoder: TinyAutoencoderConfig | None = None
+
+    @property
+    def num_sets(self) -> int:
+        """Sets of weights."""
+        return 1 + self.has_two_sets
 
 
 MINI = Preset(
@@ -182,9 +203,26 @@ MINI = Preset(
 )
 FULL_CLIP = WindowConfig(sink_latent_frames=0, window_latent_frames=21)  # a Wan clip of 81 frames
 FRAMEWISE, SHORT = replace(FULL_CLIP, block_latent_frames=1), WindowConfig(window_latent_frames=9)
+SPAN_12, SPAN_21 = (WindowConfig(endless=True, positions_latent_frames=span) for span in (12, 21))
+LONG_FRAMEWISE = WindowConfig(1, 4, 21, endless=True, positions_latent_frames=21)
 LONGLIVE_1_3B = Preset("longlive-1.3b", family="longlive", needs_lora=True)
-_RELATIVES = (
+SGF = Preset("sgf-chunkwise", family="sgf", has_ema=True, on_switch=Policy.KEEP, window=SPAN_21)
+SGF_PLUS = replace(SGF, name="sgf-plus-chunkwise", family="sgf-plus", has_two_sets=True, window=SPAN_12)
+_RELATIVES = (  # a file is of the first whose family its name has
     LONGLIVE_1_3B,
+    replace(SGF_PLUS, name="sgf-plus-framewise", family="sgf-plus.*framewise", window=LONG_FRAMEWISE),
+    SGF_PLUS,
+    replace(SGF, name="sgf-framewise", family="sgf.*framewise", window=LONG_FRAMEWISE),
+    SGF,
+    *(
+        Preset(
+            f"causal-forcing-{len(steps)}step",
+            family=f"(framewise|causal-forcing).*{len(steps)}-?step",
+            window=FRAMEWISE,
+            sigmas=SigmaConfig(steps, first_steps=SigmaConfig().steps),
+        )
+        for steps in ((1000, 500), (1000,))
+    ),
     Preset("causal-forcing-framewise", family="framewise", window=FRAMEWISE),
     Preset("causal-forcing", family="causal-forcing", window=FULL_CLIP),
     Preset("self-forcing", family="self-forcing", has_ema=True, window=FULL_CLIP),

@@ -77,7 +77,7 @@ class Setting:
 def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     """What a run needs at most; `device` also decides on the dtype of the arithmetic."""
     compute, is_cpu = compute_dtype(setting.precision, device), device.type == "cpu"
-    weights = weight_bytes(preset.model, setting.precision, compute)
+    weights = preset.num_sets * weight_bytes(preset.model, setting.precision, compute)
     cache, text, passing = transformer_bytes(preset, setting, compute)
     size, block = (setting.width, setting.height), setting.window.block_latent_frames
     decoder, past, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
@@ -111,7 +111,7 @@ def transformer_bytes(preset: Preset, setting: Setting, compute: torch.dtype) ->
     kept = config.dim + config.num_heads * FLOAT_BYTES if window.has_small_cache else token
     sink = window.sink_latent_frames * cells // PATCH**2 if window.endless else 0  # its keys at position 0
     cache = config.num_layers * (2 * tokens * kept + sink * token) + latents
-    text = config.num_layers * 2 * config.text_tokens * token
+    text = preset.num_sets * config.num_layers * 2 * config.text_tokens * token
     block = window.block_latent_frames * cells // PATCH**2
     part = max(ceil(some / ceil(some / MAX_TOKENS)) for some in (block, tokens))
     hidden = HIDDEN_COPIES_FP8 if PRECISIONS[setting.precision].has_8_bit_products else HIDDEN_COPIES
@@ -119,7 +119,8 @@ def transformer_bytes(preset: Preset, setting: Setting, compute: torch.dtype) ->
     waiting = (part < tokens) + 2 * window.has_small_cache  # x of the other parts; K and V, dequantised
     places = tokens * (config.head_dim * FLOAT_BYTES + torch.int64.itemsize)  # rotations, indices
     is_dequantised = PRECISIONS[setting.precision].stored != compute
-    levels = 1 + len(preset.sigmas.steps)  # of noise, each with its modulation; and one matrix, dequantised
+    steps = {*preset.sigmas.steps, *preset.sigmas.first_steps}
+    levels = preset.num_sets * (1 + len(steps))  # of noise, each with its modulation; one matrix, dequantised
     once = (levels * config.num_layers * 8 + is_dequantised * config.ffn_dim) * token
     working = part * values * compute.itemsize + waiting * tokens * token + places + latents + once
     return cache, text, working

@@ -155,12 +155,14 @@ class VideoState:
         """Raise ValueError unless all numbers are of one video, and every tensor is finite."""
         rollout, script, window = self.rollout, self.script, self.rollout.window
         shape, made = tree_leaves(self.decoder.shape), self.num_blocks * window.block_latent_frames
-        moved = max(0, rollout.end - (window.window_latent_frames or rollout.end)) if window.endless else 0
+        span = window.positions_latent_frames or window.window_latent_frames or rollout.end
+        moved = max(0, rollout.end - span) if window.endless else 0
         latent_size(self.width, self.height)
         kinds, steps = [type(value) for value in astuple(window)], (script.done, script.of)
+        is_window = kinds[:2] + kinds[3:5] == [int, int, bool, bool]
         names = {"embeds", "start", "target"} if script.done < script.of else {"embeds"}
         right = {
-            "window": kinds in ([int, int, int, bool, bool], [int, int, NoneType, bool, bool]),
+            "window": is_window and {kinds[2], kinds[5]} <= {int, NoneType},
             "num_frames": 0 < self.num_frames == num_frames(made) - len(self.cut_off),
             "end": 0 < rollout.end <= made and rollout.end % window.block_latent_frames == 0,
             "sink_position": rollout.sink_position == moved,

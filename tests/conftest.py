@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
+GOLDEN = ROOT / "tests" / "golden"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators have none
     # Large tensors stay with the process when they are freed: else every new one costs its page faults.
@@ -17,21 +18,32 @@ if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators h
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden-dir", type=Path, default=ROOT / "tests" / "golden", help="a folder of goldens")
+    parser.addoption("--golden-dir", type=Path, default=GOLDEN, help="a folder of goldens, of one family")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every scenario in the golden folder becomes a test of its own: fixture `dit_golden`."""
-    if "dit_golden" in metafunc.fixturenames:
-        from safetensors import safe_open
+    """Every scenario in a golden folder becomes a test of its own: `dit_golden` of LongLive, `sgf_golden`."""
+    given = metafunc.config.getoption("--golden-dir")
+    folders = {"dit_golden": given, "sgf_golden": sgf_folder(given)}
+    for name in folders.keys() & set(metafunc.fixturenames):
+        missing = pytest.param(None, marks=pytest.mark.skip(f"no scenario in {folders[name]}"), id="none")
+        metafunc.parametrize(name, scenarios_in(folders[name]) or [missing])
 
-        folder, scenarios = metafunc.config.getoption("--golden-dir"), []
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, "pt") as golden:
-                if "scenario" in (golden.metadata() or {}):
-                    scenarios.append(pytest.param(file, id=file.stem))
-        missing = pytest.param(None, marks=pytest.mark.skip(f"no scenario in {folder}"), id="none")
-        metafunc.parametrize("dit_golden", scenarios or [missing])
+
+def scenarios_in(folder: Path) -> list:
+    """A parameter for each file of a folder that holds a scenario."""
+    from safetensors import safe_open
+
+    scenarios = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as golden:
+            if "scenario" in (golden.metadata() or {}):
+                scenarios.append(pytest.param(file, id=file.stem))
+    return scenarios
+
+
+def sgf_folder(given: Path) -> Path:
+    return GOLDEN / "sgf" if given == GOLDEN else given
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,6 +56,11 @@ def old_objects_are_not_searched() -> None:
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     return request.config.getoption("--golden-dir")
+
+
+@pytest.fixture(scope="session")
+def sgf_dir(golden_dir: Path) -> Path:
+    return sgf_folder(golden_dir)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..config import LONGLIVE_1_3B, Preset, TinyAutoencoderConfig
 from ..fast.compiled import EAGER
 from ..model.attention import AUTO, attention_backend
-from ..model.causal_wan import CausalWan
+from ..model.two_sets import transformer_of
 from ..pipeline import Pipeline
 from ..vae.autoencoder import WanAutoencoder
 from ..vae.memory import decoder_config
@@ -32,7 +32,7 @@ def random_pipeline(
     config = replace(preset.model, num_layers=num_layers or preset.model.num_layers)
     preset = replace(preset, model=config)
     with torch.device(device):
-        model = CausalWan(config, attention_backend(attention, device))
+        model = transformer_of(preset.has_two_sets)(config, attention_backend(attention, device))
         made = build_decoder(preset, decoder)
     model = randomised(model).to(dtype)
     return Pipeline(

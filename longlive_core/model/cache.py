@@ -195,7 +195,9 @@ class KVCache:
         self.opening.tokens = self._indices(slots)
         self.opening.visible_tokens = min(self.frames, self.end) * self._tokens
         if self.window.endless:
-            self._open_sink(is_written=min(slots) < self.sink)
+            span = self.window.positions_latent_frames or self.frames
+            position = first if refresh_sink else max(0, self.end - span)
+            self._open_sink(position, is_written=min(slots) < self.sink)
 
     def slot(self, frame: int) -> int:
         """Which slot of the buffer latent frame `frame` lives in."""
@@ -206,9 +208,8 @@ class KVCache:
         tokens = self._tokens
         return torch.cat([torch.arange(s * tokens, (s + 1) * tokens, device=self.device) for s in slots])
 
-    def _open_sink(self, is_written: bool) -> None:
-        """Endless positions: the sink stands right before the oldest latent frame the window may hold."""
-        position = max(0, self.end - self.frames)
+    def _open_sink(self, position: int, is_written: bool) -> None:
+        """Endless positions: the sink's distance to the newest latent frame stays what it was trained at."""
         if is_written:
             self._is_sink_at_home = False
         elif self.sink and position != self.sink_position:

@@ -78,9 +78,11 @@ def rollout(
     blocks: range,
     past: Tensor | RolloutState | None = None,
     hook: Hook | None = None,
+    first_sigmas: tuple[float, ...] = (),
 ) -> Iterator[Block]:
     """Yield the blocks of one video as they are made; a block is committed when the next one is asked for.
 
+    `first_sigmas`, if any, are for the first block that is made, and for the first after a cut.
     `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
     sink and its last window, so the seam is smooth but not bit-identical; a first prompt that cuts drops it.
     From a RolloutState it continues bit for bit, under the prompt in effect there unless the script has one
@@ -105,7 +107,9 @@ def rollout(
             text = tried(index, encode_prompt, model, switch)
             if tried(index, recache, scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
-        latents = tried(index, denoise, scene, text, noise, sigmas, index, hook)
+        is_first = index == blocks.start and not is_resumed or not scene.end
+        levels = first_sigmas if first_sigmas and is_first else sigmas
+        latents = tried(index, denoise, scene, text, noise, levels, index, hook)
         yield Block(index, latents, opens_scene=scene.end == 0)
         tried(index, commit, scene, text, latents)
         hook.on_commit(index, scene.cache)
@@ -172,16 +176,20 @@ def open_scene(
     num_blocks: int,
     past: Tensor | RolloutState | None,
 ) -> Scene:
-    """An empty past, that of a state, or that of latents: the first frames the sink, the last the ring."""
-    is_resumed = isinstance(past, RolloutState)
+    """An empty past, that of a state, or that of latents: the first blocks the sink, the last the ring."""
+    is_resumed, block = isinstance(past, RolloutState), like.shape[2]
     past_frames = 0 if past is None else past.end if is_resumed else past.shape[2]
-    scene = Scene(model, like, window, num_blocks * like.shape[2] + past_frames)
+    scene = Scene(model, like, window, num_blocks * block + past_frames)
     if is_resumed:
         scene.restore(past)
     elif past is not None:
         past = past.to(model.device)
-        scene.open(0, min(like.shape[2], past_frames))
-        scene.fill_cache(past[:, :, : like.shape[2]], text)
+        is_long = past_frames > scene.cache.frames
+        for first in range(0, scene.cache.sink if is_long else past_frames, block):
+            latents = past[:, :, first : first + block]
+            scene.open(first, latents.shape[2])
+            scene.fill_cache(latents, text)
         scene.append(past)
-        recache(scene, text, Policy.RECACHE)
+        if is_long:
+            recache(scene, text, Policy.RECACHE)
     return scene

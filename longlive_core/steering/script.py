@@ -33,8 +33,8 @@ class ScriptState:
 class PromptScript:
     """The rollout's Script: called with block after block, once each, it gives the Switch of each.
 
-    `cue_at(block)` is the cue that takes effect there, if one does. One without a policy recaches; a blend is
-    one switch a block, from the embedding in effect, even in mid-blend. Its `mix` and `on_the_way`, the
+    `cue_at(block)` is the cue that takes effect there, if one does. `on_switch` is for one without a policy;
+    a blend is one switch a block, from the embedding in effect, even in mid-blend. Its `mix` and `on_the_way`, the
     policy of its blocks before the last, were the smoothest of those measured (docs/blend.md).
     """
 
@@ -49,6 +49,7 @@ class PromptScript:
         self.encode = lru_cache(CACHED_PROMPTS)(encode)
         self._cue_at, self._block_latent_frames = cue_at, block_latent_frames
         self._mix, self._on_the_way = mix, on_the_way
+        self.on_switch = Policy.RECACHE
         self._now = ScriptState("", {})
         self._inherited: str | None = None  # the prompt in effect before the first block
 
@@ -78,7 +79,7 @@ class PromptScript:
             return self._blend()
         self._now = ScriptState(cue.prompt, {"embeds": target})
         is_switch = cue.policy not in (None, Policy.BLEND)
-        return Switch(target, cue.policy if is_switch else Policy.RECACHE)
+        return Switch(target, cue.policy if is_switch else self.on_switch)
 
     def _blend(self) -> Switch:
         """The next block of a blend; the last one is the new prompt itself."""

@@ -5,6 +5,7 @@ second copy of the weights, and a bad file changes no model.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from ..config import LONGLIVE_1_3B, RELATIVES, ModelConfig, Preset
 from ..geometry import PATCH
 from ..model.attention import Attend, sdpa
 from ..model.causal_wan import CausalWan
+from ..model.two_sets import transformer_of
 from .files import TensorFile, open_tensors
 from .lora import Lora, LoraChoice, open_lora
-from .names import SCALE, WAN_TEXT_TO_VIDEO, Shapes, family, from_wan, misfits, shapes_in
+from .names import MEMORY, SCALE, WAN_TEXT_TO_VIDEO, Shapes, family, from_wan, misfits, shapes_in
 from .quantize import (
     PRECISIONS,
     check_quantised,
@@ -68,20 +70,19 @@ def load_transformer(
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if preset is not None and preset not in RELATIVES:
         raise ValueError(f"unknown model family {preset!r}; choose one of {', '.join(RELATIVES)}")
-    chosen = RELATIVES[preset] if preset else _preset_of_name(Path(path).name)
-    file = open_checkpoint(path, EMA_SECTIONS if chosen.has_ema else SECTIONS)
-    if not preset:
-        chosen = _preset_of_metadata(file.metadata) or chosen
+    chosen, file = opened_as(RELATIVES[preset], path) if preset else recognised(path)
+    check_sets(chosen, file)
     config = config_of(file.shapes, path, num_heads or file.metadata.get("num_heads"))
     with torch.device("meta"):
-        transformer = CausalWan(config, attend).requires_grad_(False)
+        transformer = transformer_of(chosen.has_two_sets)(config, attend).requires_grad_(False)
     shapes = shapes_in(transformer.state_dict())
     no_numbers = [n for n, t in file.tensors.items() if not (t.is_floating_point() or t.dtype == torch.int8)]
     if wrong := misfits(shapes, file.shapes, no_numbers):
         raise ValueError(f"{file.path}: incomplete or wrong checkpoint: {wrong}; use a Wan 2.1 1.3B file")
-    opened = [open_lora(choice, shapes) for choice in loras]
+    opened = [open_lora(choice, first_set(shapes)) for choice in loras]
     fill(transformer, file, opened, precision, torch.device(device), on_progress)
-    notes = [lora.report() for lora in opened]
+    of_both = "; both sets of weights are changed alike" if chosen.has_two_sets else ""
+    notes = [lora.report() + of_both for lora in opened]
     if chosen.needs_lora and not opened:
         notes.append(NO_LORA)
     return LoadedTransformer(transformer.eval(), replace(chosen, model=config), tuple(notes))
@@ -118,9 +119,47 @@ def config_of(shapes: Shapes, source: object, num_heads: int | str | None = None
         raise ValueError(f"{source} is no transformer that can run: {error}") from error
 
 
-def _preset_of_name(name: str) -> Preset:
-    spelled = name.lower().replace("_", "-")
-    return next((p for p in RELATIVES.values() if p.family in spelled), LONGLIVE_1_3B)
+def opened_as(preset: Preset, path: Path) -> tuple[Preset, TensorFile]:
+    """A preset and the section of a file that it is about."""
+    return preset, open_checkpoint(path, EMA_SECTIONS if preset.has_ema else SECTIONS)
+
+
+def recognised(path: Path) -> tuple[Preset, TensorFile]:
+    """The preset by a file's metadata, else its name and its number of sets of weights; and the open file."""
+    named, file = opened_as(_preset_of_name(Path(path)), path)
+    preset, block = _preset_of_metadata(file.metadata) or named, named.window.block_latent_frames
+    if has_two_sets(file) and not preset.has_two_sets:
+        pairs = (other for other in RELATIVES.values() if other.has_two_sets)
+        preset = next(pair for pair in pairs if pair.window.block_latent_frames == block)
+    return (preset, file) if preset.has_ema == named.has_ema else opened_as(preset, path)
+
+
+def check_sets(preset: Preset, file: TensorFile) -> None:
+    """ValueError unless a file has as many sets of weights as the model."""
+    if has_two_sets(file) != preset.has_two_sets:
+        found, needed = ("two sets", "one") if has_two_sets(file) else ("one set", "two")
+        fitting = [other.name for other in RELATIVES.values() if other.has_two_sets == has_two_sets(file)]
+        raise ValueError(
+            f"{file.path} holds {found} of weights and {preset.name} has {needed}; choose another family: "
+            f"{', '.join(fitting)}"
+        )
+
+
+def has_two_sets(file: TensorFile) -> bool:
+    """Whether a file, under our names, has a second set of weights."""
+    return any(name.startswith(MEMORY) for name in file.tensors)
+
+
+def first_set(shapes: Shapes) -> Shapes:
+    """The weights of the first set alone; those of a second one have the same names behind `memory.`."""
+    return {name: shape for name, shape in shapes.items() if not name.startswith(MEMORY)}
+
+
+def _preset_of_name(path: Path) -> Preset:
+    """By how a file is called; `model.pt`, as SGF's are published, by its folders."""
+    name = "/".join(path.parts[-4:]) if path.stem == "model" else path.name
+    spelled = name.lower().replace("_", "-").replace("self-gradient-forcing", "sgf")
+    return next((p for p in RELATIVES.values() if re.search(p.family, spelled)), LONGLIVE_1_3B)
 
 
 def _preset_of_metadata(metadata: dict[str, str]) -> Preset | None:
@@ -168,8 +207,9 @@ def merged(
     name: str, tensor: Tensor, scale: Tensor | None, loras: Sequence[Lora]
 ) -> tuple[Tensor, Tensor | None]:
     """A weight with every LoRA that changes it, in fp32; an unchanged one keeps its dtype and scale."""
-    for lora in (lora for lora in loras if name in lora.patches):
-        tensor, scale = lora.apply(name, dequantised(tensor, scale)), None
+    target = name.removeprefix(MEMORY)
+    for lora in (lora for lora in loras if target in lora.patches):
+        tensor, scale = lora.apply(target, dequantised(tensor, scale)), None
         check_finite(name, tensor, lora.choice.path)
     return tensor, scale
 

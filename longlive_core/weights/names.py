@@ -9,9 +9,12 @@ Shapes = dict[str, tuple[int, ...]]
 SCALE = ".scale"  # after the name of a weight in 8 bits
 WAN_TEXT_TO_VIDEO = "a Wan text-to-video transformer"
 
+MEMORY = "memory."  # before our names of SGF+'s second set of weights
+
 _WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|module)\.")
 _PREFIXES = re.compile(r"^((base_model|model|diffusion_model|transformer|first_stage_model|vae)\.)+")
 _NAME = re.compile(r"(?:(?:blocks|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re.DOTALL)  # layer, part, leaf
+_MEMORY = re.compile(r"(?<![^.])memory[_.]")
 _SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
 _NO_WEIGHTS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")
 
@@ -47,11 +50,17 @@ _SHOWN, _LONGEST = 5, 200  # names of a list, characters of a text
 
 
 def our_name(name: str) -> str:
-    """Translate a parameter's or module's name; an unknown one only loses its prefixes."""
-    layer, part, leaf = _NAME.fullmatch(bare_name(name)).groups("")
+    """Translate a parameter's or module's name; an unknown one only loses its prefixes.
+
+    In the second set of SGF+, x.weight is called x.memory_weight or memory_x.weight, here memory.x.weight.
+    """
+    plain, is_second = _MEMORY.subn("", bare_name(name), count=1)
+    layer, part, leaf = _NAME.fullmatch(plain).groups("")
     if layer:
-        return f"layers.{layer}.{_OURS_IN_LAYER.get(part, part)}{leaf}"
-    return _OURS.get(part, part) + leaf
+        ours = f"layers.{layer}.{_OURS_IN_LAYER.get(part, part)}{leaf}"
+    else:
+        ours = _OURS.get(part, part) + leaf
+    return MEMORY + ours if is_second else ours
 
 
 def foreign_name(name: str, spelling: str) -> str:

@@ -130,9 +130,9 @@ def _format(note: Any) -> str:
 
 
 def layer_linears(transformer: CausalWan) -> dict[str, Linear]:
-    """The layers' linears by name: their matrices make up nearly all of a model."""
-    modules = transformer.layers.named_modules(prefix="layers")
-    return {name: module for name, module in modules if isinstance(module, Linear)}
+    """The layers' linears by name, of every set of weights: their matrices make up nearly all of a model."""
+    modules = transformer.named_modules()
+    return {name: m for name, m in modules if isinstance(m, Linear) and "layers" in name.split(".")}
 
 
 def pass_linears(transformer: CausalWan) -> dict[str, Linear]:

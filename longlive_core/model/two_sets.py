@@ -1,0 +1,59 @@
+"""Two sets of weights in the place of one transformer, chosen by the pass (Self Gradient Forcing+, 2026).
+
+Its own set denoises, the `memory` set fills the KV cache: queries of the one attend to keys and values of the
+other. What depends on a set, K and V of a prompt and modulations, comes in pairs; their owners only keep them.
+"""
+
+from torch import Tensor
+
+from ..config import ModelConfig
+from .attention import Attend, sdpa
+from .cache import KVCache, TextCache
+from .causal_wan import CausalWan, Modulations
+
+
+class TwoSetWan(CausalWan):
+    """A CausalWan with a second set of weights, of the same shapes, for `fill_cache`."""
+
+    def __init__(self, config: ModelConfig, attend: Attend = sdpa, attend_text: Attend = sdpa):
+        super().__init__(config, attend, attend_text)
+        self.memory = CausalWan(config, attend, attend_text)
+
+    def compile_layers(self, is_compiled: bool) -> bool:
+        """As of one set: both run the same graphs."""
+        is_new = super().compile_layers(is_compiled)
+        self.memory.run_layer = self.run_layer
+        return is_new
+
+    def encode_text(self, embeds: Tensor) -> tuple[TextCache, TextCache]:
+        return super().encode_text(embeds), self.memory.encode_text(embeds)
+
+    def modulations(self, timesteps: Tensor, tokens: int = 1) -> tuple[Modulations, Modulations]:
+        return super().modulations(timesteps, tokens), self.memory.modulations(timesteps, tokens)
+
+    def forward(
+        self,
+        latents: Tensor,
+        time: tuple[Modulations, Modulations],
+        rotations: Tensor,
+        cache: KVCache,
+        text: tuple[TextCache, TextCache],
+    ) -> Tensor:
+        """As of one set, by the first halves."""
+        return super().forward(latents, time[0], rotations, cache, text[0])
+
+    def fill_cache(
+        self,
+        latents: Tensor,
+        time: tuple[Modulations, Modulations],
+        rotations: Tensor,
+        cache: KVCache,
+        text: tuple[TextCache, TextCache],
+    ) -> None:
+        """As of one set, by the memory set and the second halves."""
+        self.memory.fill_cache(latents, time[1], rotations, cache, text[1])
+
+
+def transformer_of(has_two_sets: bool) -> type[CausalWan]:
+    """The class of a model with one set of weights or two."""
+    return TwoSetWan if has_two_sets else CausalWan
