@@ -41,8 +41,8 @@ class WindowConfig:
     `window_latent_frames` None is full attention: everything since the rollout (or scene) began.
     `endless` re-rotates the sink so that it stays at a bounded distance (LongLive's "infinity" variant).
     `has_small_cache` holds keys and values in fp8, each head of a token with a scale of its own.
-    `positions_latent_frames` is the span of positions that the model was trained on: the sink stays that far
-    from the newest latent frame, none is beyond it. None is the window's length with `endless`, else no limit.
+    `positions_latent_frames` is the span of endless positions, from the sink to the newest latent frame, that
+    the model was trained on; None is the length of the window.
     """
 
     block_latent_frames: int = 3
@@ -66,13 +66,13 @@ class WindowConfig:
         if (span := self.positions_latent_frames) is not None:
             if window is None or window > span:
                 raise ValueError(
-                    f"a window of {window or 'all'} latent frames is larger than the {span} positions that this "
-                    f"model was trained on; choose {span} or fewer"
+                    f"a window of {window or 'all'} latent frames is larger than the {span} positions that "
+                    f"the model was trained on; choose {span} or fewer"
                 )
             if not self.endless:
                 raise ValueError(
-                    f"this model was trained on {span} positions, absolute ones go beyond them; choose "
-                    "positions auto or endless"
+                    f"absolute positions go beyond the {span} that the model was trained on; choose auto or "
+                    "endless"
                 )
 
 
@@ -170,7 +170,7 @@ class WanAutoencoderConfig:
 class Preset:
     """Everything that belongs to one published model.
 
-    `family` is how its files are called, a pattern; `needs_lora`: the checkpoint alone is not the whole model;
+    `family` is a pattern of its files' names; `needs_lora`: the checkpoint alone is not the whole model;
     `has_ema`: of the two sections of the published file, the averaged one is meant to be run; `has_two_sets`:
     a second set of weights, `memory_*`, fills the KV cache; `on_switch` is for cues that name no policy.
     """

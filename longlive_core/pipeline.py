@@ -168,8 +168,8 @@ class Pipeline:
         if self.model.compile_layers(self.speed == COMPILED):
             hook.on_note(COMPILING)
         noise = SeededNoise(plan.request.seed, plan.block_shape)
-        video = plan.sigmas, plan.window, plan.blocks, plan.past, hook, plan.first_sigmas
-        made = self._noted(rollout(self.model, script, noise, *video), hook)
+        made = rollout(self.model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
+        made = self._noted(made, hook)
         return live.until_stopped(made) if live else made
 
     def _noted(self, blocks: Iterator[Block], hook: Hook) -> Iterator[Block]:
@@ -234,9 +234,7 @@ class Plan:
         self.width = request.width or (state.width if state else preset.width)
         self.height = request.height or (state.height if state else preset.height)
         steps = state.steps if state and request.steps is None else request.steps
-        sigmas = preset.sigmas if steps is None else preset.sigmas.fewer(steps)
-        self.sigmas = shifted_sigmas(sigmas)
-        self.first_sigmas = shifted_sigmas(replace(sigmas, steps=sigmas.first_steps or sigmas.steps))
+        self.sigmas = shifted_sigmas(preset.sigmas if steps is None else preset.sigmas.fewer(steps))
         latent_height, latent_width = latent_size(self.width, self.height)
         self.is_until_stopped = request.seconds == UNTIL_STOPPED
         seconds = MAX_SECONDS if self.is_until_stopped else request.seconds

@@ -5,10 +5,11 @@ from dataclasses import replace
 from comfy_api.v0_0_2 import io
 
 from ..longlive_core.config import SWITCH_POLICIES, Policy, WindowConfig
+from ..longlive_core.model.attention import AUTO
 from .io_types import CATEGORY, POSITIONS, WindowChoice, WindowType
 
 DEFAULT = WindowConfig()
-MAX_WINDOW = 1024
+MAX_WINDOW, MAX_SINK = 1024, 21
 FULL, SMALL = "full", "fp8"
 
 KVCacheInput = io.Combo.Input(
@@ -51,15 +52,16 @@ class LongLiveFrameSink(io.ComfyNode):
                     "sink",
                     default=DEFAULT.sink_latent_frames,
                     min=0,
-                    max=DEFAULT.block_latent_frames,
+                    max=MAX_SINK,
                     tooltip="First latent frames, kept for the whole video: they anchor it. 0: no sink.",
                 ),
                 io.Combo.Input(
                     "on_switch",
-                    options=[policy.value for policy in SWITCH_POLICIES],
-                    default=Policy.RECACHE.value,
+                    options=[AUTO, *(policy.value for policy in SWITCH_POLICIES)],
+                    default=AUTO,
                     tooltip=(
-                        "What cues that name no policy do to the KV cache. recache: the window is computed "
+                        "What cues that name no policy do to the KV cache. auto: as the model was trained, "
+                        "keep for SGF and SGF+, else recache. recache: the window is computed "
                         "again under the new prompt. refresh: the sink too. keep: nothing is. cut: it is "
                         "emptied, a new scene begins."
                     ),
@@ -92,4 +94,5 @@ class LongLiveFrameSink(io.ComfyNode):
             sink_latent_frames=sink,
             has_small_cache=kv_cache == SMALL,
         )
-        return io.NodeOutput(WindowChoice(config, Policy(on_switch), positions))
+        policy = None if on_switch == AUTO else Policy(on_switch)
+        return io.NodeOutput(WindowChoice(config, policy, positions))

@@ -182,9 +182,14 @@ def other_changes(model: Any) -> list[str]:
 def source_of(model: Any) -> dict[str, Any]:
     """What ComfyUI knows of a MODEL's origin: its class, whether it was patched, from 0.27 on its file."""
     known = {"model_class": type(model.model).__name__, "is_patched": is_changed(model)}
+    file = file_of(model)
+    return known | ({"checkpoint": file.name} if file else {})
+
+
+def file_of(model: Any) -> Path | None:
+    """The file that a MODEL was loaded from, where ComfyUI knows it (from 0.27 on)."""
     _, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
-    names = [Path(path).name for path in arguments[:1] if isinstance(path, str)]
-    return known | ({"checkpoint": names[0]} if names else {})
+    return next((Path(path) for path in arguments[:1] if isinstance(path, str)), None)
 
 
 def is_changed(model: Any) -> bool:

@@ -90,15 +90,18 @@ class EncodedSchedule:
 
 @dataclass(frozen=True)
 class WindowChoice:
-    """What a block may look back at, and what happens to it at cues that name no policy."""
+    """What a block may look back at; `on_switch` (None: the model's) is for cues that name no policy."""
 
     window: WindowConfig
-    on_switch: Policy = Policy.RECACHE
+    on_switch: Policy | None = None
     positions: str = AUTO
 
     def apply_to(self, request: Request, preset: Preset) -> Request:
-        """The request with this window, in blocks of the preset, and this policy where cues name none."""
-        window = replace(self.window, block_latent_frames=preset.window.block_latent_frames)
+        """The request with this window, in blocks and positions of the preset, and this policy."""
+        names = ("block_latent_frames", "positions_latent_frames", "endless")
+        window = replace(self.window, **{name: getattr(preset.window, name) for name in names})
         in_effect = request.state.script.prompt if request.state else None
-        schedule = request.schedule.with_on_switch(self.on_switch, in_effect)
+        schedule = request.schedule
+        if self.on_switch:
+            schedule = schedule.with_on_switch(self.on_switch, in_effect)
         return replace(request, schedule=schedule, window=window, positions=self.positions)

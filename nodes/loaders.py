@@ -12,7 +12,7 @@ from ..longlive_core.config import LONGLIVE_1_3B, MINI, RELATIVES, Preset
 from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed
 from ..longlive_core.mini.loader import load_mini
 from ..longlive_core.model.attention import AUTO, BACKENDS, attention_backend, known_attention
-from ..longlive_core.weights.checkpoints import NO_LORA, load_transformer, settle
+from ..longlive_core.weights.checkpoints import NO_LORA, load_transformer, may_have_two_sets, settle
 from ..longlive_core.weights.download import download
 from ..longlive_core.weights.files import sha256_of
 from ..longlive_core.weights.lora import LoraChoice
@@ -130,7 +130,7 @@ class LongLiveLoadModel(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads LongLive-1.3B or a relative from files of any layout, .pt or safetensors, and LoRAs. "
-                "For a MODEL from a stock loader use LongLive: Use Model."
+                "For a MODEL from a stock loader use LongLive: Use Model. SGF+ loads only here."
             ),
             inputs=[
                 io.Combo.Input(
@@ -350,10 +350,16 @@ def added(choices: Sequence[LoraChoice], attention: str) -> dict[str, Any]:
 
 
 def preset_of(model: Any, family: str) -> Preset:
-    """The chosen preset, or the one of the kind that ComfyUI takes the file for."""
-    if family != AUTO:
-        return RELATIVES[family]
-    return RELATIVES[FRAME_WISE] if host.is_frame_wise(model) else LONGLIVE_1_3B
+    """The chosen preset, or the one of the kind that ComfyUI takes the file for; ValueError for SGF+."""
+    preset = RELATIVES[FRAME_WISE] if host.is_frame_wise(model) else LONGLIVE_1_3B
+    preset = preset if family == AUTO else RELATIVES[family]
+    file = host.file_of(model)
+    if preset.has_two_sets or (file and may_have_two_sets(file)):
+        raise ValueError(
+            f"{file.name if file else preset.name} has two sets of weights (SGF+), and ComfyUI's own loader "
+            "drops the second; load the file with LongLive: Load Model"
+        )
+    return preset
 
 
 def unused_changes(model: Any) -> list[str]:

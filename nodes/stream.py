@@ -240,6 +240,7 @@ def request_of(
     """The request of the widgets; 0 seconds are until stopped."""
     seconds = made.pop("seconds") or UNTIL_STOPPED
     made |= {"state": past.state} if past.state else {"past": past.scene, "cut_off": past.cut_off}
+    made["steps"] = min(made.get("steps", max(STEPS)), len(preset.sigmas.steps))
     request = Request(schedule.schedule, seconds, **made)
     return window.apply_to(request, preset) if window else request
 

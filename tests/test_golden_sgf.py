@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from longlive_core.config import ModelConfig, Policy, SigmaConfig, WindowConfig
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.model.two_sets import TwoSetWan
+from longlive_core.rollout.noise import Sigmas, shifted_sigmas
+from longlive_core.rollout.rollout import Switch, rollout
+from longlive_core.weights.checkpoints import load_transformer
+from longlive_core.weights.names import from_wan, our_name
 from tests.test_golden import (
     PATCH,
     Recorded,
@@ -25,14 +34,6 @@ from tests.test_golden import (
     seeded,
     seeded_model,
 )
-from torch import Tensor
-
-from longlive_core.config import ModelConfig, Policy, SigmaConfig, WindowConfig
-from longlive_core.model.causal_wan import CausalWan
-from longlive_core.model.two_sets import TwoSetWan
-from longlive_core.rollout.noise import shifted_sigmas
-from longlive_core.rollout.rollout import Switch, rollout
-from longlive_core.weights.names import foreign_name, from_wan
 
 LAYOUTS = {"sgf": "tiny_sgf.pt", "sgf+": "tiny_sgf_plus.pt"}
 PROBES = {"sgf": "dit_weights_probe_sgf", "sgf+": "dit_weights_probe_plus"}
@@ -84,9 +85,10 @@ class Sgf(Recorded):
             positions_latent_frames=span,
         )
 
-    def first_sigmas(self) -> tuple[float, ...]:
-        steps = tuple(json.loads(self.meta["denoising_step_list_first_block"]))
-        return shifted_sigmas(SigmaConfig(steps, float(self.meta["shift"])))
+    def sigmas(self) -> Sigmas:
+        names = ("denoising_step_list", "denoising_step_list_first_block")
+        steps, first = (tuple(json.loads(self.meta[name])) for name in names)
+        return shifted_sigmas(SigmaConfig(steps, float(self.meta["shift"]), first))
 
     def past(self) -> Tensor | None:
         if not self.initial:
@@ -179,7 +181,6 @@ def latents_of(recorded: Sgf, hook=None, **changes) -> Tensor:
         range(recorded.first, recorded.frames // recorded.block),
         past,
         hook,
-        recorded.first_sigmas(),
     )
     blocks = [block.latents for block in made]
     return torch.cat(blocks if past is None else [past, *blocks], dim=2).transpose(1, 2)
@@ -190,3 +191,60 @@ def test_scenario(sgf_golden: Path) -> None:
     recorder = SgfRecorder(recorded)
     close(latents_of(recorded, recorder), recorded.golden["latents"], "latents")
     assert not recorder.left, "every stored flow, K and V was compared"
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_seeded_weights_are_those_of_the_reference(sgf_dir: Path, kind: str) -> None:
+    """The first numbers of every tensor, the second set's among them."""
+    file = present(sgf_dir / f"{PROBES[kind]}.safetensors")
+    ours = model_of(sgf_dir, kind).state_dict()
+    probes = {our_name(name): numbers for name, numbers in load_file(file).items()}
+    assert probes.keys() == ours.keys()
+    for name, numbers in probes.items():
+        assert torch.equal(ours[name].flatten()[: len(numbers)], numbers), name
+
+
+def ema_of(file: Path) -> dict[str, Tensor]:
+    """The averaged section of a published layout, under the reference's names."""
+    section = torch.load(present(file), weights_only=True)["generator_ema"]
+    return {
+        name.replace("_fsdp_wrapped_module.", "").removeprefix("model."): t for name, t in section.items()
+    }
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_published_layouts_load_their_ema(sgf_dir: Path, kind: str) -> None:
+    file = sgf_dir / LAYOUTS[kind]
+    right = from_wan(ema_of(file))
+    loaded = load_transformer(file, precision="fp32")
+    assert loaded.preset.name == {"sgf": "sgf-chunkwise", "sgf+": "sgf-plus-chunkwise"}[kind]
+    ours = loaded.transformer.state_dict()
+    assert ours.keys() == right.keys()
+    assert all(torch.equal(ours[name], right[name]) for name in right)
+
+
+PREFIXES = (
+    "",
+    "model.",
+    "model._fsdp_wrapped_module.",
+    "_orig_mod.",
+    "module.model.",
+    "model.diffusion_model.",
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_every_wrapper_before_a_name_is_dropped(
+    sgf_dir: Path, tmp_path: Path, kind: str, prefix: str
+) -> None:
+    plain = ema_of(sgf_dir / LAYOUTS[kind])
+    wrapped = {prefix + name: tensor.contiguous() for name, tensor in plain.items()}
+    inner = {
+        name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): t for name, t in wrapped.items()
+    }
+    torch.save({"generator": {}, "generator_ema": inner}, tmp_path / LAYOUTS[kind])
+    save_file(wrapped, tmp_path / "sgf.safetensors", {"preset": "sgf-plus-framewise"} if "+" in kind else {})
+    for file in (tmp_path / LAYOUTS[kind], tmp_path / "sgf.safetensors"):
+        ours = load_transformer(file, precision="fp32").transformer.state_dict()
+        assert all(torch.equal(ours[name], tensor) for name, tensor in from_wan(plain).items()), file.name

@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_steps(parser)
     add("--positions", choices=("auto", "absolute", "endless"), default="auto")
     policies = [policy.value for policy in SWITCH_POLICIES]
-    add("--on-switch", choices=policies, help="policy of cues that name none (default: recache)")
+    add("--on-switch", choices=policies, help="policy of cues that name none; default: the model's own")
     add("--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video")
     add("--state", type=Path, metavar="FILE", help="also write the exact state at the end, for --resume")
     add("--resume", type=Path, metavar="STATE", help="continue from a --state; times count from its end")

@@ -1,7 +1,7 @@
 """Two sets of weights in the place of one transformer, chosen by the pass (Self Gradient Forcing+, 2026).
 
-Its own set denoises, the `memory` set fills the KV cache: queries of the one attend to keys and values of the
-other. What depends on a set, K and V of a prompt and modulations, comes in pairs; their owners only keep them.
+Its own set denoises, the `memory` set fills the KV cache: queries of the one attend to keys and values of
+the other. What depends on a set, K and V of a prompt and modulations, comes in pairs.
 """
 
 from torch import Tensor

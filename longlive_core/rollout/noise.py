@@ -12,10 +12,22 @@ from ..model.rope import widest_float
 TIMESTEP_SCALE = 1000.0
 
 
-def shifted_sigmas(config: SigmaConfig) -> tuple[float, ...]:
-    """The sigmas a block passes through; LongLive's are 1, 0.9375, 0.8333, 0.625."""
-    levels = (step / TIMESTEP_SCALE for step in config.steps)
-    return tuple(config.shift * s / (1 + (config.shift - 1) * s) for s in levels)
+class Sigmas(tuple[float, ...]):
+    """The sigmas a block passes through; `first` are those of a scene's first block."""
+
+    first: tuple[float, ...]
+
+
+def shifted_sigmas(config: SigmaConfig) -> Sigmas:
+    """The sigmas of a config; LongLive's are 1, 0.9375, 0.8333, 0.625, for every block."""
+
+    def shifted(steps: tuple[int, ...]) -> Sigmas:
+        levels = (step / TIMESTEP_SCALE for step in steps)
+        return Sigmas(config.shift * s / (1 + (config.shift - 1) * s) for s in levels)
+
+    sigmas = shifted(config.steps)
+    sigmas.first = shifted(config.first_steps or config.steps)
+    return sigmas
 
 
 def clean_of(latents: Tensor, flow: Tensor, sigma: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Policy, WindowConfig
 from ..model.cache import KVCache, TextCache
 from ..model.causal_wan import CausalWan
-from .noise import clean_of, renoise, to_device
+from .noise import Sigmas, clean_of, renoise, to_device
 from .retry import SecondTry
 from .scene import RolloutState, Scene
 
@@ -73,16 +73,14 @@ def rollout(
     model: CausalWan,
     script: Script,
     noise: Noise,
-    sigmas: tuple[float, ...],
+    sigmas: Sigmas,
     window: WindowConfig,
     blocks: range,
     past: Tensor | RolloutState | None = None,
     hook: Hook | None = None,
-    first_sigmas: tuple[float, ...] = (),
 ) -> Iterator[Block]:
     """Yield the blocks of one video as they are made; a block is committed when the next one is asked for.
 
-    `first_sigmas`, if any, are for the first block that is made, and for the first after a cut.
     `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
     sink and its last window, so the seam is smooth but not bit-identical; a first prompt that cuts drops it.
     From a RolloutState it continues bit for bit, under the prompt in effect there unless the script has one
@@ -107,8 +105,8 @@ def rollout(
             text = tried(index, encode_prompt, model, switch)
             if tried(index, recache, scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
-        is_first = index == blocks.start and not is_resumed or not scene.end
-        levels = first_sigmas if first_sigmas and is_first else sigmas
+        is_first = not scene.end or (index == blocks.start and not is_resumed)
+        levels = sigmas.first if is_first else sigmas
         latents = tried(index, denoise, scene, text, noise, levels, index, hook)
         yield Block(index, latents, opens_scene=scene.end == 0)
         tried(index, commit, scene, text, latents)

@@ -33,9 +33,9 @@ class ScriptState:
 class PromptScript:
     """The rollout's Script: called with block after block, once each, it gives the Switch of each.
 
-    `cue_at(block)` is the cue that takes effect there, if one does. `on_switch` is for one without a policy;
-    a blend is one switch a block, from the embedding in effect, even in mid-blend. Its `mix` and `on_the_way`, the
-    policy of its blocks before the last, were the smoothest of those measured (docs/blend.md).
+    `cue_at(block)` is the cue that takes effect there, if one does. `on_switch` is for one with none. A
+    blend is one switch a block, from the embedding in effect, even in mid-blend. Its `mix` and `on_the_way`,
+    the policy of its blocks before the last, were the smoothest of those measured (docs/blend.md).
     """
 
     def __init__(

@@ -7,6 +7,7 @@ second copy of the weights, and a bad file changes no model.
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from .quantize import (
 SECTIONS = ("generator", "generator_ema", "model", "state_dict")
 EMA_SECTIONS = ("generator_ema", "generator", "model", "state_dict")
 HEAD_DIM = 128
+HEAD_BYTES, SECOND_SET = 1 << 24, re.compile(rb"memory[._]patch_embedding")  # of a file; in SGF+'s names
 NO_LORA = (
     "no LoRA was given: longlive_base without LongLive's own LoRA is only the short-clip stage and drifts in "
     "long videos; add lora.pt, unless it is already merged into this file"
@@ -148,6 +150,13 @@ def check_sets(preset: Preset, file: TensorFile) -> None:
 def has_two_sets(file: TensorFile) -> bool:
     """Whether a file, under our names, has a second set of weights."""
     return any(name.startswith(MEMORY) for name in file.tensors)
+
+
+def may_have_two_sets(path: Path) -> bool:
+    """Whether the head of a file, where names are, speaks of a second set of weights; nothing is loaded."""
+    with suppress(OSError), path.open("rb") as file:
+        return bool(SECOND_SET.search(file.read(HEAD_BYTES)))
+    return False
 
 
 def first_set(shapes: Shapes) -> Shapes:

@@ -56,11 +56,8 @@ def our_name(name: str) -> str:
     """
     plain, is_second = _MEMORY.subn("", bare_name(name), count=1)
     layer, part, leaf = _NAME.fullmatch(plain).groups("")
-    if layer:
-        ours = f"layers.{layer}.{_OURS_IN_LAYER.get(part, part)}{leaf}"
-    else:
-        ours = _OURS.get(part, part) + leaf
-    return MEMORY + ours if is_second else ours
+    our_part = f"layers.{layer}.{_OURS_IN_LAYER.get(part, part)}" if layer else _OURS.get(part, part)
+    return MEMORY * is_second + our_part + leaf
 
 
 def foreign_name(name: str, spelling: str) -> str:
@@ -77,7 +74,7 @@ def bare_name(name: str) -> str:
 
 def our_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of a weight in our model: the patch convolution [E, C, 1, 2, 2] is a matrix [E, 4C]."""
-    if name == "patch_embedding.weight" and len(shape) == 5:
+    if name.removeprefix(MEMORY) == "patch_embedding.weight" and len(shape) == 5:
         return shape[0], shape[1] * shape[2] * shape[3] * shape[4]
     return tuple(shape)
 
