@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..longlive_core.config import WindowConfig
-from ..longlive_core.schedule.schedule import PromptSchedule
+from ..longlive_core.schedule.schedule import NEVER, PromptSchedule
 from ..longlive_core.text.tokens import TEXT_TOKENS, too_long
 from . import host
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType
@@ -29,7 +29,7 @@ class LongLivePromptSchedule(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Timed prompts, one a line. The node shows when each of them takes effect, in blocks of 3 "
-                "latent frames (0.75 s)."
+                "latent frames (0.75 s), and in a frame-wise model where that is another time."
             ),
             inputs=[
                 io.Clip.Input(
@@ -44,7 +44,7 @@ class LongLivePromptSchedule(io.ComfyNode):
                         "One cue a line: a time (5s, 0:05, 1:02.5), optionally => and a policy "
                         "(recache:, refresh:, keep:, cut:, blend 3s:), then the prompt. The first cue is "
                         "at 0. The node reports times for blocks of 3 latent frames (0.75 s), which most "
-                        "models make; a frame-wise one switches at the next 0.25 s. "
+                        "models make, and those of a frame-wise model (0.25 s) where they differ. "
                         "Indented lines continue a prompt, lines with # are comments. "
                         "Timeline JSON is read too. The timeline above edits the same text."
                     ),
@@ -62,9 +62,17 @@ class LongLivePromptSchedule(io.ComfyNode):
     @host.plain_errors()
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
-        timeline = schedule.resolve(WindowConfig().block_latent_frames)
-        lines = [*timeline.warnings, *word_warnings(clip, schedule), *timeline.report()]
+        lines = [*word_warnings(clip, schedule), *times(schedule)]
         return io.NodeOutput(encoded(clip, schedule), ui=host.shown(cls.hidden.unique_id, lines))
+
+
+def times(schedule: PromptSchedule) -> list[str]:
+    """When cues take effect, and which are never seen, in blocks of 3 latent frames and frame-wise."""
+    usual, frame_wise = (schedule.resolve(block) for block in (WindowConfig().block_latent_frames, 1))
+    unseen = [warning.partition(NEVER)[0] for warning in frame_wise.warnings]
+    seen = "except in a frame-wise model, "
+    warnings = [seen * (warning.partition(NEVER)[0] not in unseen) + warning for warning in usual.warnings]
+    return [*warnings, *usual.report(frame_wise)]
 
 
 def word_warnings(clip, schedule: PromptSchedule) -> list[str]:

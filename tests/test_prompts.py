@@ -525,6 +525,15 @@ def test_cues_snap_to_the_next_block_and_the_report_says_so():
     assert timeline.warnings == ()
 
 
+def test_the_report_gives_the_time_in_a_frame_wise_model_where_it_is_another():
+    cues = schedule((0, "a"), (5, "b"), (5.2, "c"))
+    assert cues.resolve(BLOCK).report(cues.resolve(1)) == (
+        '0s "a" takes effect at 0s (block 0)',
+        '5s "b" takes effect at 5.06s (block 7)',
+        '5.2s "c" takes effect at 5.81s (block 8), in a frame-wise model at 5.31s (block 22)',
+    )
+
+
 def test_a_cue_on_a_boundary_stays_there():
     on_boundary, after = geometry.block_seconds(4, BLOCK), geometry.block_seconds(4, BLOCK) + 1 / 16
     blocks = [s.block for s in schedule((0, "a"), (on_boundary, "b"), (after, "c")).resolve(BLOCK).segments]

@@ -116,6 +116,8 @@ def test_endless_does_not_depend_on_how_far_the_video_is(model) -> None:
         WindowConfig(2, 2, 9, endless=True),
         WindowConfig(3, 3, None),
         WindowConfig(3, 3, 6),
+        WindowConfig(3, 4, 12),
+        WindowConfig(1, 4, 6, endless=True, positions_latent_frames=9),
     ],
 )
 @pytest.mark.parametrize("switch", [None, (3, Policy.RECACHE), (7, Policy.REFRESH)])
@@ -213,7 +215,7 @@ def test_not_finite_output_names_the_block_and_keeps_the_rest(model) -> None:
     assert caught.value.block == 3 and len(kept) == 3
 
 
-@pytest.mark.parametrize("sizes", [(3, 3, 5), (3, 4, 12), (0, 0, 12), (3, -1, 12)])
+@pytest.mark.parametrize("sizes", [(3, 3, 5), (3, 10, 12), (0, 0, 12), (3, -1, 12)])
 def test_impossible_windows_are_refused_with_a_way_out(sizes) -> None:
     with pytest.raises(ValueError, match="try"):
         WindowConfig(*sizes)

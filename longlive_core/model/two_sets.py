@@ -22,7 +22,7 @@ class TwoSetWan(CausalWan):
     def compile_layers(self, is_compiled: bool) -> bool:
         """As of one set: both run the same graphs."""
         is_new = super().compile_layers(is_compiled)
-        self.memory.run_layer = self.run_layer
+        self.memory._calls = self._calls
         return is_new
 
     def encode_text(self, embeds: Tensor) -> tuple[TextCache, TextCache]:

@@ -12,6 +12,8 @@ from .cue import Cue, ScheduleError, check_num_cues, check_order, named, quoted,
 from .json_format import JSON_START, is_jsonl, read_jsonl, read_timeline, written_timeline
 from .text_format import checked_text, read_text, written_cue
 
+NEVER = " is never seen: "  # in warnings, between a cue and the reason
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -39,13 +41,23 @@ class Timeline:
         segment = self.segment_at(block)
         return segment.cue if segment.block == block else None
 
-    def report(self) -> tuple[str, ...]:
-        """One line a segment: the time its cue was written for, and when it takes effect."""
-        return tuple(
-            f"{spelled(segment.cue.seconds)} {quoted(segment.cue.prompt)} takes effect at "
-            f"{spelled(round(segment.seconds, 2))} (block {segment.block})"
-            for segment in self.segments
-        )
+    def report(self, frame_wise: "Timeline | None" = None) -> tuple[str, ...]:
+        """One line a segment: the time its cue was written for, and when it takes effect.
+
+        With the same schedule for a `frame_wise` model also when it does there, if that is another time.
+        """
+        others = {segment.cue: segment for segment in frame_wise.segments} if frame_wise else {}
+
+        def begins(segment: Segment) -> str:
+            return f"{spelled(round(segment.seconds, 2))} (block {segment.block})"
+
+        def line(segment: Segment) -> str:
+            other = others.get(segment.cue, segment)
+            more = "" if other.seconds == segment.seconds else f", in a frame-wise model at {begins(other)}"
+            when = f"{spelled(segment.cue.seconds)} {quoted(segment.cue.prompt)}"
+            return f"{when} takes effect at {begins(segment)}{more}"
+
+        return tuple(map(line, self.segments))
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ class PromptSchedule:
                 unseen.append((winners[block], f"{why}; put them further apart"))
             winners[block] = index
         segments = (Segment(block, begins(block), self.cues[index]) for block, index in winners.items())
-        warnings = (f"{named(index, self.cues[index])} is never seen: {why}" for index, why in unseen)
+        warnings = (f"{named(index, self.cues[index])}{NEVER}{why}" for index, why in unseen)
         return Timeline(tuple(segments), tuple(warnings))
 
 
