@@ -29,6 +29,16 @@ def transformer(seed: int = 0) -> dict[str, Tensor]:
     return {name: weight.contiguous() for name, weight in state.items()}
 
 
+def two_sets() -> dict[str, Tensor]:
+    """SGF+ under its published names: a second set of weights, `memory_*`."""
+
+    def twin(name: str) -> str:
+        owner, _, leaf = name.rpartition(".")
+        return f"{owner}.memory_{leaf}" if name.startswith("blocks.") else f"memory_{name}"
+
+    return transformer() | {twin(name): weight for name, weight in transformer(seed=5).items()}
+
+
 def image_to_video(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same as a host would take for an image-to-video model."""
     projector = {"img_emb.proj.0.weight": torch.ones(1280), "img_emb.proj.0.bias": torch.zeros(1280)}
@@ -99,6 +109,7 @@ def write_models(models: Path) -> None:
     save_file(scaled_fp8(state), models / "diffusion_models" / "small_wan_fp8.safetensors")
     frame_wise = {"config": json.dumps({"transformer": {"causal_ar": True}})}
     save_file(state, models / "diffusion_models" / "small_ar.safetensors", metadata=frame_wise)
+    save_file(two_sets(), models / "diffusion_models" / "small_sgf_plus.safetensors")
     save_file(image_to_video(state), models / "diffusion_models" / "small_i2v.safetensors")
     base = {"generator": {f"model.{name}": weight for name, weight in state.items()}}
     torch.save(base, models / "diffusion_models" / "longlive_base.pt")

@@ -227,6 +227,16 @@ def long_prompts_are_cut_as_by_the_command() -> None:
     print("OK long prompts are cut as by the command")
 
 
+def times_of_both_kinds_of_models() -> None:
+    schedule, of = ours("nodes.schedule"), ours("longlive_core.schedule.schedule").PromptSchedule.parse
+    lines = schedule.times(of("0 a\n5s b\n5.2s c\n5.7s d\n9s e\n9s f"))
+    assert lines[0].startswith("except in a frame-wise model, cue 3 at 5.2s is never seen"), lines
+    assert lines[1].startswith("cue 5 at 9s is never seen"), lines
+    assert [" in a frame-wise model at " in line for line in lines[2:]] == [False, False, False, True], lines
+    print("OK times are given for both kinds of models")
+
+
+times_of_both_kinds_of_models()
 a_video_that_cannot_be_moved()
 a_temp_folder_on_a_full_disk()
 latents_that_do_not_fit_the_memory()

@@ -13,6 +13,7 @@ from pack_of import pack_of
 checkout, pack, models = sys.argv[1:]
 ours = pack_of(checkout, pack)
 
+import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
@@ -27,6 +28,7 @@ Scene = ours("longlive_core.rollout.scene").Scene
 LoraChoice = ours("longlive_core.weights.lora").LoraChoice
 CPU = torch.device("cpu")
 FILE, PACKED = (f"{models}/diffusion_models/small_wan{kind}.safetensors" for kind in ("", "_fp8"))
+PAIR = f"{models}/diffusion_models/small_sgf_plus.safetensors"
 LORA = f"{models}/loras/small_lora.safetensors"
 
 
@@ -61,6 +63,31 @@ def check_room(config) -> None:
     tokens = plan.blocks.stop * window.block_latent_frames * 60 * 104 // 4
     keys_and_values = 2 * config.num_layers * tokens * config.dim * torch.bfloat16.itemsize
     assert keys_and_values < parts.run_bytes(plan) < keys_and_values + 4 * 2**30
+
+
+def check_two_sets() -> None:
+    """One model to ComfyUI, counted, unloaded and loaded again whole; its own loader loses a set."""
+    loaded = checkpoints.load_transformer(PAIR, [LoraChoice(Path(LORA))], "fp8", host.offload_device())
+    model, preset = loaded.transformer, loaded.preset
+    assert preset.has_two_sets
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    part = host.managed(model)
+    assert part.patcher.model_size() >= sum(tensor.nbytes for tensor in before.values())
+    for _ in range(2):
+        assert host.load([part]) == [model]
+        assert part.patcher.loaded_size() == part.patcher.model_size()
+        comfy.model_management.unload_all_models()
+    after = model.state_dict()
+    assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
+    stock = comfy.sd.load_diffusion_model(PAIR)
+    for family in ("auto", preset.name)[host.file_of(stock) is None :]:
+        try:
+            ours("nodes.loaders").preset_of(stock, family)
+        except ValueError as error:
+            assert "load the file with LongLive: Load Model" in str(error)
+        else:
+            raise AssertionError(f"half of SGF+ would run as {family}")
+    print("STATE two-sets 0")
 
 
 def report(state: str, found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -101,6 +128,7 @@ def main() -> None:
     whole = host.managed(checkpoints.load_transformer(FILE, (), "fp32").transformer)
     whole.patcher.partially_load(CPU, 1)
     report("whole", torch.tensor(whole.patcher.loaded_size()), torch.tensor(whole.patcher.model_size()))
+    check_two_sets()
 
 
 main()

@@ -298,6 +298,18 @@ def test_a_frame_wise_file_is_known_by_its_metadata(server, models):
         assert dumped(server, "stock").shape[2] == 7
 
 
+def test_two_sets_of_weights_make_a_video_with_lora_and_window(server, models):
+    own = own_model("small_sgf_plus.safetensors", "small_lora.safetensors", precision="fp8")
+    sink = node("LongLiveFrameSink", window=9, sink=3, on_switch="auto", positions="auto")
+    prompt = graph(own=own, sink=sink, video=stream("own", window=["sink", 0]))
+    done = run(server, prompt | {"out": dump("pair", latent=["video", 1])})
+    assert any(text.startswith("sgf-plus-chunkwise, fp8") for text in done.texts)
+    assert any("both sets of weights are changed alike" in text for text in done.texts)
+    assert torch.isfinite(dumped(server, "pair")).all()
+    prompt["sink"]["inputs"]["positions"] = "absolute"
+    assert "choose auto or endless" in error_of(server, prompt)
+
+
 @pytest.mark.parametrize("way", ["LongLiveLoadModel", "LongLiveUseModel"])
 def test_choices_of_older_workflows_run_with_a_note(server, models, way):
     old, one_block = {"attention": "sdpa-cudnn", "speed": "graphs"}, SHORT | {"seconds": 0.56}
@@ -344,6 +356,11 @@ def test_wrong_parts_end_in_one_sentence(server, models):
     assert "needs an NVIDIA GPU; choose sdpa" in error_of(server, flash)
     i2v = graph(own=own_model("small_i2v.safetensors"), video=stream("own"))
     assert "small_i2v.safetensors is a Wan image-to-video model" in error_of(server, i2v)
+    pair = graph(own=own_model("small_sgf_plus.safetensors", family="sgf-framewise"), video=stream("own"))
+    assert "two sets of weights and sgf-framewise has one" in error_of(server, pair)
+    half = {"unet": stock_model("small_sgf_plus.safetensors")}
+    half["own"] = shared("unet", family="sgf-plus-chunkwise")
+    assert "load the file with LongLive: Load Model" in error_of(server, graph(**half, video=stream("own")))
     mini = graph(mini=node("LongLiveLoadMini"), own=own_model(), video=stream("own", vae=["mini", 2]))
     assert "connect the VAE that belongs to the model" in error_of(server, mini)
     pixels = graph(own=own_model(), vae=node("VAELoader", vae_name="pixel_space"), video=stream("own"))

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("shared_weights.py")
 QUANTISED = Path(__file__).with_name("quantised_models.py")
-LIMITS = {"loaded": 1e-6, "patched": 1e-5, "unpatched": 1e-6, "low-vram": 1e-5, "fp8": 0.05, "whole": 0}
+LIMITS = {"loaded": 1e-6, "patched": 1e-5, "unpatched": 1e-6, "low-vram": 1e-5, "fp8": 0.05}
+LIMITS |= {"whole": 0, "two-sets": 0}
 LIMITS["fp8-for-a-gpu"] = 0.05
 # ComfyUI also quantises what the last ones are multiplied with.
 FORMATS = dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8"), 1e-4)
