@@ -162,8 +162,8 @@ def use_products(transformer: CausalWan, precision: str, device: torch.device) -
     if chosen.stored == FP8:
         product, note = fp8_product(device)
     else:
-        shapes = tuple(tuple(linear.weight.shape) for linear in linears.values())
-        once = shapes[: len(shapes) // len(transformer.layers)]
+        first = (linear for name, linear in linears.items() if name.startswith("layers.0."))
+        once = tuple(tuple(linear.weight.shape) for linear in first)
         product, note = int8_product(once, transformer.dtype, device, chosen.is_measured)
     for linear in linears.values():
         linear.product = product
