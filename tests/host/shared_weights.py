@@ -96,6 +96,7 @@ def report(state: str, found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @torch.inference_mode()
 def main() -> None:
+    check_two_sets()
     plain, changed = of_file(FILE), of_file(FILE, LoraChoice(Path(LORA)))
     report("a-lora-changes-it", changed, plain)
 
@@ -128,7 +129,6 @@ def main() -> None:
     whole = host.managed(checkpoints.load_transformer(FILE, (), "fp32").transformer)
     whole.patcher.partially_load(CPU, 1)
     report("whole", torch.tensor(whole.patcher.loaded_size()), torch.tensor(whole.patcher.model_size()))
-    check_two_sets()
 
 
 main()
