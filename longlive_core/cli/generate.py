@@ -20,7 +20,7 @@ from ..weights.files import first_line
 from .options import add_model, add_size_and_window, add_steps, window_from
 from .outputs import DEFAULT_OUT, check_outputs
 from .signals import ending_like_ctrl_c
-from .stderr import STDERR, printable, show
+from .stderr import STDERR, loading_bar, printable, show
 
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
@@ -73,13 +73,8 @@ def pipeline_from(options: argparse.Namespace) -> Pipeline:
     """The model that the options name, with a progress bar while it is loaded."""
     names = (field.name for field in fields(ModelFiles))
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    with tqdm(unit=" weights", desc="loading", delay=0.5, file=STDERR) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return load_pipeline(**given, on_progress=show, on_note=Notes().on_note)
+    with loading_bar("loading") as on_progress:
+        return load_pipeline(**given, on_progress=on_progress, on_note=Notes().on_note)
 
 
 class Notes(Hook):

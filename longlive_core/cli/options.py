@@ -60,8 +60,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", default="mini", metavar="NAME", help="mini (built in), a download by name, or a checkpoint"
     )
     add("--folder", type=Path, default=Path("models"), help="of downloads; default: models")
-    strength = "FILE[:STRENGTH]"
-    add("--lora", type=lora, action="append", default=[], metavar=strength, help="may be repeated")
+    add_lora(parser)
     add("--vae", type=Path, metavar="FILE", help="the Wan 2.1 VAE, or a tiny decoder for it")
     add("--text-encoder", type=Path, metavar="FILE", help="UMT5-XXL: a file or a folder")
     add("--tokenizer", type=Path, metavar="FOLDER", help="where the text encoder has none")
@@ -76,6 +75,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=int, default=0, metavar="PIXELS", help="decode in tiles to save memory")
     add_attention(parser)
     add_speed(parser)
+
+
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    repeated = {"action": "append", "default": [], "help": "may be repeated"}
+    parser.add_argument("--lora", type=lora, metavar="FILE[:STRENGTH]", **repeated)
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 from unicodedata import category
+
+from tqdm import tqdm
 
 STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions of text, halves of characters, line ends
 HARMLESS = "\u200c\u200d\u200e\u200f"  # joiners and marks, which Persian, emoji and Hebrew need
@@ -67,3 +70,15 @@ class Stderr:
 
 
 STDERR = Stderr()
+
+
+@contextmanager
+def loading_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of weights; what it gives takes how many are done, and how many there are."""
+    with tqdm(unit=" weights", desc=doing, delay=0.5, file=STDERR) as bar:
+
+        def show_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show_progress

@@ -39,16 +39,25 @@ def upcast(stored: Tensor, dtype: torch.dtype) -> Tensor:
 def stored_linear(
     x: Tensor, weight: Tensor, scale: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """x [..., in] times a weight [out, in] of another dtype and its scale [1] or [out], in x's dtype."""
+    """x [..., in] times a weight [out, in] of another dtype and its scale [1] or [out], in x's dtype.
+
+    The bias goes into the sums: with scales that are powers of two the result is, bit for bit, that of
+    F.linear with the dequantised weight, which ComfyUI computes.
+    """
+    if bias is not None and scale is not None:
+        bias = (bias / scale).to(x.dtype)
     if x.device.type == "cpu":
-        y = torch.cat([F.linear(x, upcast(part, x.dtype)) for part in weight.split(CPU_ROWS)], dim=-1)
+        parts = [slice(start, start + CPU_ROWS) for start in range(0, len(weight), CPU_ROWS)]
+        biases = [None if bias is None else bias[part] for part in parts]
+        products = (F.linear(x, upcast(weight[p], x.dtype), b) for p, b in zip(parts, biases, strict=True))
+        y = torch.cat([*products], dim=-1)
     else:
-        y = F.linear(x, weight.to(x.dtype))
-    if bias is None:
-        return y if scale is None else (y * scale).to(x.dtype)
+        y = F.linear(x, weight.to(x.dtype), bias)
+    if scale is None:
+        return y
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return y + bias if scale is None else torch.addcmul(bias, y, scale.to(x.dtype))
-    return y.add_(bias) if scale is None else torch.addcmul(bias, y, scale.to(x.dtype), out=y)
+        return (y * scale).to(x.dtype)
+    return y.mul_(scale)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

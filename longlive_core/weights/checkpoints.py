@@ -4,12 +4,12 @@ Open -> rename -> merge LoRAs -> cast -> assign, one weight after the other into
 second copy of the weights, and a bad file changes no model.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import NamedTuple
 
 import torch
@@ -22,11 +22,22 @@ from ..model.causal_wan import CausalWan
 from ..model.two_sets import transformer_of
 from .files import TensorFile, open_tensors
 from .lora import Lora, LoraChoice, open_lora
-from .names import MEMORY, SCALE, WAN_TEXT_TO_VIDEO, Shapes, family, from_wan, misfits, shapes_in
+from .names import (
+    MEMORY,
+    SCALE,
+    WAN_TEXT_TO_VIDEO,
+    Shapes,
+    family,
+    from_wan,
+    misfits,
+    printable,
+    shapes_in,
+)
 from .quantize import (
     PRECISIONS,
     check_quantised,
     compute_dtype,
+    decoded,
     dequantised,
     stored_small,
     to_8_bits,
@@ -41,7 +52,28 @@ NO_LORA = (
     "no LoRA was given: longlive_base without LongLive's own LoRA is only the short-clip stage and drifts in "
     "long videos; add lora.pt, unless it is already merged into this file"
 )
+MERGED = "loras"  # in metadata: LoRAs that are merged into a file, and their strengths
 Progress = Callable[[int, int], None]  # weights done, weights in all
+
+
+class OpenedModel(NamedTuple):
+    """What files say of a transformer, before anything of it is in memory: it is on meta, they are mapped."""
+
+    transformer: CausalWan
+    preset: Preset
+    file: TensorFile
+    loras: list[Lora]
+
+    def notes(self) -> tuple[str, ...]:
+        """How much of each LoRA is used, and a LoRA that is missing or is in the file already."""
+        merged = decoded(self.file.metadata.get(MERGED, ""))
+        again = [lora.choice.path.name for lora in self.loras if lora.choice.path.name in merged]
+        of_both = "; both sets of weights are changed alike" if self.preset.has_two_sets else ""
+        return (
+            *(lora.report() + of_both for lora in self.loras),
+            *(f"{name} is merged into {self.file.path.name} already; leave it out" for name in again),
+            *((NO_LORA,) if self.preset.needs_lora and not self.loras and not merged else ()),
+        )
 
 
 class LoadedTransformer(NamedTuple):
@@ -70,6 +102,20 @@ def load_transformer(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    opened = open_model(path, loras, preset, num_heads, attend)
+    transformer, chosen, file, patches = opened
+    fill(transformer, file, patches, precision, torch.device(device), on_progress)
+    return LoadedTransformer(transformer.eval(), chosen, opened.notes())
+
+
+def open_model(
+    path: Path,
+    loras: Sequence[LoraChoice] = (),
+    preset: str | None = None,
+    num_heads: int | None = None,
+    attend: Attend = sdpa,
+) -> OpenedModel:
+    """Open a checkpoint and its LoRAs and check that they fit; arguments and errors of `load_transformer`."""
     if preset is not None and preset not in RELATIVES:
         raise ValueError(f"unknown model family {preset!r}; choose one of {', '.join(RELATIVES)}")
     chosen, file = opened_as(RELATIVES[preset], path) if preset else recognised(path)
@@ -82,12 +128,7 @@ def load_transformer(
     if wrong := misfits(shapes, file.shapes, no_numbers):
         raise ValueError(f"{file.path}: incomplete or wrong checkpoint: {wrong}; use a Wan 2.1 1.3B file")
     opened = [open_lora(choice, first_set(shapes)) for choice in loras]
-    fill(transformer, file, opened, precision, torch.device(device), on_progress)
-    of_both = "; both sets of weights are changed alike" if chosen.has_two_sets else ""
-    notes = [lora.report() + of_both for lora in opened]
-    if chosen.needs_lora and not opened:
-        notes.append(NO_LORA)
-    return LoadedTransformer(transformer.eval(), replace(chosen, model=config), tuple(notes))
+    return OpenedModel(transformer, replace(chosen, model=config), file, opened)
 
 
 def open_checkpoint(path: Path, sections: tuple[str, ...]) -> TensorFile:
@@ -129,7 +170,7 @@ def opened_as(preset: Preset, path: Path) -> tuple[Preset, TensorFile]:
 def recognised(path: Path) -> tuple[Preset, TensorFile]:
     """The preset by a file's metadata, else its name and its number of sets of weights; and the open file."""
     named, file = opened_as(_preset_of_name(Path(path)), path)
-    preset, block = _preset_of_metadata(file.metadata) or named, named.window.block_latent_frames
+    preset, block = preset_of_metadata(file.metadata, path) or named, named.window.block_latent_frames
     if has_two_sets(file) and not preset.has_two_sets:
         pairs = (other for other in RELATIVES.values() if other.has_two_sets)
         preset = next(pair for pair in pairs if pair.window.block_latent_frames == block)
@@ -171,14 +212,26 @@ def _preset_of_name(path: Path) -> Preset:
     return next((p for p in RELATIVES.values() if re.search(p.family, spelled)), LONGLIVE_1_3B)
 
 
-def _preset_of_metadata(metadata: dict[str, str]) -> Preset | None:
-    """The preset that a file's metadata name: ours by its name, or ComfyUI's mark of a frame-wise model."""
-    try:
-        is_framewise = json.loads(metadata.get("config", "{}")).get("transformer", {}).get("causal_ar")
-    except (ValueError, RecursionError, AttributeError):
-        is_framewise = False
+def preset_of_metadata(metadata: dict[str, str], source: object) -> Preset | None:
+    """The preset that a file's metadata name: ours by its name, or ComfyUI's mark of a frame-wise model.
+
+    With its name, `window` has fields of its WindowConfig; ValueError, with `source`, if they are impossible.
+    """
+    transformer = decoded(metadata.get("config", "")).get("transformer")
+    is_framewise = isinstance(transformer, dict) and transformer.get("causal_ar")
     marked = RELATIVES["causal-forcing-framewise"] if is_framewise else None
-    return RELATIVES.get(metadata.get("preset"), marked)
+    named = RELATIVES.get(metadata.get("preset"))
+    if named is None:
+        return marked
+    window = decoded(metadata.get("window", ""))
+    try:
+        if strange := [value for value in window.values() if not isinstance(value, (int, NoneType))]:
+            raise ValueError(f"{strange[0]!r} is no number of latent frames")
+        return replace(named, window=replace(named.window, **window))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source}: the window in its metadata is not possible: {printable(str(error))}"
+        ) from error
 
 
 def fill(
@@ -199,17 +252,24 @@ def fill(
     stays_mapped = not loras and {file.tensors[name].dtype for name in small} == {stored}
     state = dict(transformer.state_dict())
     for done, name in enumerate(state, start=1):
-        mapped, scale = file.tensors[name], file.tensors.get(name + SCALE)
-        check_finite(name, mapped, file.path)
-        check_finite(name + SCALE, scale, file.path)
-        tensor, scale = cast(*merged(name, mapped, scale, loras), stored if name in small else compute)
-        is_mapped = tensor.data_ptr() == mapped.data_ptr()
+        tensor, scale = prepared(name, file, loras, stored if name in small else compute)
+        is_mapped = tensor.data_ptr() == file.tensors[name].data_ptr()
         state[name] = tensor.to(device, copy=is_mapped and not stays_mapped)
         if scale is not None:
             transformer.get_submodule(name.removesuffix(".weight")).scale = scale.to(device)
         if on_progress:
             on_progress(done, len(state))
     transformer.load_state_dict(state, strict=True, assign=True)
+
+
+def prepared(
+    name: str, file: TensorFile, loras: Sequence[Lora], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """A weight of a file, checked, with its LoRAs, in the dtype that it is stored in; a scale with 8 bits."""
+    tensor, scale = file.tensors[name], file.tensors.get(name + SCALE)
+    check_finite(name, tensor, file.path)
+    check_finite(name + SCALE, scale, file.path)
+    return cast(*merged(name, tensor, scale, loras), dtype)
 
 
 def merged(

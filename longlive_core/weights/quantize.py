@@ -4,13 +4,14 @@ Where no kernel multiplies in 8 bits, or none is faster, weights are dequantised
 """
 
 import json
+from math import frexp
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..fast.int8 import int8_linear, int8_trial
-from ..fast.products import FP8, fp8_linear, lacks_fp8_products, quantise
+from ..fast.products import FP8, LARGEST, SMALLEST_SCALE, fp8_linear, lacks_fp8_products, quantise
 from ..model.causal_wan import CausalWan
 from ..model.layers import Linear, Product
 from .files import TensorFile, first_line
@@ -68,9 +69,17 @@ def precision_of(num_bytes: float, dtype: torch.dtype | None = None) -> str:
 
 
 def to_8_bits(weight: Tensor, dtype: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
-    """Weight [out, in] -> (e4m3 or int8 [out, in], fp32 scale [out]); weight is about small * scale."""
-    small, scale = quantise(weight, dtype)
-    return small, scale.flatten()
+    """Weight [out, in] -> (e4m3 or int8 [out, in], fp32 scale [out]); weight is about small * scale.
+
+    In int8 each row has a scale. In e4m3, which is as exact at any size, all rows have the same power of two:
+    the one kind of scale that ComfyUI reads, and that makes small * scale exact in every dtype.
+    """
+    if dtype != FP8:
+        small, scale = quantise(weight, dtype)
+        return small, scale.flatten()
+    _, exponent = frexp(max(float(weight.abs().max()) / LARGEST[FP8], SMALLEST_SCALE))
+    scale = 2.0**exponent
+    return (weight / scale).to(FP8), torch.full((len(weight),), scale, device=weight.device)
 
 
 def dequantised(weight: Tensor, scale: Tensor | None) -> Tensor:
@@ -107,15 +116,16 @@ def _is_scale(scale: Tensor | None, weight: Tensor | None) -> bool:
 
 def _formats(file: TensorFile) -> dict[str, str]:
     """Our names of the weights that ComfyUI quantised -> format, with all else that changes the numbers."""
-    layers = _decoded(file.metadata.get(_NOTES, "")).get("layers")
+    layers = decoded(file.metadata.get(_NOTES, "")).get("layers")
     notes = dict(layers) if isinstance(layers, dict) else {}
     for name in (name for name in file.tensors if name.endswith(_NOTE)):
         text = bytes(file.tensors[name].flatten().to(torch.uint8).tolist())
-        notes[name.removesuffix(_NOTE)] = _decoded(text)
+        notes[name.removesuffix(_NOTE)] = decoded(text)
     return {our_name(f"{module}.weight"): _format(note) for module, note in notes.items()}
 
 
-def _decoded(note: str | bytes) -> dict[str, Any]:
+def decoded(note: str | bytes) -> dict[str, Any]:
+    """The object that JSON in a file holds; empty for anything else."""
     try:
         content = json.loads(note)
     except (ValueError, RecursionError):

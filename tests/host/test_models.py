@@ -310,6 +310,32 @@ def test_two_sets_of_weights_make_a_video_with_lora_and_window(server, models):
     assert "choose auto or endless" in error_of(server, prompt)
 
 
+def test_a_merged_file_is_saved_and_every_loader_reads_it(server, models):
+    asked = own_model("longlive_base.pt", "longlive_lora.pt", precision="bf16", save_merged="merged")
+    save = {"video": ["video", 0], "filename_prefix": "merged", "format": "auto", "codec": "auto"}
+    prompt = graph(own=asked, video=stream("own", 15, **SHORT), saved=node("SaveVideo", **save))
+    (note,) = run(server, prompt).outputs["own"]["text"]
+    assert "40 tensors change" in note and "merged.safetensors is written" in note
+    before = (models / "diffusion_models" / "merged.safetensors").read_bytes()
+    asked["inputs"]["lora_strength"] = 0.5
+    (note,) = run(server, prompt).outputs["own"]["text"]
+    assert "merged.safetensors exists and was not written" in note
+    assert (models / "diffusion_models" / "merged.safetensors").read_bytes() == before
+    ways = {
+        "merged": own_model("merged.safetensors", precision="fp32"),
+        "unet": stock_model("merged.safetensors"),
+    }
+    prompt = graph(**ways, stock=shared("unet"))
+    for name in ("merged", "stock"):
+        prompt[f"{name}_video"] = stream(name, 15, **SHORT)
+        prompt[f"{name}_out"] = dump(name, latent=[f"{name}_video", 1])
+    done = run(server, prompt)
+    assert server.version.startswith("0.3.6") or not any("no LoRA was given" in text for text in done.texts)
+    assert torch.equal(dumped(server, "merged"), dumped(server, "stock"))
+    asked["inputs"]["save_merged"] = "../merged"
+    assert "without folders" in error_of(server, graph(own=asked, video=stream("own")))
+
+
 @pytest.mark.parametrize("way", ["LongLiveLoadModel", "LongLiveUseModel"])
 def test_choices_of_older_workflows_run_with_a_note(server, models, way):
     old, one_block = {"attention": "sdpa-cudnn", "speed": "graphs"}, SHORT | {"seconds": 0.56}
