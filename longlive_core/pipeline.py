@@ -374,8 +374,8 @@ class ModelFiles:
                 )
             own = {"vae": paths.get("vae"), "text_encoder": paths.get("text_encoders")}
             own = {name: getattr(self, name) or path for name, path in own.items()}
-            lora = (LoraChoice(paths["loras"]), *self.lora)
-            return replace(self, model=paths["diffusion_models"], lora=lora, **own)
+            loras = [LoraChoice(paths["loras"])] if "loras" in paths else []
+            return replace(self, model=paths["diffusion_models"], lora=(*loras, *self.lora), **own)
         if not Path(self.model).exists():
             names = ", ".join((MINI.name, *DOWNLOADS))
             raise ValueError(f"{str(self.model)!r} is neither a file nor one of {names}")

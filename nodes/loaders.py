@@ -34,7 +34,10 @@ from .vaes import OwnVae
 
 MODELS, LORAS, NONE = "diffusion_models", "loras", "none"
 VAES = ("vae", "vae_approx")
-DOWNLOAD, PUBLISHED = "LongLive-1.3B (download)", "longlive-1.3b-transformer"
+PUBLISHED = {
+    "SGF+ (download)": "sgf-plus-transformer",
+    "LongLive-1.3B (download)": "longlive-1.3b-transformer",
+}
 FRAME_WISE = "causal-forcing-framewise"
 STRENGTHS = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
 
@@ -146,14 +149,17 @@ class LongLiveLoadModel(io.ComfyNode):
             display_name="LongLive: Load Model",
             category=CATEGORY,
             description=(
-                "Loads LongLive-1.3B or a relative from files of any layout, .pt or safetensors, and LoRAs. "
-                "For a MODEL from a stock loader use LongLive: Use Model. SGF+ loads only here."
+                "Loads SGF+, LongLive-1.3B or a relative from files of any layout, .pt or safetensors, and "
+                "LoRAs. For a MODEL from a stock loader use LongLive: Use Model. SGF+ loads only here."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=[*host.file_names(MODELS), DOWNLOAD],
-                    tooltip="A file in models/diffusion_models: longlive_base.pt, or another Wan 2.1 1.3B.",
+                    options=[*PUBLISHED, *host.file_names(MODELS)],
+                    tooltip=(
+                        "A file in models/diffusion_models (SGF+, SGF, LongLive or another Wan 2.1 1.3B), or "
+                        "a published model to download."
+                    ),
                 ),
                 io.Combo.Input(
                     "lora",
@@ -186,7 +192,7 @@ class LongLiveLoadModel(io.ComfyNode):
     def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, **_) -> str:
         """Changes with the files; what comes over a link is None here."""
         files = ((checkpoint, MODELS), (lora, LORAS), (second_lora, LORAS))
-        return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, DOWNLOAD))
+        return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, *PUBLISHED))
 
     @classmethod
     def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
@@ -333,21 +339,22 @@ def chosen_files(checkpoint: str, accept_licence: bool, loras: dict) -> tuple[Pa
     """The chosen checkpoint and LoRAs; the published ones are downloaded first, if they were chosen."""
     pairs = ("lora", "lora_strength"), ("second_lora", "second_strength")
     choices = chosen_loras((loras[name], loras[strength]) for name, strength in pairs)
-    if checkpoint != DOWNLOAD:
+    if checkpoint not in PUBLISHED:
         return host.file_path(checkpoint, MODELS), choices
-    base, own = downloaded(accept_licence)
-    return base, [LoraChoice(own, loras["lora_strength"]), *choices] if loras["lora"] == NONE else choices
+    base, *own = downloaded(PUBLISHED[checkpoint], accept_licence)
+    chosen = own if loras["lora"] == NONE else []
+    return base, [*(LoraChoice(path, loras["lora_strength"]) for path in chosen), *choices]
 
 
-def downloaded(accept_licence: bool) -> list[Path]:
-    """LongLive's checkpoint and LoRA; ValueError with sizes and licences unless they are accepted."""
+def downloaded(name: str, accept_licence: bool) -> list[Path]:
+    """A published checkpoint and its LoRA, if any; ValueError with sizes and licences unless accepted."""
     terms: list[str] = []
 
     def confirm(text: str) -> bool:
         terms.append(" ".join(text.split()))
         return accept_licence
 
-    paths = download(PUBLISHED, host.models_folder(), confirm=confirm)
+    paths = download(name, host.models_folder(), confirm=confirm)
     if not paths:
         raise ValueError(f"nothing was downloaded, because accept_licence is off: {terms[0]}")
     return paths

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import shutil
 import socket
 import threading
@@ -9,13 +10,26 @@ from collections import namedtuple
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 from huggingface_hub import HfApi, constants, utils
 
+from longlive_core.config import RELATIVES
+from longlive_core.weights.checkpoints import _preset_of_name as preset_of_name
 from longlive_core.weights.download import download
-from longlive_core.weights.published import COMFYUI, DOWNLOADS, LICENCES, LONGLIVE, WAN
+from longlive_core.weights.published import (
+    CAUSAL_FORCING,
+    COMFYUI,
+    DOWNLOADS,
+    LICENCES,
+    LONGLIVE,
+    SGF,
+    SGF_PLUS,
+    WAN,
+)
 
+LICENSE = "mit-0"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE, LORA = f"{LONGLIVE}/models/longlive_base.pt", f"{LONGLIVE}/models/lora.pt"
 Seen = namedtuple("Seen", "method path start")
@@ -35,7 +49,7 @@ class Hub(ThreadingHTTPServer):
         self.seen: list[Seen] = []
         self.cut_at, self.cuts = 0, dict.fromkeys(names, 0)
         self.damaged: set[str] = set()
-        self.knows_ranges = True
+        self.knows_ranges, self.knows_licences = True, True
 
     @property
     def endpoint(self) -> str:
@@ -64,10 +78,14 @@ class Handler(BaseHTTPRequestHandler):
         """Be silent."""
 
     def _answer(self) -> None:
+        self.path = unquote(self.path)
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         start = start if self.server.knows_ranges else 0
         self.server.seen.append(Seen(self.command, self.path, start))
         assert "Authorization" not in self.headers
+        if self.path.startswith("/api/models/"):
+            self._card(self.path.removeprefix("/api/models/"))
+            return
         if self.path.startswith("/cdn/"):
             self._content(self.path.removeprefix("/cdn/"), start)
             return
@@ -80,9 +98,15 @@ class Handler(BaseHTTPRequestHandler):
             self._head(200, about(content, "ETag") | {"Content-Length": str(len(content))})
             self._body(content)
         else:
-            place = f"http://localhost:{self.server.server_port}/cdn/{name}"
+            place = f"http://localhost:{self.server.server_port}/cdn/{quote(name)}"
             headers = about(self.server.files[name], "X-Linked-Etag")
             self._head(302, headers | {"Location": place, "Content-Length": "0"})
+
+    def _card(self, repo: str) -> None:
+        tags = [f"license:{LICENSE}"] if self.server.knows_licences else []
+        content = json.dumps({"id": repo, "tags": tags}).encode()
+        self._head(200, {"Content-Type": "application/json", "Content-Length": str(len(content))})
+        self._body(content)
 
     def _content(self, name: str, start: int) -> None:
         content = self.server.files[name]
@@ -155,7 +179,8 @@ def files_in(folder: Path) -> set[Path]:
 
 def link(hub: Hub, file, folder: Path) -> str:
     """Where a file comes from and goes to, as texts for users say it."""
-    return f"{hub.endpoint}/{file.repo}/resolve/main/{file.path} -> {folder / file.kind / file.name}"
+    place = folder / file.kind / file.name
+    return f"{hub.endpoint}/{file.repo}/resolve/main/{quote(file.path)} -> {place}"
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
@@ -167,7 +192,10 @@ def test_files_land_in_the_hosts_folders(hub: Hub, tmp_path: Path, name: str) ->
         assert path.read_bytes() == hub.files[f"{file.repo}/{file.path}"]
     assert files_in(tmp_path) == set(paths)
     (text,) = asked
-    assert "CC-BY-NC-SA 4.0" in text and "Apache-2.0" in text and "MB  in all" in text
+    assert "Apache-2.0" in text and "MB  in all" in text
+    assert ("CC-BY-NC-SA 4.0" in text) == name.startswith("longlive")
+    for repo in {file.repo for file in DOWNLOADS[name]}:
+        assert f"The hub gives the licence of {repo} as {LICENSE}." in text
     assert all(link(hub, file, tmp_path) in text for file in DOWNLOADS[name])
 
 
@@ -183,7 +211,21 @@ def test_licences_are_those_of_the_missing_files(hub: Hub, tmp_path: Path) -> No
 def test_the_table_names_known_folders() -> None:
     folders = {file.kind for files in DOWNLOADS.values() for file in files}
     assert folders == {"diffusion_models", "loras", "vae", "text_encoders"}
-    assert {file.repo for files in DOWNLOADS.values() for file in files} == {LONGLIVE, WAN, COMFYUI}
+    repos = {file.repo for files in DOWNLOADS.values() for file in files}
+    assert repos == {LONGLIVE, WAN, COMFYUI, SGF, SGF_PLUS, CAUSAL_FORCING}
+
+
+def test_files_are_saved_under_names_that_tell_their_preset() -> None:
+    presets = [name for name in RELATIVES if name in DOWNLOADS]
+    assert len(presets) == 7 and DOWNLOADS["sgf-plus"] == DOWNLOADS["sgf-plus-chunkwise"]
+    for name in presets:
+        assert preset_of_name(Path(DOWNLOADS[name][0].name)).name == name
+
+
+def test_a_licence_that_the_hub_does_not_give_is_no_failure(hub: Hub, tmp_path: Path) -> None:
+    hub.knows_licences, texts = False, []
+    download("sgf-plus", tmp_path, confirm=lambda text: texts.append(text), endpoint=hub.endpoint)
+    assert f"The hub gives the licence of {SGF_PLUS} as unknown; read its page." in texts[0]
 
 
 def test_complete_files_are_not_fetched_again(hub: Hub, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, HfFileMetadata, hf_hub_url
 from .files import first_line
 from .published import DOWNLOADS, LICENCES, RemoteFile
 
+SECONDS = 10  # to wait for what the hub says of a licence
 TRIES = 100  # of a file, each further than the one before
 
 
@@ -37,7 +38,8 @@ def download(
         if unknown := [links[t] for t, v in versions.items() if not (v.size and v.etag and v.commit_hash)]:
             raise OSError(f"the server does not report size and version of {unknown[0]}")
         _check_disk_space(sizes := {target: version.size for target, version in versions.items()})
-    licences = dict.fromkeys(LICENCES[file.repo] for file in missing.values())
+    repos = dict.fromkeys(file.repo for file in missing.values())
+    licences = dict.fromkeys(line for repo in repos for line in (LICENCES[repo], _licence(hub, repo)))
     table = [f"{_amount(size):>8}  {links[target]} -> {target}" for target, size in sizes.items()]
     total = f"{_amount(sum(sizes.values())):>8}  in all"
     if missing and not confirm("\n".join([*table, total, "", *licences])):
@@ -48,6 +50,16 @@ def download(
             _fetched(hub, file, versions[target], staging).replace(target)
             shutil.rmtree(staging, ignore_errors=True)
     return list(targets)
+
+
+def _licence(hub: HfApi, repo: str) -> str:
+    """What the hub says of a repository's licence; mirrors may say nothing."""
+    try:
+        tags = hub.model_info(repo, timeout=SECONDS).tags
+        names = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
+    except Exception:  # whose types depend on the library's version
+        names = []
+    return f"The hub gives the licence of {repo} as {' and '.join(names) or 'unknown; read its page'}."
 
 
 def _fetched(hub: HfApi, file: RemoteFile, version: HfFileMetadata, staging: Path) -> Path:
