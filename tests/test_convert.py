@@ -176,12 +176,10 @@ def test_fp8_with_a_scale_a_row_gets_one_a_matrix(base, converted, tmp_path) -> 
         assert (ours - right).norm() < 0.05 * right.norm()
 
 
-def test_both_sets_of_sgf_plus_are_in_one_file(loras, tmp_path) -> None:
-    sets = [model_files.transformer(seed) for seed in (0, 1)]
-    both = {**sets[0], **{f"memory.{name}": weight for name, weight in sets[1].items()}}
-    torch.save({"generator_ema": both}, tmp_path / "sgf_plus_chunkwise.pt")
-    convert(tmp_path / "sgf_plus_chunkwise.pt", loras[:1], "fp8", tmp_path / "a.safetensors")
-    right = load_transformer(tmp_path / "sgf_plus_chunkwise.pt", loras[:1], "fp8")
+def test_both_sets_of_sgf_plus_are_in_one_file(published, loras, tmp_path) -> None:
+    checkpoint = published / "diffusion_models" / "sgf_plus_chunkwise.pt"
+    convert(checkpoint, loras[:1], "fp8", tmp_path / "a.safetensors")
+    right = load_transformer(checkpoint, loras[:1], "fp8")
     found = load_transformer(tmp_path / "a.safetensors", (), "fp8")
     assert found.preset == right.preset and found.preset.name == "sgf-plus-chunkwise"
     weights = found.transformer.state_dict()

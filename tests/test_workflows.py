@@ -44,6 +44,7 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 EXPECTED = {
     *("mini_prompt_switch", "mini_timeline", "mini_frame_sink_compare", "mini_endless", "mini_extend"),
     *("longlive_t2v", "longlive_interactive_60s", "longlive_240s", "longlive_low_vram"),
+    *("sgf_t2v", "sgf_interactive_60s", "sgf_240s"),
 }
 LOADERS = {"LongLiveLoadModel", "LongLiveLoadVAE", "CLIPLoader", "VAELoader"}
 FOLDERS = {"diffusion_models", "loras", "text_encoders", "vae", "vae_approx"}
@@ -142,9 +143,10 @@ def test_the_promised_settings_are_in_the_workflows():
     def values(workflow: str, kind: str) -> dict:
         return values_of(next(node for node in named[workflow]["nodes"] if node["type"] == kind))
 
-    minute = PromptSchedule.parse(values("longlive_interactive_60s", "LongLivePromptSchedule")["prompts"])
-    assert len(minute.cues) == 6 and values("longlive_interactive_60s", "LongLiveStream")["seconds"] == 60
-    assert values("longlive_240s", "LongLiveStream")["seconds"] == 240
+    for model in ("longlive", "sgf"):
+        minute = PromptSchedule.parse(values(f"{model}_interactive_60s", "LongLivePromptSchedule")["prompts"])
+        assert len(minute.cues) == 6 and values(f"{model}_interactive_60s", "LongLiveStream")["seconds"] == 60
+        assert values(f"{model}_240s", "LongLiveStream")["seconds"] == 240
     assert values("longlive_low_vram", "LongLiveLoadModel")["precision"] == "fp8"
     assert values("longlive_low_vram", "LongLiveLoadVAE")["vae_name"].startswith("taew2_1")
 

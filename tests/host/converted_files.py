@@ -1,7 +1,8 @@
 """Run by a checkout's Python: checkpoint and LoRA, the converted file, and that file by the stock loader.
 
-Arguments: checkout, pack, models folder, a precision. Prints the largest difference of each one's latents
-from those of checkpoint and LoRA. ATEN_CPU_CAPABILITY is avx2, so that we compute in fp32 as ComfyUI does.
+Arguments: checkout, pack, models folder, a precision, the file to write. Prints the largest difference of the
+latents of each from those of checkpoint and LoRA. ATEN_CPU_CAPABILITY is avx2: we compute in fp32 as
+ComfyUI does.
 """
 
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from pack_of import pack_of
 
-checkout, pack, models, precision = sys.argv[1:]
+checkout, pack, models, precision, out = sys.argv[1:]
 ours = pack_of(checkout, pack)
 
 import comfy.sd  # noqa: E402
@@ -22,7 +23,7 @@ LoraChoice = ours("longlive_core.weights.lora").LoraChoice
 noises, rollouts = ours("longlive_core.rollout.noise"), ours("longlive_core.rollout.rollout")
 BASE = Path(models) / "diffusion_models" / "longlive_base.pt"
 LORAS = [LoraChoice(Path(models) / "loras" / "longlive_lora.pt")]
-OUT = BASE.with_name(f"converted-{precision}.safetensors")
+OUT = Path(out)
 
 
 def latents(transformer, preset) -> torch.Tensor:

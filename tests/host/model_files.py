@@ -113,6 +113,8 @@ def write_models(models: Path) -> None:
     save_file(image_to_video(state), models / "diffusion_models" / "small_i2v.safetensors")
     base = {"generator": {f"model.{name}": weight for name, weight in state.items()}}
     torch.save(base, models / "diffusion_models" / "longlive_base.pt")
+    both = {f"model.{name}": weight for name, weight in two_sets().items()}
+    torch.save({"generator_ema": both}, models / "diffusion_models" / "sgf_plus_chunkwise.pt")
     save_file(stock_lora(pairs), models / "loras" / "small_lora.safetensors")
     torch.save({"generator_lora": reference_lora(pairs)}, models / "loras" / "longlive_lora.pt")
     save_file(tiny_decoder(), models / "vae_approx" / "taew2_1.safetensors")

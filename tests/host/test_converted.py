@@ -14,9 +14,10 @@ FP8_SINCE = (0, 27)  # before, ComfyUI rounds the linears outside the layers to 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
-def test_latents_are_those_of_checkpoint_and_lora(precision, checkout, small_models):
+def test_latents_are_those_of_checkpoint_and_lora(precision, checkout, small_models, tmp_path):
     python = checkout / ".venv" / "bin" / "python"
     command = [python if python.exists() else sys.executable, SCRIPT, checkout, ROOT, small_models, precision]
+    command.append(tmp_path / "converted.safetensors")
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, cwd=checkout, env=environment, check=False

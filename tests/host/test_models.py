@@ -13,7 +13,8 @@ import torch
 from longlive_core.config import VERSION
 from longlive_core.output.video import read_settings
 
-WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("longlive_*.json"))
+FOLDER = Path(__file__).parents[2] / "workflows"
+WORKFLOWS = sorted(file for model in ("longlive", "sgf") for file in FOLDER.glob(f"{model}_*.json"))
 PROMPTS = "0 a red star drifts over\n0.5s => a blue circle\n"
 SIZE = 32
 SECONDS = 1.5  # 24 frames: 7 latent frames in 3 blocks
@@ -420,6 +421,9 @@ def test_the_published_files_are_fetched_by_a_choice_in_the_loader(server, model
     asked = own_model("LongLive-1.3B (download)")
     refused = error_of(server, graph(own=asked, video=stream("own")))
     assert "accept_licence is off" in refused and "CC-BY-NC-SA" in refused
+    (models / "diffusion_models" / "sgf_plus_chunkwise.pt").unlink()
+    free = error_of(server, graph(own=own_model("SGF+ (download)"), video=stream("own")))
+    assert "Self_Gradient_Forcing_Plus) says Apache-2.0" in free and "The hub gives the licence of" in free
     assert not any(place.exists() for place in places.values())
     asked["inputs"]["accept_licence"] = True
     run(server, graph(own=asked, video=stream("own"), out=dump("fetched", latent=["video", 1])))
