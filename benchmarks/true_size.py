@@ -65,23 +65,28 @@ def peak_bytes() -> int:
 
 def write(folder: Path, _: str) -> dict[str, float]:
     """longlive_base.pt in fp32 and lora.pt, both random."""
+    files = (folder / "longlive_base.pt", folder / "lora.pt")
+    random_files(ModelConfig(), *files)
+    sizes = [file.stat().st_size for file in files]
+    return {"checkpoint_gb": round(sizes[0] / 1e9, 3), "lora_gb": round(sizes[1] / 1e9, 3)}
+
+
+def random_files(config: ModelConfig, base: Path, lora: Path) -> None:
+    """Write a checkpoint in fp32 and a LoRA on all matrices of its layers, in the reference's layout."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        shapes = {name: t.shape for name, t in CausalWan(ModelConfig()).state_dict().items()}
-    dim, channels = ModelConfig().dim, ModelConfig().latent_channels
+        shapes = {name: t.shape for name, t in CausalWan(config).state_dict().items()}
     state = {f"model.{foreign_name(n, 'wan')}": SCALE * torch.randn(s) for n, s in shapes.items()}
     patch = "model.patch_embedding.weight"
-    state[patch] = state[patch].view(dim, channels, 1, 2, 2)
-    torch.save({"generator": state}, folder / "longlive_base.pt")
+    state[patch] = state[patch].view(config.dim, config.latent_channels, 1, 2, 2)
+    torch.save({"generator": state}, base)
     pairs = {}
     for name, shape in shapes.items():
         if name.startswith("layers.") and len(shape) == 2:
             stem = "base_model.model." + foreign_name(name, "wan").removesuffix(".weight")
             pairs[f"{stem}.lora_A.weight"] = SCALE * torch.randn(RANK, shape[1])
             pairs[f"{stem}.lora_B.weight"] = SCALE * torch.randn(shape[0], RANK)
-    torch.save({"generator_lora": pairs}, folder / "lora.pt")
-    sizes = [(folder / name).stat().st_size for name in ("longlive_base.pt", "lora.pt")]
-    return {"checkpoint_gb": round(sizes[0] / 1e9, 3), "lora_gb": round(sizes[1] / 1e9, 3)}
+    torch.save({"generator_lora": pairs}, lora)
 
 
 def loaded(folder: Path, precision: str) -> LoadedTransformer:

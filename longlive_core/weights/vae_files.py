@@ -43,11 +43,11 @@ _RULES = (  # the reference's | diffusers'
     (r"\.resample\.resample\.1\.", ".resample.space."),
     (r"\.time_conv\.", ".time."),
 )
-_TAEHV = {"decoder.1.": "decoder.stem.", "decoder.22.": "decoder.head."}
+TAEHV_NAMES = {"decoder.1.": "decoder.stem.", "decoder.22.": "decoder.head."}  # the family's: ours
 for _stage, _first in enumerate((3, 9, 15)):  # three blocks, upsampling, time, a convolution
-    _TAEHV |= {f"decoder.{_first + i}.": f"decoder.stages.{_stage}.{i}." for i in range(3)}
-    _TAEHV[f"decoder.{_first + 4}.conv."] = f"decoder.grows.{_stage}.grow."
-    _TAEHV[f"decoder.{_first + 5}."] = f"decoder.grows.{_stage}.conv."
+    TAEHV_NAMES |= {f"decoder.{_first + i}.": f"decoder.stages.{_stage}.{i}." for i in range(3)}
+    TAEHV_NAMES[f"decoder.{_first + 4}.conv."] = f"decoder.grows.{_stage}.grow."
+    TAEHV_NAMES[f"decoder.{_first + 5}."] = f"decoder.grows.{_stage}.conv."
 
 
 def load_vae(
@@ -100,8 +100,8 @@ def from_taehv(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for name, tensor in state.items():
         if not name.startswith("encoder."):
-            theirs = next((prefix for prefix in _TAEHV if name.startswith(prefix)), "")
-            ours[_TAEHV.get(theirs, "") + name.removeprefix(theirs)] = tensor
+            theirs = next((prefix for prefix in TAEHV_NAMES if name.startswith(prefix)), "")
+            ours[TAEHV_NAMES.get(theirs, "") + name.removeprefix(theirs)] = tensor
     return ours
 
 

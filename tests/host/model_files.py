@@ -91,7 +91,7 @@ def tiny_decoder(seed: int = 2) -> dict[str, Tensor]:
     """A decoder of the TAEHV family."""
     torch.manual_seed(seed)
     ours = TinyAutoencoder(TINY_WAN).requires_grad_(False).decoder.state_dict(prefix="decoder.")
-    theirs = {our: their for their, our in vae_files._TAEHV.items()}
+    theirs = {our: their for their, our in vae_files.TAEHV_NAMES.items()}
     state = {}
     for name, weight in ours.items():
         prefix = next(part for part in theirs if name.startswith(part))
