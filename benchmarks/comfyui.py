@@ -69,6 +69,7 @@ class Memory:
 
     def __init__(self, device: str):
         self._is_gpu = device == "cuda"
+        self.lowest = self.free()
 
     def free(self) -> int:
         if self._is_gpu:
@@ -88,18 +89,19 @@ class Memory:
     @contextmanager
     def watched(self) -> Iterator[dict[str, float]]:
         """The most that others take meanwhile: `peak_gib` is there at the end."""
-        before, lowest, is_over, found = self.free(), [self.free()], threading.Event(), {}
+        before, is_over, found = self.free(), threading.Event(), {}
+        self.lowest = before
 
         def watch() -> None:
             while not is_over.wait(POLL_SECONDS):
-                lowest[0] = min(lowest[0], self.free())
+                self.lowest = min(self.lowest, self.free())
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         yield found
         is_over.set()
         thread.join()
-        found["peak_gib"] = round((before - lowest[0]) / GIB, 2)
+        found["peak_gib"] = round((before - self.lowest) / GIB, 2)
 
 
 class Bench:
@@ -111,7 +113,6 @@ class Bench:
         self._options += ["--cpu"] if options.small else []
         self._seconds = SMALL_SECONDS if options.small else options.seconds
         self._memory = Memory("cpu" if options.small else "cuda")
-        self.version = ""
 
     def write_models(self) -> None:
         """Files with the names that the workflows ask for, unless they are there."""
@@ -129,30 +130,28 @@ class Bench:
         dim = SMALL_VAE if self._is_small else WanAutoencoderConfig().width
         make = {"name": "wan_2.1_vae.safetensors", "dim": dim}
         with self._server() as server:
-            self.version = server.ask("/system_stats")["system"]["comfyui_version"]
             made = server.run({"1": {"class_type": "BenchWriteVae", "inputs": make}})
         if made.error:
             raise SystemExit(f"no VAE could be written: {made.error}")
 
     def measure(self, setting: Setting, free_gib: float | None) -> dict[str, Any]:
         """A fresh server and the same clip several times; it ends with the first one that fails."""
-        figures: list[dict[str, Any]] = []
+        runs: list[dict[str, Any]] = []
         with self._memory.held_but(free_gib), self._memory.watched() as peak:
             start = time.monotonic()
             with self._server() as server:
                 started = round(time.monotonic() - start, 1)
+                version = server.ask("/system_stats")["system"]["comfyui_version"]
                 prompt = self.prompt(setting, server)
                 for seed in range(RUNS):
                     stream_of(prompt)["seed"] = seed  # else ComfyUI would take the video it has
-                    figures.append(figures_of(server.run(prompt), prompt))
-                    if "error" in figures[-1]:
+                    runs.append(figures_of(server.run(prompt), prompt))
+                    if "error" in runs[-1]:
                         break
             log = server.log
         warnings = WARNING.findall(log)
-        return {"free_gib": free_gib, **peak, "start_seconds": started, "runs": figures} | {
-            "allocator_warnings": len(warnings),
-            **({"first_warning": warnings[0]} if warnings else {}),
-        }
+        figures = {"comfyui": version, "free_gib": free_gib, **peak, "start_seconds": started, "runs": runs}
+        return figures | {"allocator_warnings": len(warnings), "first_warning": (warnings or [None])[0]}
 
     def prompt(self, setting: Setting, server: Server) -> dict[str, dict]:
         """The setting's workflow for the API, with three prompts and the clip's length in it."""
@@ -217,17 +216,19 @@ def figures_of(run: Run, prompt: dict[str, dict]) -> dict[str, Any]:
     } | ({"error": run.error} if run.error else {})
 
 
-def faults(setting: dict[str, Any], unconstrained: dict[str, Any] | None) -> list[str]:
-    """What is wrong with what a setting measured; nothing is green."""
-    *_, last = setting["runs"]
+def faults(measured: dict[str, Any], unconstrained: dict[str, Any] | None) -> list[str]:
+    """What is wrong with the figures of a setting, in sentences; of a green one nothing."""
+    *_, last = measured["runs"]
     if "error" in last:
-        return [f"run {len(setting['runs'])} failed: {last['error']}"]
+        return [f"run {len(measured['runs'])} failed: {last['error']}"]
+    if not (last["fps_shown"] and last["fps_steady"]):
+        return ["no speed was shown"]
     found = []
-    if warnings := setting["allocator_warnings"]:
-        found.append(f"{warnings} warnings of the allocator")
+    if count := measured["allocator_warnings"]:
+        found.append(f"{count} warnings of the allocator")
     if (share := last["fps_shown"] / last["fps_steady"]) < FAST_ENOUGH:
         found.append(f"the clip ran at {share:.2f} of the steady speed")
-    whole = unconstrained["runs"][-1]["fps_steady"] if unconstrained else last["fps_steady"]
+    whole = unconstrained["runs"][-1].get("fps_steady") if unconstrained else None
     if whole and (share := last["fps_steady"] / whole) < FAST_ENOUGH:
         found.append(f"{share:.2f} of the speed with all of the memory")
     return found
@@ -296,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.folder = options.folder or Path(folder)
         bench = Bench(options)
         bench.write_models()
-        results = {**machine(), "comfyui": bench.version, "options": options.options, "settings": {}}
+        results = {**machine(), "options": options.options, "settings": {}}
         for name, figures in run(bench, chosen, options.free):
             results["settings"][name] = figures
             options.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu
+from benchmarks import comfyui, gpu
 from longlive_core import cli
 from longlive_core.bench import random_model
 from longlive_core.bench.end_to_end import late_to_early
@@ -129,3 +130,106 @@ def test_the_bench_of_attention_is_a_sentence(capsys) -> None:
 def test_what_cannot_be_measured_is_one_sentence(wrong, capsys) -> None:
     assert cli.main(["bench", *wrong]) == 2
     assert "choose" in capsys.readouterr().err
+
+
+def clip(shown: int, steady: float, **more) -> dict:
+    return {"seconds": 5.0, "fps_shown": shown, "fps_steady": steady, **more}
+
+
+def setting_of(*runs: dict, warnings: int = 0) -> dict:
+    return {"runs": list(runs), "allocator_warnings": warnings, "peak_gib": 6.4}
+
+
+WHOLE = setting_of(clip(9, 38.0), clip(36, 38.0))
+GREEN = setting_of(clip(9, 35.0), clip(33, 35.0))
+SLOW_CLIP, SLOW = setting_of(clip(28, 38.0)), setting_of(clip(30, 31.0))
+FAILED = setting_of(clip(30, 38.0), clip(0, 0.0, error="not enough memory"))
+
+
+@pytest.mark.parametrize(
+    ("measured", "unconstrained", "wrong"),
+    [
+        (WHOLE, None, []),
+        (GREEN, WHOLE, []),
+        (SLOW_CLIP, None, ["the clip ran at 0.74 of the steady speed"]),
+        (SLOW, WHOLE, ["0.82 of the speed with all of the memory"]),
+        (FAILED, WHOLE, ["run 2 failed: not enough memory"]),
+        (GREEN, FAILED, []),
+        (setting_of(clip(0, 38.0)), None, ["no speed was shown"]),
+        (setting_of(clip(38, 38.0), warnings=24), None, ["24 warnings of the allocator"]),
+    ],
+)
+def test_a_setting_in_comfyui_is_red_for_a_reason(measured, unconstrained, wrong) -> None:
+    judged = comfyui.judged(measured, unconstrained)
+    assert (judged["verdict"], judged["wrong"]) == ("red" if wrong else "green", wrong)
+    assert comfyui.line("fp8", judged).split("\n    ")[1:] == wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ([], list(comfyui.SETTINGS)),
+        (["--free"], list(comfyui.SETTINGS)),
+        (["--free", "6.5"], ["fp8, tiny", "fp8, fp8 cache, tiny"]),
+        (["--free", "4", "--only", "bf16, Wan"], ["bf16, Wan"]),
+    ],
+)
+def test_memory_that_is_left_chooses_what_should_run_in_it(options, chosen) -> None:
+    assert list(comfyui.chosen_settings(comfyui.parse(["--comfyui", "x", *options]))) == chosen
+
+
+def test_nothing_is_promised_in_too_little_memory() -> None:
+    with pytest.raises(SystemExit, match=r"nothing runs in 2 GiB; choose at least 5"):
+        comfyui.chosen_settings(comfyui.parse(["--comfyui", "x", "--free", "2"]))
+
+
+def test_with_free_every_setting_is_measured_with_all_and_with_its_own_memory() -> None:
+    class Bench:
+        def measure(self, setting, free_gib):
+            return WHOLE | {"free_gib": free_gib}
+
+    measured = dict(comfyui.run(Bench(), comfyui.SETTINGS, "goal"))
+    goals = {f"{name}, {s.goal:g} GiB free": s.goal for name, s in comfyui.SETTINGS.items()}
+    assert {name: figures["free_gib"] for name, figures in measured.items()} == goals | dict.fromkeys(
+        comfyui.SETTINGS
+    )
+
+
+def test_all_but_so_much_of_a_gpu_is_held_and_the_peak_of_others_is_seen(monkeypatch) -> None:
+    """A GPU of 24 GiB, made of numbers."""
+    free = [24 * comfyui.GIB]
+
+    class Held:
+        def __init__(self, size: int, **_):
+            self.size = size
+            free[0] -= size
+
+        def __del__(self):
+            free[0] += self.size
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 24 * comfyui.GIB))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    memory = comfyui.Memory("cuda")
+    monkeypatch.setattr(torch, "empty", Held)
+    with memory.held_but(6.5), memory.watched() as peak:
+        assert free[0] == 6.5 * comfyui.GIB
+        other, deadline = Held(4 * comfyui.GIB), time.monotonic() + 20
+        while memory.lowest > free[0] and time.monotonic() < deadline:
+            time.sleep(0.005)
+        del other
+    assert peak["peak_gib"] == 4 and free[0] == 24 * comfyui.GIB
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("CUDAMallocAsyncAllocator.cpp:301 Warning: Attempting uncaptured free of a captured allocation", 1),
+        (
+            "Using async weight offloading with 2 streams\nDevice: cuda:0 NVIDIA H200 : cudaMallocAsync",
+            0,
+        ),
+        ("UserWarning: record_stream is called on a tensor whose stream is already that one", 1),
+    ],
+)
+def test_warnings_of_an_allocator_are_counted_in_a_log(text, count) -> None:
+    assert len(comfyui.WARNING.findall(text)) == count
