@@ -27,6 +27,8 @@ LISTS_THAT_ARE_READ = [  # all of them: a red circle at 0, it turns blue at 5 se
     "[0:00 - 0:05]: a red circle\n[0:05 - 0:10]: it turns blue",
     "  1. **0-5s:** a red circle\n  2. **5-10s:** it turns blue",
     "# a film\n0 a red circle\n- 5s → it turns blue",
+    "0 = a red circle\n5=it turns blue",
+    "0s=a red circle\n5s = it turns blue",
 ]
 LISTS_THAT_ARE_NOT = [
     '"0": "a red circle rests over navy",\n"16": "it turns blue",',
@@ -62,10 +64,29 @@ LISTS_THAT_ARE_NOT = [
     "- time: 0\n  prompt: a red circle\n- time: 5\n  prompt: it turns blue",
     "time: 0:00\nprompt: a red circle",
     "- 'start': 0",
+    "cues:\n  - time: 0\n    prompt: a red circle\n  - time: 5\n    prompt: it turns blue",
+    "timeline:\n  0: a red circle\n  5: it turns blue",
+    "[[cue]]\ntime = 0\nprompt = 'a red circle'",
+    "<cue time='0'>a red circle</cue>\n<cue time='5'>it turns blue</cue>",
+    "| time | prompt |\n|---|---|\n| 0:00 | a red circle |\n| 0:05 | it turns blue |",
+    "0m0s a red circle\n0m5s it turns blue",
+    "0h00m00s a red circle\n0h00m05s it turns blue",
+    "0：00 a red circle\n0：05 it turns blue",
+    "０：００ a red circle",
+    "０秒 a red circle\n５秒 it turns blue",
+    "a red circle @ 0s\nit turns blue @ 5s",
+    "a red circle (0:00)\nit turns blue (0:05)",
+    "a red circle: 0s\nit turns blue: 5s",
+    "a red circle at 0 seconds\nit turns blue at 5 seconds",
+    "0 - 5 a red circle\n5 - 10 it turns blue",
+    "0.0 - 5.0 a red circle\n5.0 - 10.0 it turns blue",
+    "0 a red circle\n5 – 10 it turns blue",
+    "Keyframe 0: a red circle",
 ]
 ONE_PROMPT_ALL_THE_SAME = [
     *("Room 0 is dark", "0-gravity dance", "0.5 mm lens", "zero: a film", "at 0 degrees", "[draft] a circle"),
     *("{red|blue} circle", "{0.5::red|0.5::blue} circle", "(masterpiece:1.2), 1girl", "1girl, solo\n2boys"),
     *("- a dash\n- another", "50mm lens,\n80mm lens", "1.85:1 film", "3 - 2 = 1", "5 -> 3", "8k, 16:9"),
+    *("３人の女性が歩く", "(red:0.5)\n(blue:0.8)", "a star, 0\na circle", "at 5 - 10", "[red] a: 1"),
     *("part one: a circle\npart two: a star", "2 cats\n1 dog", "a circle\n  1. red\n  2. blue", "(5s:1.2) a"),
 ]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..config import Policy
 from .cue import AUTO, SECONDS, Cue, ScheduleError, check_num_cues, check_order, quoted, read_time, spelled
-from .notations import OTHER_NOTATION, is_other_notation, listed
+from .notations import OTHER_NOTATION, is_bare_range, is_other_notation, listed
 
 MAX_CHARACTERS = 8_000_000
 
@@ -118,6 +118,8 @@ def _plain_prompt(lines: Sequence[_Line]) -> str:
 def _read_cue(first: _Line, *more: _Line) -> Cue:
     (time, start, _), column = _parts(first.text), first.column
     try:
+        if is_bare_range(first.text):
+            raise ScheduleError(OTHER_NOTATION)
         seconds = read_time(time)
         column += start
         words = " ".join([first.text[start:], *(line.text for line in more)]).lstrip()

@@ -13,7 +13,7 @@ import {
   quoted,
   spelled,
 } from "./cues.js";
-import { OTHER_NOTATION, isOtherNotation, listed } from "./notations.js";
+import { OTHER_NOTATION, isBareRange, isOtherNotation, listed } from "./notations.js";
 
 const CUE_LINE = new RegExp(`^([^${SPACE.slice(1)}*?)(${SPACE}*=>|${SPACE}+|$)([^]*)`);
 const INDENT = new RegExp(`^${SPACE}*`);
@@ -129,7 +129,10 @@ const joined = (lines) => lines.map((line) => `${line.text ?? line.raw}\n`).join
 function readCue({ lead, lines }) {
   const [first, ...rest] = lines.filter((line) => line.text !== null);
   const { time, words } = partsOf(first.text);
-  const seconds = located(first.number, first.column, () => readTime(time));
+  const seconds = located(first.number, first.column, () => {
+    if (isBareRange(first.text)) throw new ScheduleError(OTHER_NOTATION);
+    return readTime(time);
+  });
   const column = first.column + lengthOf(first.text.slice(0, first.text.length - words.length));
   const cue = located(first.number, column, () => {
     const all = [words, ...rest.map((line) => line.text)].join(" ");
