@@ -7,6 +7,8 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
+import textwrap
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -258,6 +260,20 @@ def test_a_video_without_settings_says_nothing_of_how_it_was_made(tmp_path) -> N
     assert not any(b"longlive" in data.lower() or b"red" in data for data in (growing, path.read_bytes()))
     with pytest.raises(ValueError, match="no LongLive settings"):
         read_settings(path)
+
+
+def test_a_writer_that_nobody_closed_can_be_collected(tmp_path) -> None:
+    """PyAV 14 to 16 end the process here unless the encoder is closed first."""
+    code = """
+        import gc, sys, numpy
+        from longlive_core.output.video import VideoWriter
+        for _ in range(3):
+            VideoWriter(sys.argv[1], 64, 64).append(numpy.zeros((3, 64, 64, 3), numpy.uint8))
+            gc.collect()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "v.mp4")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_single_frames_and_nothing_at_all(tmp_path) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -165,6 +165,11 @@ class VideoWriter(AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # not all of it was made
+            self._encoder.close()  # before PyAV 17, one that is collected while it is open ends the process
+            self._header.close()
 
 
 def _contents(path: Path) -> list:
