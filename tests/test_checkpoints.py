@@ -514,6 +514,7 @@ def test_loras_of_the_patch_convolution_count(tmp_path: Path, state) -> None:
         ("LoKr", ("lokr_w1_a", "lokr_w1_b", "lokr_w2")),
         ("LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
         ("OFT", ("oft_blocks",)),
+        ("BOFT", ("boft_blocks",)),
         ("GLoRA", ("a1.weight", "a2.weight", "b1.weight", "b2.weight")),
     ],
 )

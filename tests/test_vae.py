@@ -604,7 +604,7 @@ def test_prefixes_of_vaes_are_no_part_of_the_names(tmp_path, prefix, spelling) -
         load_vae(save(image, tmp_path / "sd.safetensors"))
 
 
-@pytest.mark.parametrize("section", ["model_state", "state_dict", "model"])
+@pytest.mark.parametrize("section", ["model_state", "model_state_dict", "state_dict", "model"])
 def test_vaes_in_a_section_of_a_checkpoint_load(tmp_path, section) -> None:
     torch.save({"step": 3, section: {f"model.{n}": t for n, t in wan_state().items()}}, tmp_path / "vae.pth")
     assert isinstance(load_vae(tmp_path / "vae.pth"), WanAutoencoder)

@@ -26,7 +26,7 @@ _TENSOR = re.compile(  # the outer groups after the stem are the names of a Patc
     r"|(?P<dora>dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?))$"
 )
 _LEAVES = {None: ".weight", "_b": ".bias", "_m": ".modulation"}  # what `diff`, `diff_b` and `diff_m` change
-_ADAPTERS = {".lokr_": "LoKr", ".hada_": "LoHa", ".oft_": "OFT", ".a1.": "GLoRA"}
+_ADAPTERS = {".lokr_": "LoKr", ".hada_": "LoHa", ".oft_": "OFT", ".boft_": "BOFT", ".a1.": "GLoRA"}
 BY_COMFYUI = (
     "load it with ComfyUI's Load LoRA (Model only) and connect that MODEL to LongLive: Use Model, "
     "or choose a plain LoRA"

@@ -20,7 +20,7 @@ from .names import Shapes, bare_name, family, misfits, shapes_in
 
 RAW_LATENTS = "lighttae"  # files named so decode raw latents, taew2_1 normalised ones; nothing in them says
 OTHER_LATENTS = ("taehv", "taecvx")  # files named so are shaped as taew2_1 and decode other models' latents
-SECTIONS = ("state_dict", "model_state", "model")
+SECTIONS = ("state_dict", "model_state_dict", "model_state", "model")
 WANTED = "choose a Wan 2.1 VAE (wan_2.1_vae, Wan2.1_VAE) or a tiny decoder of its latents (taew2_1)"
 
 _FLAT = re.compile(r"^(encoder|decoder)\.(?:downsamples|upsamples|down_blocks)\.(\d+)\.")
