@@ -31,7 +31,8 @@ class Compiled:
         self.failure: Exception | None = None
         self.is_reported = False
         self._eager = function
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        # its name in torch 2.6; later ones know it too
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MAX_GRAPHS)
         options = ON_CUDA if device.type == "cuda" else None
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
