@@ -22,7 +22,7 @@ from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Switch, rollout
 from longlive_core.weights import convert as room
 from longlive_core.weights import files
-from longlive_core.weights.checkpoints import NO_LORA, load_transformer
+from longlive_core.weights.checkpoints import NO_LORA, check_finite, load_transformer
 from longlive_core.weights.convert import CONVERTED, convert
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.quantize import layer_linears, to_8_bits
@@ -185,6 +185,19 @@ def test_both_sets_of_sgf_plus_are_in_one_file(published, loras, tmp_path) -> No
     weights = found.transformer.state_dict()
     for name, weight in right.transformer.state_dict().items():
         assert torch.equal(weights[name].float(), weight.float()), name
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, FP8, torch.float8_e5m2], ids=str
+)
+def test_one_number_that_is_not_finite_is_found_in_every_dtype(dtype) -> None:
+    weight = torch.linspace(-448, 448, 60).view(6, 10).to(dtype)
+    check_finite("w", weight, Path("file"))
+    for strange in (float("nan"), -float("nan"), *([] if dtype == FP8 else [float("inf"), -float("inf")])):
+        broken = weight.clone()
+        broken[3, 4] = strange
+        with pytest.raises(ValueError, match="file is damaged: w is not finite"):
+            check_finite("w", broken, Path("file"))
 
 
 def command(*arguments: object) -> int:
