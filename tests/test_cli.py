@@ -307,7 +307,7 @@ BAD = {
     "--size 64x60": "multiples of 16",
     "--size 160000x160000": "at most 8192",
     "--window 4": "at least 6",
-    "--sink 5": "at most 3",
+    "--sink 12": "a smaller sink",
     "--model nothing": "mini",
     "--out /nowhere/at/all.mp4": "cannot be written",
     "--attention flash2": "needs an NVIDIA GPU",

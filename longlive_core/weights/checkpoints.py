@@ -288,9 +288,7 @@ def check_finite(name: str, tensor: Tensor | None, path: Path) -> None:
     """ValueError unless all numbers of a weight, if any, are finite, as `path` gives or changes it."""
     if tensor is None:
         return
-    if (
-        tensor.dtype == FP8
-    ):  # a CPU converts it slowly; all bits but the sign are set in NaN, its only such code
+    if tensor.dtype == FP8:  # slow to convert on a CPU; in NaN alone all bits but the sign are set
         is_finite = (tensor.view(torch.uint8) & 0x7F).max() < 0x7F
     else:
         ends = torch.aminmax(tensor.float() if tensor.itemsize == 1 else tensor)  # NaN if any number is NaN
