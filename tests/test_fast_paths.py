@@ -470,6 +470,39 @@ def test_too_little_memory_is_no_failure_of_the_compiler(monkeypatch) -> None:
     assert doubled.failure is None
 
 
+def test_too_little_memory_in_other_words_is_no_failure_of_the_compiler(monkeypatch) -> None:
+    """CUDA's libraries raise plain errors; once memory was freed, the layers are compiled again."""
+    words = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
+
+    def short_of_memory(x):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    doubled = Compiled(short_of_memory, CPU)
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        doubled(1)
+    assert doubled.failure is None
+
+
+def test_a_failure_of_the_compiler_keeps_no_tensors_alive(monkeypatch) -> None:
+    def compiler(function, **_):
+        def compiled(x):
+            made = 2 * x
+            kept.append(weakref.ref(made))
+            raise RuntimeError("no compiler")
+
+        return compiled
+
+    kept, x = [], torch.zeros(3)
+    kept.append(weakref.ref(x))
+    monkeypatch.setattr(torch, "compile", compiler)
+    same = Compiled(lambda x: x + 1, CPU)
+    same(x)
+    del x
+    gc.collect()
+    assert same.failure and not any(tensor() is not None for tensor in kept)
+
+
 def test_compiling_keeps_no_model_alive(monkeypatch) -> None:
     by_tracing(monkeypatch)
     small = CausalWan(CONFIG).eval()

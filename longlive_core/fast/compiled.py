@@ -42,6 +42,9 @@ class Compiled:
                 return self._compiled(*arguments)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # compilers fail in ways of their own; any other error comes again
-                self.failure = error
+            except Exception as error:  # compilers fail in ways of their own
+                failure = RuntimeError(str(error) or type(error).__name__)  # its traceback holds arguments
+            result = self._eager(*arguments)  # any other error comes again
+            self.failure = failure
+            return result
         return self._eager(*arguments)
