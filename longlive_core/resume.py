@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from .config import ModelConfig, Preset, WindowConfig
 from .geometry import latent_size, num_frames, tokens_per_frame
+from .output.growing import write_whole
 from .rollout.rollout import Hook
 from .rollout.scene import RolloutState, Scene
 from .steering.script import PromptScript, ScriptState
@@ -81,7 +82,7 @@ class VideoState:
         _check_same({"dtype": self.dtype}, {"dtype": str(dtype)})
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file. Raises OSError if it cannot be written."""
+        """Write a safetensors file; an earlier one stays until it is whole. Raises OSError if it cannot."""
         facts = {
             "format": FORMAT,
             **{name: getattr(self, name) for name in _FIELDS},
@@ -93,10 +94,20 @@ class VideoState:
             "decoder": [self.decoder.shape, self.decoder.device],
         }
         tensors, text = self._tensors(), json.dumps(facts, ensure_ascii=False)
+        metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text, tensors)}
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+        def make(part: Path) -> None:
+            part.touch()
+            mode = part.stat().st_mode
+            save_file(contiguous, part, metadata)
+            part.chmod(mode)  # safetensors gives its files 0600
+
         try:
-            _save_file(tensors, path, {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text, tensors)})
-        except SafetensorError as error:
-            raise OSError(f"the state cannot be written to {path} ({error})") from error
+            write_whole(Path(os.path.realpath(path)), make)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"the state cannot be written to {path} ({reason})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "VideoState":
@@ -217,21 +228,6 @@ def _check_same(had: dict[str, Any], asked: dict[str, Any]) -> None:
         changes = ", ".join(f"{name.replace('_', ' ')} {had[name]} (now {asked[name]})" for name in names)
         remedy = "leave this as it was, or continue from the latents alone"
         raise ValueError(f"the earlier video was made with {changes}; {remedy}")
-
-
-def _save_file(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str]) -> None:
-    """safetensors' save_file, which would replace a link and give any file the permissions 0600."""
-    target = Path(os.path.realpath(path))
-    existed = target.exists()
-    target.open("ab").close()
-    mode = target.stat().st_mode
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target, metadata)
-        target.chmod(mode)
-    except BaseException:
-        if not existed:
-            target.unlink(missing_ok=True)
-        raise
 
 
 class Ending:

@@ -1,6 +1,8 @@
 """A video that is continued: from the exact state bit for bit, from latents alone without a seam."""
 
+import errno
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -485,6 +487,21 @@ def test_a_state_is_written_through_a_link_and_keeps_its_permissions(pipeline, t
     state.save(link)
     assert link.is_symlink() and place.stat().st_mode & 0o777 == 0o640
     assert VideoState.load(link).num_frames == 16
+
+
+def test_an_earlier_state_stays_until_a_new_one_is_whole(pipeline, tmp_path, monkeypatch) -> None:
+    state, place = made(pipeline, f"0 {RED}", 1.0)[2], tmp_path / "a.state"
+    state.save(place)
+    before = place.read_bytes()
+
+    def fails(tensors, path, metadata) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("longlive_core.resume.save_file", fails)
+    with pytest.raises(OSError, match="No space left"):
+        state.save(place)
+    assert place.read_bytes() == before and [*tmp_path.iterdir()] == [place]
 
 
 def test_a_video_without_end_needs_someone_to_stop_it(pipeline) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 import time
 import zlib
@@ -145,10 +146,12 @@ def open_locked(path: Path) -> BinaryIO:
 
 
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
-    """Have `make` write a file; an earlier one stays until the new one is whole."""
+    """Have `make` write a file; an earlier one stays until the new one is whole, which keeps its mode."""
     part = part_of(path)
     try:
         make(part)
+        if path.exists():
+            shutil.copymode(path, part)
         replace_open(path, part)
     finally:
         with suppress(OSError):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..fast.products import FP8
 from ..geometry import PATCH
 from .checkpoints import MERGED, OpenedModel, Progress, open_model, prepared
-from .files import ALIGNMENT, Layout, save_safetensors
+from .files import ALIGNMENT, save_safetensors
 from .lora import LoraChoice
 from .names import MEMORY, foreign_name
 from .quantize import PRECISIONS, decoded, dequantised, stored_small, to_8_bits
@@ -44,28 +44,23 @@ def convert(
     if out.exists():
         raise ValueError(f"{out} exists already; choose another name, or delete it")
     opened = open_model(path, loras, preset)
-    stored = _stored(opened, precision)
-    save_safetensors(out, _layout(opened, stored), _tensors(opened, stored, on_progress), _metadata(opened))
+    weights = _weights(opened, PRECISIONS[precision].stored)
+    layout = {_theirs(name): like for name, like in weights.items()}
+    if precision == "fp8":
+        small = [name.removesuffix("weight") for name, like in layout.items() if like.dtype == FP8]
+        layout |= {f"{stem}scale_weight": torch.empty((), device="meta") for stem in small}
+        layout["scaled_fp8"] = MARK
+    save_safetensors(out, layout, _tensors(opened, weights, on_progress), _metadata(opened))
     return opened.notes()
 
 
-def _stored(opened: OpenedModel, precision: str) -> dict[str, torch.dtype]:
-    """The dtype of each weight, in the order of the file."""
+def _weights(opened: OpenedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Our names -> on meta, how each weight is stored; in the order of the file."""
     weights, small = opened.transformer.state_dict(), stored_small(opened.transformer)
-    dtypes = {name: PRECISIONS[precision].stored if name in small else torch.float32 for name in weights}
-    sizes = {name: weights[name].numel() * dtype.itemsize for name, dtype in dtypes.items()}
-    return {name: dtypes[name] for name in sorted(dtypes, key=lambda name: sizes[name] % ALIGNMENT != 0)}
-
-
-def _layout(opened: OpenedModel, stored: dict[str, torch.dtype]) -> Layout:
-    """ComfyUI's names, and shapes, with the scales of matrices in fp8 last."""
-    weights, channels = opened.transformer.state_dict(), opened.preset.model.latent_channels
-    layout = {_theirs(name): (dtype, weights[name].shape) for name, dtype in stored.items()}
-    for name in (name for name in layout if name.endswith(PATCHES)):
-        layout[name] = layout[name][0], (opened.preset.model.dim, channels, 1, PATCH, PATCH)
-    small = [name.removesuffix("weight") for name, (dtype, _) in layout.items() if dtype == FP8]
-    scales = {f"{stem}scale_weight": (torch.float32, ()) for stem in small}
-    return layout | scales | ({"scaled_fp8": (FP8, MARK.shape)} if small else {})
+    stored = {name: weight.to(dtype if name in small else torch.float32) for name, weight in weights.items()}
+    for name in (name for name in stored if name.endswith(PATCHES)):  # a convolution there
+        stored[name] = stored[name].unflatten(1, (-1, 1, PATCH, PATCH))
+    return dict(sorted(stored.items(), key=lambda weight: weight[1].nbytes % ALIGNMENT != 0))
 
 
 def _theirs(name: str) -> str:
@@ -75,18 +70,19 @@ def _theirs(name: str) -> str:
 
 
 def _tensors(
-    opened: OpenedModel, stored: dict[str, torch.dtype], on_progress: Progress | None
+    opened: OpenedModel, weights: dict[str, Tensor], on_progress: Progress | None
 ) -> Iterator[Tensor]:
-    """All tensors of the layout, one after the other."""
+    """The weights, one after the other; those in fp8 have their scales at the end."""
     scales = []
-    for done, (name, dtype) in enumerate(stored.items(), start=1):
-        tensor, scale = prepared(name, opened.file, opened.loras, dtype)
-        if scale is not None and (scale != scale[0]).any():  # of a file with a scale a row
-            tensor, scale = to_8_bits(dequantised(tensor, scale), dtype)
+    for done, (name, like) in enumerate(weights.items(), start=1):
+        tensor, scale = prepared(name, opened.file, opened.loras, like.dtype)
+        if scale is not None:
+            if (scale != scale[0]).any():  # of a file with a scale a row
+                tensor, scale = to_8_bits(dequantised(tensor, scale), like.dtype)
+            scales.append(scale[0])
         yield tensor
-        scales += [] if scale is None else [scale[:1]]
         if on_progress:
-            on_progress(done, len(stored))
+            on_progress(done, len(weights))
     yield from (*scales, MARK) if scales else ()
 
 

@@ -10,23 +10,22 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..output.growing import write_whole
 from .names import Shapes, printable, shapes_in, some
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 ALIGNMENT = 64
-Layout = dict[str, tuple[torch.dtype, Sequence[int]]]  # dtypes and shapes of a file to write, in its order
 _WRITTEN = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
 _TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t-~]{8}")
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")
@@ -158,33 +157,35 @@ def _open_pickle(path: Path, sections: tuple[str, ...]) -> TensorFile:
     return TensorFile(path, tensors, {})
 
 
-def save_safetensors(path: Path, layout: Layout, tensors: Iterable[Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as they come, in the order of their dtypes and shapes in `layout`, so that none is kept.
+def save_safetensors(
+    path: Path, layout: dict[str, Tensor], tensors: Iterable[Tensor], metadata: dict[str, str]
+) -> None:
+    """Write tensors as they come, in the order of `layout`, where they are on meta, so that none is kept.
 
     Mapped from the file, each begins at a multiple of 64 bytes as in memory, where products round alike; so
     tensors of other sizes must be last. `path` appears when the file is complete. Raises OSError.
     """
     header, end = {"__metadata__": {"format": "pt", **metadata}}, 0
-    for name, (dtype, shape) in layout.items():
-        start, end = end, end + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _WRITTEN[dtype], "shape": [*shape], "data_offsets": [start, end]}
+    for name, like in layout.items():
+        start, end = end, end + like.nbytes
+        header[name] = {"dtype": _WRITTEN[like.dtype], "shape": [*like.shape], "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        if (free := shutil.disk_usage(path.parent).free) < end:
+
+    def make(part: Path) -> None:
+        if (free := shutil.disk_usage(part.parent).free) < end:
             raise OSError(f"{end / 1e9:.2f} GB are needed, only {free / 1e9:.2f} GB are free")
         with part.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for tensor in tensors:
                 file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
-        part.replace(path)
+
+    try:
+        write_whole(path, make)
     except OSError as error:
         raise OSError(
             f"{path} cannot be written: {error.strerror or error}; free some space, or choose another place"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _is_sound_zip(path: Path) -> bool:

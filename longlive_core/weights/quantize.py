@@ -170,21 +170,16 @@ def use_products(transformer: CausalWan, precision: str, device: torch.device) -
         return ()
     linears = pass_linears(transformer)
     if chosen.stored == FP8:
-        product, note = fp8_product(device)
+        product, note = fp8_linear, "fp8-fast: the layers' matrices are multiplied in fp8"
+        if reason := lacks_fp8_products(device):
+            product, note = None, f"{reason}; the weights are stored in fp8 and dequantised at their use"
     else:
         first = (linear for name, linear in linears.items() if name.startswith("layers.0."))
-        once = tuple(tuple(linear.weight.shape) for linear in first)
-        product, note = int8_product(once, transformer.dtype, device, chosen.is_measured)
+        shapes = tuple(tuple(linear.weight.shape) for linear in first)
+        product, note = int8_product(shapes, transformer.dtype, device, chosen.is_measured)
     for linear in linears.values():
         linear.product = product
     return (note,)
-
-
-def fp8_product(device: torch.device) -> tuple[Product | None, str]:
-    """The product of fp8 weights that `device` has, and a note."""
-    if reason := lacks_fp8_products(device):
-        return None, f"{reason}; the weights are stored in fp8 and dequantised at their use"
-    return fp8_linear, "fp8-fast: the layers' matrices are multiplied in fp8"
 
 
 def int8_product(
