@@ -3,6 +3,7 @@
 Weights are a pure function of the seed and of the reference's names, so only the results are carried.
 """
 
+import errno
 import gc
 import hashlib
 import importlib.util
@@ -648,6 +649,18 @@ def test_a_cache_that_cannot_be_written_only_warns(
     with caplog.at_level(logging.WARNING, "longlive"):
         assert cached("a fox").any()
     assert "cannot be cached" in caplog.text
+
+
+def test_a_cache_on_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("longlive_core.text.cache.os.replace", fails)
+    with caplog.at_level(logging.WARNING, "longlive"):
+        assert CachedEncoder(loader, "one", tmp_path)("a fox").any()
+    assert "No space left" in caplog.text and not [*tmp_path.iterdir()]
 
 
 def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:

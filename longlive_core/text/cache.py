@@ -67,9 +67,11 @@ class CachedEncoder:
         """Write one file atomically, then delete old ones beyond the limit."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_PREFIX, delete=False) as file:
-                file.write(_packed(embeds))
-            os.replace(file.name, path)
+            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+                made = Path(folder) / path.name
+                made.touch(0o600)
+                made.write_bytes(_packed(embeds))
+                os.replace(made, path)
             entries = [(entry.stat(), entry) for entry in self._folder.glob(f"{_PREFIX}*")]
             total = 0
             for stat, entry in sorted(entries, key=lambda entry: -entry[0].st_mtime_ns):
