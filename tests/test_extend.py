@@ -296,6 +296,23 @@ def test_any_decoder_continues_from_its_state(kind, tmp_path) -> None:
         StreamingDecoder(autoencoder).restore(replace(state, device="cuda:77"))
 
 
+@torch.inference_mode()
+def test_too_little_memory_is_no_fault_of_a_state(monkeypatch) -> None:
+    """In the words of cuDNN too; a pipeline then tries once more."""
+    autoencoder = DECODERS["tiny"]()
+    first = StreamingDecoder(autoencoder)
+    first.push(torch.randn(1, 16, 3, 2, 6), True)
+    second = StreamingDecoder(autoencoder)
+    second.restore(first.state())
+
+    def short_of_memory(latents, past) -> None:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(autoencoder, "decode", short_of_memory)
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        second.push(torch.randn(1, 16, 3, 2, 6))
+
+
 def test_what_does_not_fit_is_one_sentence(pipeline, tmp_path) -> None:
     state = made(pipeline, f"0 {RED}", 1.0)[2]
     asked = Request(PromptSchedule.single(RED), 1.0, state=state)

@@ -78,7 +78,7 @@ class StreamingDecoder:
         try:
             frames, self._past = self._decoder.decode(latents, None if opens_scene else self._past)
         except Exception as error:  # a damaged state may hold anything
-            if not is_restored or "memory" in str(error):
+            if not is_restored or lacks_memory(error):
                 raise
             raise ValueError(
                 "the decoder's state from the earlier video does not fit this VAE; "
@@ -115,7 +115,7 @@ class StreamingDecoder:
         try:
             copies = [tensor.to(state.device, copy=True) for tensor in state.tensors]
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            if "memory" in str(error):
+            if lacks_memory(error):
                 raise
             raise ValueError(
                 f"the earlier video was decoded on {state.device}, which this machine does not have; "
@@ -126,3 +126,8 @@ class StreamingDecoder:
         self._past = tree_unflatten([next(news) if leaf == TENSOR else None for leaf in leaves], spec)
         self._is_first_scene = False
         self._is_restored = True
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error may say, in the words of torch or CUDA's libraries, that memory did not suffice."""
+    return any(word in str(error).lower() for word in ("memory", "alloc"))
