@@ -1,4 +1,4 @@
-"""Precisions: how the layers' matrices are stored, and 8 bits with one scale for each row of a matrix.
+"""Precisions: how the layers' matrices are stored; in 8 bits with a scale a matrix (fp8) or a row (int8).
 
 Where no kernel multiplies in 8 bits, or none is faster, weights are dequantised at their use (storage only).
 """
