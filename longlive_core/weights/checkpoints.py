@@ -104,9 +104,8 @@ def load_transformer(
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     opened = open_model(path, loras, preset, num_heads, attend)
-    transformer, chosen, file, patches = opened
-    fill(transformer, file, patches, precision, torch.device(device), on_progress)
-    return LoadedTransformer(transformer.eval(), chosen, opened.notes())
+    fill(opened, precision, torch.device(device), on_progress)
+    return LoadedTransformer(opened.transformer.eval(), opened.preset, opened.notes())
 
 
 def open_model(
@@ -128,7 +127,8 @@ def open_model(
     no_numbers = [n for n, t in file.tensors.items() if not (t.is_floating_point() or t.dtype == torch.int8)]
     if wrong := misfits(shapes, file.shapes, no_numbers):
         raise ValueError(f"{file.path}: incomplete or wrong checkpoint: {wrong}; use a Wan 2.1 1.3B file")
-    opened = [open_lora(choice, first_set(shapes)) for choice in loras]
+    one_set = {name: shape for name, shape in shapes.items() if not name.startswith(MEMORY)}
+    opened = [open_lora(choice, one_set) for choice in loras]
     return OpenedModel(transformer, replace(chosen, model=config), file, opened)
 
 
@@ -201,11 +201,6 @@ def may_have_two_sets(path: Path) -> bool:
     return False
 
 
-def first_set(shapes: Shapes) -> Shapes:
-    """The weights of the first set alone; those of a second one have the same names behind `memory.`."""
-    return {name: shape for name, shape in shapes.items() if not name.startswith(MEMORY)}
-
-
 def _preset_of_name(path: Path) -> Preset:
     """By how a file is called; `model.pt`, as SGF's are published, by its folders."""
     name = "/".join(path.parts[-4:]) if path.stem == "model" else path.name
@@ -235,26 +230,20 @@ def preset_of_metadata(metadata: dict[str, str], source: object) -> Preset | Non
         ) from error
 
 
-def fill(
-    transformer: CausalWan,
-    file: TensorFile,
-    loras: Sequence[Lora],
-    precision: str,
-    device: torch.device,
-    on_progress: Progress | None,
-) -> None:
+def fill(opened: OpenedModel, precision: str, device: torch.device, on_progress: Progress | None) -> None:
     """Merge, cast and assign every weight of a model on meta.
 
     Weights that stay as they are in the file stay mapped; but one mapped tensor keeps the whole file mapped,
     so where most are cast the others are copied.
     """
+    transformer, tensors = opened.transformer, opened.file.tensors
     small, compute = stored_small(transformer), compute_dtype(precision, device)
     stored = PRECISIONS[precision].stored
-    stays_mapped = not loras and {file.tensors[name].dtype for name in small} == {stored}
+    stays_mapped = not opened.loras and {tensors[name].dtype for name in small} == {stored}
     state = dict(transformer.state_dict())
     for done, name in enumerate(state, start=1):
-        tensor, scale = prepared(name, file, loras, stored if name in small else compute)
-        is_mapped = tensor.data_ptr() == file.tensors[name].data_ptr()
+        tensor, scale = prepared(opened, name, stored if name in small else compute)
+        is_mapped = tensor.data_ptr() == tensors[name].data_ptr()
         state[name] = tensor.to(device, copy=is_mapped and not stays_mapped)
         if scale is not None:
             transformer.get_submodule(name.removesuffix(".weight")).scale = scale.to(device)
@@ -263,25 +252,16 @@ def fill(
     transformer.load_state_dict(state, strict=True, assign=True)
 
 
-def prepared(
-    name: str, file: TensorFile, loras: Sequence[Lora], dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """A weight of a file, checked, with its LoRAs, in the dtype that it is stored in; a scale with 8 bits."""
+def prepared(opened: OpenedModel, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A weight of a file, checked, with its LoRAs in fp32, then stored in `dtype`; a scale with 8 bits."""
+    file, target = opened.file, name.removeprefix(MEMORY)
     tensor, scale = file.tensors[name], file.tensors.get(name + SCALE)
     check_finite(name, tensor, file.path)
     check_finite(name + SCALE, scale, file.path)
-    return cast(*merged(name, tensor, scale, loras), dtype)
-
-
-def merged(
-    name: str, tensor: Tensor, scale: Tensor | None, loras: Sequence[Lora]
-) -> tuple[Tensor, Tensor | None]:
-    """A weight with every LoRA that changes it, in fp32; an unchanged one keeps its dtype and scale."""
-    target = name.removeprefix(MEMORY)
-    for lora in (lora for lora in loras if target in lora.patches):
+    for lora in (lora for lora in opened.loras if target in lora.patches):
         tensor, scale = lora.apply(target, dequantised(tensor, scale)), None
         check_finite(name, tensor, lora.choice.path)
-    return tensor, scale
+    return cast(tensor, scale, dtype)
 
 
 def check_finite(name: str, tensor: Tensor | None, path: Path) -> None:

@@ -75,7 +75,7 @@ def _tensors(
     """The weights, one after the other; those in fp8 have their scales at the end."""
     scales = []
     for done, (name, like) in enumerate(weights.items(), start=1):
-        tensor, scale = prepared(name, opened.file, opened.loras, like.dtype)
+        tensor, scale = prepared(opened, name, like.dtype)
         if scale is not None:
             if (scale != scale[0]).any():  # of a file with a scale a row
                 tensor, scale = to_8_bits(dequantised(tensor, scale), like.dtype)
