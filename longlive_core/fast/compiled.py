@@ -29,7 +29,6 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], device: torch.device):
         self.failure: Exception | None = None
-        self.is_reported = False
         self._eager = function
         # its name in torch 2.6; later ones know it too
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MAX_GRAPHS)

@@ -7,6 +7,7 @@ import importlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -57,14 +58,9 @@ def tried(ours: Callable[[], Tensor], usual: Callable[[], Tensor], device: torch
 
 def seconds(function: Callable[[], Tensor], device: torch.device) -> float:
     """Time of one call, until the device has finished it."""
-    finish(device)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     function()
-    finish(device)
+    wait()
     return time.perf_counter() - start
-
-
-def finish(device: torch.device) -> None:
-    """Wait until the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

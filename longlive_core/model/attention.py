@@ -134,14 +134,14 @@ def flash(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> Attend:
     return attend
 
 
-def int8(function: Callable[..., Tensor]) -> Attend:
+def in_heads(function: Callable[..., Tensor]) -> Attend:
     """comfy-kitchen's kernel. It quantises the window in every call: its packed keys cannot be extended."""
     return lambda q, k, v: function(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
 
-def sage(function: Callable[..., Tensor]) -> Attend:
-    """SageAttention."""
-    return partial(function, tensor_layout="NHD")
-
-
-KERNELS = {"flash2": flash, "flash3": flash, "sage": sage, "int8": int8}
+KERNELS = {  # a package's function -> the same, called as ours are, without a mask
+    "flash2": flash,
+    "flash3": flash,
+    "sage": lambda function: partial(function, tensor_layout="NHD"),
+    "int8": in_heads,
+}

@@ -59,6 +59,7 @@ class CausalWan(nn.Module):
         self.head = Head(config, patch_values)
         self.max_tokens = MAX_TOKENS
         self._calls = LayerCalls()
+        self._is_failure_reported = False
 
     @property
     def is_compiled(self) -> bool:
@@ -70,6 +71,7 @@ class CausalWan(nn.Module):
         if is_new:
             functions = Layer.forward, Layer.fill_cache, Layer.on_filled
             self._calls = LayerCalls(*(Compiled(function, self.device) for function in functions))
+            self._is_failure_reported = False
         elif not is_compiled:
             self._calls = LayerCalls()
         return is_new
@@ -82,12 +84,8 @@ class CausalWan(nn.Module):
 
     def take_compile_failure(self) -> Exception | None:
         """The same, but only once; None where an earlier call returned it."""
-        failure = self.compile_failure
-        calls = [call for call in self._calls if isinstance(call, Compiled)]
-        if any(call.is_reported for call in calls):
-            return None
-        for call in calls:
-            call.is_reported = failure is not None
+        failure = None if self._is_failure_reported else self.compile_failure
+        self._is_failure_reported |= failure is not None
         return failure
 
     @property

@@ -11,6 +11,8 @@ from .attention import Attend, sdpa
 from .cache import KVCache, TextCache
 from .causal_wan import CausalWan, Modulations
 
+Texts, Times = tuple[TextCache, TextCache], tuple[Modulations, Modulations]
+
 
 class TwoSetWan(CausalWan):
     """A CausalWan with a second set of weights, of the same shapes, for `fill_cache`."""
@@ -25,30 +27,18 @@ class TwoSetWan(CausalWan):
         self.memory._calls = self._calls
         return is_new
 
-    def encode_text(self, embeds: Tensor) -> tuple[TextCache, TextCache]:
+    def encode_text(self, embeds: Tensor) -> Texts:
         return super().encode_text(embeds), self.memory.encode_text(embeds)
 
-    def modulations(self, timesteps: Tensor, tokens: int = 1) -> tuple[Modulations, Modulations]:
+    def modulations(self, timesteps: Tensor, tokens: int = 1) -> Times:
         return super().modulations(timesteps, tokens), self.memory.modulations(timesteps, tokens)
 
-    def forward(
-        self,
-        latents: Tensor,
-        time: tuple[Modulations, Modulations],
-        rotations: Tensor,
-        cache: KVCache,
-        text: tuple[TextCache, TextCache],
-    ) -> Tensor:
+    def forward(self, latents: Tensor, time: Times, rotations: Tensor, cache: KVCache, text: Texts) -> Tensor:
         """As of one set, by the first halves."""
         return super().forward(latents, time[0], rotations, cache, text[0])
 
     def fill_cache(
-        self,
-        latents: Tensor,
-        time: tuple[Modulations, Modulations],
-        rotations: Tensor,
-        cache: KVCache,
-        text: tuple[TextCache, TextCache],
+        self, latents: Tensor, time: Times, rotations: Tensor, cache: KVCache, text: Texts
     ) -> None:
         """As of one set, by the memory set and the second halves."""
         self.memory.fill_cache(latents, time[1], rotations, cache, text[1])
