@@ -4,10 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 VERSION = "0.2.0"
-ABSOLUTE_LATENT_FRAMES = (
-    1024  # up to here (256 s) absolute positions hold the framing better than endless ones
-)
-
+ABSOLUTE_LATENT_FRAMES = 1024  # 256 s: up to here absolute positions hold the framing better than endless
 MAX_TOKENS = 4680  # that go through a layer at once: a block at 832x480, enough to keep any GPU busy
 
 
@@ -190,7 +187,6 @@ class Preset:
 
     @property
     def num_sets(self) -> int:
-        """Sets of weights."""
         return 1 + self.has_two_sets
 
 

@@ -39,21 +39,15 @@ def decoder_bytes(
     config, is_tiled = decoder_config(preset, name), name == "tiled"
     tile = [min(side, TILE_PIXELS) for side in size] if is_tiled else size
     num_pasts = num_tiles(*latent_size(*size)) if is_tiled and is_cpu else 1
-    values = tiny_values(config, prod(tile), is_cpu) if is_tiny(config) else wan_values(is_cpu)
+    if isinstance(config, TinyAutoencoderConfig):
+        values = tiny_values(config, prod(tile), is_cpu)
+    else:
+        values = WAN_WEIGHTS, WAN_PAST, FRAME * (WAN_FRAMES_CPU if is_cpu else WAN_FRAMES)
     weights, past, working = (value * compute.itemsize for value in values)
     cells, pixels = prod(latent_size(*tile)), VIDEO_COPIES * (prod(size) + is_tiled * prod(tile))
     video = RGB * TIME_STRIDE * (pixels * block * torch.float32.itemsize + 2 * prod(tile) * compute.itemsize)
     latents = 2 * config.latent_channels * block * cells * torch.float32.itemsize
     return weights, num_pasts * past * cells, working * cells + video + latents
-
-
-def is_tiny(config: TinyAutoencoderConfig | WanAutoencoderConfig) -> bool:
-    return isinstance(config, TinyAutoencoderConfig)
-
-
-def wan_values(is_cpu: bool) -> tuple[int, int, int]:
-    """Weights of the Wan autoencoder; past and working set for one latent position."""
-    return WAN_WEIGHTS, WAN_PAST, FRAME * (WAN_FRAMES_CPU if is_cpu else WAN_FRAMES)
 
 
 def tiny_values(config: TinyAutoencoderConfig, pixels: int, is_cpu: bool) -> tuple[int, int, int]:

@@ -66,9 +66,6 @@ class Grow(nn.Module):
         self.grow = nn.Conv2d(channels_in, channels_in * times, 1, bias=False)
         self.conv = conv3(channels_in, channels_out, bias=False)
 
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        return self.in_space(self.in_time(x, batch))
-
     def in_time(self, x: Tensor, batch: int) -> Tensor:
         """Images [T B, C, H, W] -> [T times B, C, H, W]."""
         return rearrange(self.grow(x), "(t b) (n c) h w -> (t n b) c h w", n=self.times, b=batch)
@@ -108,7 +105,8 @@ class TinyDecoder(nn.Module):
             for block in blocks:
                 x, new = block(x, olds, batch)
                 news.append(new)
-            x = grow(x, batch) if grow is not self.grows[-1] else self.shown(grow.in_time(x, batch))
+            x = grow.in_time(x, batch)
+            x = self.shown(x) if grow is self.grows[-1] else grow.in_space(x)
         frames = rearrange(x, "(t b) c h w -> b t c h w", b=batch)
         return (frames[:, TIME_STRIDE - 1 :] if is_start else frames), news
 
