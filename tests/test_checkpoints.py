@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -835,6 +836,14 @@ def test_a_weight_that_is_not_finite_is_refused(tmp_path: Path, state) -> None:
     broken = {name: tensor.clone() for name, tensor in state.items()}
     broken["layers.1.ffn.0.weight"][0, 0] = float("nan")
     assert "layers.1.ffn.0.weight is not finite" in refusal(write_plain(tmp_path, broken))
+
+
+@pytest.mark.parametrize("part", [r"ffn\.(0\.weight|0\.bias)$", r"(text|time)_embedding\.0\.weight$"])
+def test_a_model_of_no_size_is_refused(part, tmp_path: Path, state) -> None:
+    """Its weights are whole and finite, but there are none."""
+    empty = {n: t[..., :0] if "embedding" in n else t[:0] for n, t in state.items() if re.search(part, n)}
+    empty |= {n: t[:, :0] for n, t in state.items() if n.endswith("ffn.2.weight") and "ffn" in part}
+    assert "no transformer that can run: a size is 0" in refusal(write_plain(tmp_path, state | empty))
 
 
 def test_a_damaged_lora_is_the_one_that_is_named(tmp_path: Path, state) -> None:

@@ -148,7 +148,7 @@ def config_of(shapes: Shapes, source: object, num_heads: int | str | None = None
     """
     try:
         dim, patch = shapes["patch_embedding.weight"]
-        return ModelConfig(
+        config = ModelConfig(
             dim=dim,
             ffn_dim=shapes["layers.0.ffn.0.weight"][0],
             num_heads=int(num_heads or max(1, dim // HEAD_DIM)),
@@ -157,6 +157,9 @@ def config_of(shapes: Shapes, source: object, num_heads: int | str | None = None
             text_dim=shapes["text_embedding.0.weight"][1],
             freq_dim=shapes["time_embedding.0.weight"][1],
         )
+        if 0 in vars(config).values():
+            raise ValueError("a size is 0")
+        return config
     except KeyError as error:
         raise ValueError(f"{source} is incomplete: {error} is missing") from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
