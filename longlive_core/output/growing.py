@@ -150,7 +150,7 @@ def write_whole(path: Path, make: Callable[[Path], None]) -> None:
     part = part_of(path)
     try:
         make(part)
-        if path.exists():
+        with suppress(OSError):  # there is no earlier one, or the disk knows no modes
             shutil.copymode(path, part)
         replace_open(path, part)
     finally:
