@@ -326,13 +326,15 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(arguments, sentence, ca
 
 
 @contextmanager
-def server_that_says(status: int, body: bytes):
+def server_that_says(status: int, body: bytes, length: int | None = None):
     """The address of a server that gives everyone the same answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(status)
+            if length is not None:
+                self.send_header("Content-Length", str(length))
             self.end_headers()
             self.wfile.write(body)
 
@@ -343,8 +345,10 @@ def server_that_says(status: int, body: bytes):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize("status", [200, 400])
@@ -357,6 +361,13 @@ def test_a_server_of_another_kind_is_one_sentence(status, body, tmp_path, capsys
             assert said.startswith(f"longlive: {address} ") and said.count("\n") == 1
             assert "ComfyUI-LongLive" in said
     assert not (tmp_path / "f.txt").exists()
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_that_is_cut_off_is_one_sentence(status, capsys):
+    with server_that_says(status, b'{"run"', length=99) as address:
+        assert main(["live", "--server", address, "a"]) == 2
+        assert address in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
 class Proxy:

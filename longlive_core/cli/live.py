@@ -137,7 +137,7 @@ def refusal(error: urllib.error.HTTPError, server: str) -> str:
     """The server's own sentence, if it sent one."""
     try:
         return checked(json.load(error), {"error": str})["error"]
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, HTTPException):
         if error.code == HTTPStatus.UNAUTHORIZED:
             return f"{server} wants to know who asks; write --server http://user:password@..."
         return f"{server} answered {error.code}; is ComfyUI-LongLive installed there?"
