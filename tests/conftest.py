@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 GOLDEN = ROOT / "tests" / "golden"
+ONLY_SGF = "train_frames", "position_mode", "initial_latents", "policy"  # settings of Self Gradient Forcing
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators have none
     # Large tensors stay with the process when they are freed: else every new one costs its page faults.
@@ -27,19 +29,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folders = {"dit_golden": given, "sgf_golden": sgf_folder(given)}
     for name in folders.keys() & set(metafunc.fixturenames):
         missing = pytest.param(None, marks=pytest.mark.skip(f"no scenario in {folders[name]}"), id="none")
-        metafunc.parametrize(name, scenarios_in(folders[name]) or [missing])
+        files = [pytest.param(file, id=file.stem) for file in scenarios_in(folders[name], name)]
+        metafunc.parametrize(name, files or [missing])
 
 
-def scenarios_in(folder: Path) -> list:
-    """A parameter for each file of a folder that holds a scenario."""
+def scenarios_in(folder: Path, fixture: str) -> list[Path]:
+    """The files of a folder that hold a scenario of the fixture's family."""
     from safetensors import safe_open
 
     scenarios = []
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as golden:
-            if "scenario" in (golden.metadata() or {}):
-                scenarios.append(pytest.param(file, id=file.stem))
+            if fixture == family_of((golden.metadata() or {}).keys()):
+                scenarios.append(file)
     return scenarios
+
+
+def family_of(settings: Iterable[str]) -> str | None:
+    """The fixture of a file with these settings in its metadata; None for one of neither family."""
+    if not {"scenario", "local_attn_size", "global_sink"} <= set(settings):
+        return None
+    return "dit_golden" if {*ONLY_SGF}.isdisjoint(settings) else "sgf_golden"
 
 
 def sgf_folder(given: Path) -> Path:
