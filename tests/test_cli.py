@@ -339,6 +339,12 @@ def test_a_video_of_no_pixels_is_not_the_default(command, capsys) -> None:
     assert "'0x0' is not a size" in capsys.readouterr().err
 
 
+def test_a_plan_knows_a_download_by_its_name(capsys) -> None:
+    assert main(["plan", "--model", "sgf-plus"]) == main(["plan", "--model", "sgf-plus-chunkwise"]) == 0
+    first, second = capsys.readouterr().out.strip().split("832x480")[1:]
+    assert first.strip() == second.strip()
+
+
 @pytest.mark.parametrize("vram", ["inf", "nan", "1e300", "-1"])
 def test_a_gpu_has_a_memory_that_is_possible(vram, capsys) -> None:
     assert main(["plan", f"--vram={vram}"]) == 2

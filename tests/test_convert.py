@@ -220,6 +220,22 @@ def test_what_is_there_stays(base, tmp_path, capsys) -> None:
     assert out.read_text() == "mine" and [*tmp_path.iterdir()] == [out]
 
 
+def test_two_runs_do_not_write_one_file(base, tmp_path, monkeypatch, capsys) -> None:
+    """They would write into the same part of a file."""
+    out, codes, real = tmp_path / "x.safetensors", [], room.prepared
+    is_first = iter([True])
+
+    def prepared(*arguments):
+        if next(is_first, False):
+            codes.append(command(base, "--precision", "fp8", "--out", out))
+        return real(*arguments)
+
+    monkeypatch.setattr(room, "prepared", prepared)
+    assert command(base, "--out", out) == 0 and codes == [2]
+    assert "another run is writing this file" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == [out] and torch.bfloat16 in {t.dtype for t in load_file(out).values()}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -227,7 +243,8 @@ def test_what_is_there_stays(base, tmp_path, capsys) -> None:
         (["{base}", "--out", "{tmp}/nowhere/x.safetensors"], "choose a file in a folder that exists"),
         (["{tmp}/no.pt", "--out", "{tmp}/x.safetensors"], "no.pt does not exist"),
         (["{base}", "--family", "none", "--out", "{tmp}/x.safetensors"], "unknown model family 'none'"),
-        (["{base}", "--lora", "{base}", "--out", "{tmp}/x.safetensors"], "holds no named tensors"),
+        (["{base}", "--lora", "{base}", "--out", "{tmp}/x.safetensors"], "looks like a Wan text-to-video"),
+        (["{base}", "--out", f"{{tmp}}/{'x' * 240}.safetensors"], "cannot be written: File name too long"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, said, base, tmp_path, capsys) -> None:

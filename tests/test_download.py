@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import HfApi, constants, utils
 
 from longlive_core.config import RELATIVES
-from longlive_core.weights.checkpoints import _preset_of_name as preset_of_name
+from longlive_core.weights.checkpoints import preset_of_name
 from longlive_core.weights.download import download
 from longlive_core.weights.published import (
     CAUSAL_FORCING,

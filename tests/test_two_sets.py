@@ -160,6 +160,27 @@ def test_a_missing_twin_is_named(tmp_path: Path, state) -> None:
     assert "1 tensor missing (memory.layers.1.ffn.2.bias)" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    "sections", [("generator", "generator_ema"), ("generator", "ema"), ("ema",)], ids=str
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_averaged_weights_run_also_from_flattened_sections(suffix, sections, tmp_path: Path, state) -> None:
+    """Sections of a pickle become prefixes in safetensors; of two, none is mixed with the other."""
+    names, path = published(state), tmp_path / f"sgf_plus_chunkwise{suffix}"
+    filled = {s: {n: t + (s == "generator") for n, t in names.items()} for s in sections}
+    flat = {f"{s}.model.{n}": t for s, tensors in filled.items() for n, t in tensors.items()}
+    torch.save(filled, path) if suffix == ".pt" else save_file(flat, path)
+    ours = load_transformer(path, precision="fp32").transformer.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in state.items())
+
+
+def test_the_same_weights_under_two_prefixes_are_refused(tmp_path: Path, state) -> None:
+    names = published(state)
+    save_file({**names, **{f"model.{n}": t + 1 for n, t in names.items()}}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"a.safetensors has the same weights under several prefixes"):
+        load_transformer(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_two_sets_are_seen_without_loading(suffix: str, tmp_path: Path, state) -> None:
     found = {}

@@ -12,7 +12,9 @@ import torch
 from ..config import PRESETS, Preset, SigmaConfig, WindowConfig
 from ..fast import compiled
 from ..model import attention
+from ..weights.checkpoints import preset_of_name
 from ..weights.lora import LoraChoice
+from ..weights.published import DOWNLOADS
 from ..weights.quantize import PRECISIONS
 from .stderr import STDERR
 
@@ -129,6 +131,8 @@ def device_named(name: str) -> torch.device:
 
 
 def preset_named(name: str) -> Preset:
+    if name in DOWNLOADS:
+        return preset_of_name(Path(DOWNLOADS[name][0].name))
     if name not in PRESETS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join({**PRESETS, **DOWNLOADS})}")
     return PRESETS[name]

@@ -28,6 +28,7 @@ from .names import (
     SCALE,
     WAN_TEXT_TO_VIDEO,
     Shapes,
+    bare_name,
     family,
     from_wan,
     misfits,
@@ -45,8 +46,9 @@ from .quantize import (
     use_products,
 )
 
-SECTIONS = ("generator", "generator_ema", "model", "state_dict")
-EMA_SECTIONS = ("generator_ema", "generator", "model", "state_dict")
+TRAINED = ("generator", "generator_ema", "ema")  # sections of trainers; prefixes where a file was flattened
+SECTIONS = (*TRAINED, "model", "state_dict")
+EMA_SECTIONS = ("generator_ema", "ema", "generator", "model", "state_dict")
 HEAD_DIM = 128
 HEAD_BYTES, SECOND_SET = 1 << 24, re.compile(rb"memory[._]patch_embedding")  # of a file; in SGF+'s names
 NO_LORA = (
@@ -135,6 +137,12 @@ def open_model(
 def open_checkpoint(path: Path, sections: tuple[str, ...]) -> TensorFile:
     """Open a transformer's file under our names and shapes; ValueError says what it is if it is none."""
     file = open_tensors(path, sections)
+    parts = (
+        {n: t for n, t in file.tensors.items() if n.startswith(f"{s}.")} for s in sections if s in TRAINED
+    )
+    file = replace(file, tensors=next(filter(None, parts), file.tensors))
+    if len(set(map(bare_name, file.tensors))) < len(file.tensors):
+        raise ValueError(f"{path} has the same weights under several prefixes; choose a file of one model")
     if (looks := family(file.shapes)) != WAN_TEXT_TO_VIDEO:
         raise ValueError(f"{path} is {looks}; expected a Wan 2.1 1.3B transformer (LongLive or a relative)")
     check_quantised(file, weights := from_wan(file.tensors))
@@ -173,7 +181,7 @@ def opened_as(preset: Preset, path: Path) -> tuple[Preset, TensorFile]:
 
 def recognised(path: Path) -> tuple[Preset, TensorFile]:
     """The preset by a file's metadata, else its name and its number of sets of weights; and the open file."""
-    named, file = opened_as(_preset_of_name(Path(path)), path)
+    named, file = opened_as(preset_of_name(Path(path)), path)
     preset, block = preset_of_metadata(file.metadata, path) or named, named.window.block_latent_frames
     if has_two_sets(file) and not preset.has_two_sets:
         pairs = (other for other in RELATIVES.values() if other.has_two_sets)
@@ -204,7 +212,7 @@ def may_have_two_sets(path: Path) -> bool:
     return False
 
 
-def _preset_of_name(path: Path) -> Preset:
+def preset_of_name(path: Path) -> Preset:
     """By how a file is called; `model.pt`, as SGF's are published, by its folders."""
     name = "/".join(path.parts[-4:]) if path.stem == "model" else path.name
     spelled = name.lower().replace("_", "-").replace("self-gradient-forcing", "sgf")

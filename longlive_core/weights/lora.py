@@ -18,7 +18,7 @@ from torch import Tensor
 from .files import TensorFile, open_tensors
 from .names import Shapes, family, foreign_name, our_name, some
 
-SECTIONS = ("generator_lora",)
+SECTIONS = ("generator_lora", "state_dict", "generator", "model")  # the last two to say what it is
 Patch = dict[str, str]  # down, up, alpha, dora, diff: the tensors in the file that change a weight, by name
 _TENSOR = re.compile(  # the outer groups after the stem are the names of a Patch
     r"^(?P<stem>.+?)\.(?:(?:(?P<down>lora_A|lora_down|lora\.down)|(?P<up>lora_B|lora_up|lora\.up))"

@@ -12,7 +12,9 @@ WAN_TEXT_TO_VIDEO = "a Wan text-to-video transformer"
 MEMORY = "memory."  # before our names of SGF+'s second set of weights
 
 _WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|module)\.")
-_PREFIXES = re.compile(r"^((base_model|model|diffusion_model|transformer|first_stage_model|vae)\.)+")
+_PREFIXES = re.compile(
+    r"^((base_model|model|diffusion_model|transformer|first_stage_model|vae|generator|generator_ema|ema)\.)+"
+)
 _NAME = re.compile(r"(?:(?:blocks|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re.DOTALL)  # layer, part, leaf
 _MEMORY = re.compile(r"(?<![^.])memory[_.]")
 _SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
