@@ -522,6 +522,15 @@ def test_hostile_metadata_is_one_sentence_with_the_name_of_the_file(
     assert f"{tmp_path / 'evil.mp4'} " in error and re.search(HOSTILE[text], error)
 
 
+def test_cues_beyond_the_end_warn_and_the_video_is_made(tmp_path, capsys) -> None:
+    schedule, out = tmp_path / "prompts.txt", tmp_path / "out.mp4"
+    schedule.write_text(f"0 {PROMPT}\n5s => it rests\n9s => it turns blue\n")
+    assert main(["generate", "--schedule", str(schedule), "--seconds", "1", "--out", str(out)]) == 0
+    assert "2 cues after 0:01 are not played\n" in capsys.readouterr().err and num_video_frames(out) == 16
+    whole = PromptSchedule.parse(read_settings(out)["schedule"])
+    assert len(whole.cues) == 3, "a longer video can be made from it"
+
+
 def test_ten_thousand_cues(tmp_path) -> None:
     text = "\n".join(f"{i / 100}s {PROMPT}" for i in range(10_000))
     timeline = PromptSchedule.parse(text).resolve(3, 100.0)

@@ -146,6 +146,12 @@ def spelled(seconds: float) -> str:
     return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + "s"
 
 
+def clock(seconds: float) -> str:
+    """Seconds to a tenth, as people read them: 0:05, 1:02.5, 62:03."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{minutes:.0f}:{rest:04.1f}".removesuffix(".0")
+
+
 def named(index: int, cue: Cue) -> str:
     return f"cue {index + 1} at {spelled(cue.seconds)}"
 

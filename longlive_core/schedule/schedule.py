@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import geometry
 from ..config import Policy
-from .cue import Cue, ScheduleError, check_num_cues, check_order, named, quoted, spelled
+from .cue import Cue, ScheduleError, check_num_cues, check_order, clock, named, quoted, spelled
 from .json_format import JSON_START, is_jsonl, read_jsonl, read_timeline, written_timeline
 from .text_format import checked_text, read_text, written_cue
 
@@ -144,7 +144,7 @@ class PromptSchedule:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
         Blocks count from `first_block`, the first of a continuation; times from `cut_off` pixel frames before
-        that block. Raises ScheduleError if a cue is at or beyond `total_seconds`, the length of the video.
+        that block. Cues at or beyond `total_seconds`, the length of the video, are not played, with a warning.
         """
         start = geometry.block_seconds(first_block, block_latent_frames) - cut_off / geometry.FRAME_RATE
 
@@ -153,13 +153,13 @@ class PromptSchedule:
 
         last_block = inf
         if total_seconds is not None:
-            _check_before_end(self.cues, total_seconds)
             frames = geometry.frames_of_seconds(total_seconds)
             frames += geometry.block_first_frame(first_block, block_latent_frames) - cut_off
             last_block = max(1, geometry.num_blocks(frames, block_latent_frames) - first_block) - 1
         winners: dict[int, int] = {}  # block -> index of its cue
         unseen: list[tuple[int, str]] = []  # index of a cue and why no block shows it
-        for index, cue in enumerate(self.cues):
+        played = [cue for cue in self.cues if total_seconds is None or not 0 < cue.seconds >= total_seconds]
+        for index, cue in enumerate(played):
             block = geometry.block_at(start + cue.seconds, block_latent_frames) - first_block
             if block > last_block:
                 why = f"the video's last block begins at {spelled(round(begins(last_block), 2))}"
@@ -170,16 +170,8 @@ class PromptSchedule:
                 unseen.append((winners[block], f"{why}; put them further apart"))
             winners[block] = index
         segments = (Segment(block, begins(block), self.cues[index]) for block, index in winners.items())
-        warnings = (f"{named(index, self.cues[index])}{NEVER}{why}" for index, why in unseen)
+        warnings = [f"{named(index, self.cues[index])}{NEVER}{why}" for index, why in unseen]
+        if late := len(self.cues) - len(played):
+            cues_are = "1 cue after {} is" if late == 1 else f"{late} cues after {{}} are"
+            warnings.append(f"{cues_are.format(clock(total_seconds))} not played")
         return Timeline(tuple(segments), tuple(warnings))
-
-
-def _check_before_end(cues: Sequence[Cue], total_seconds: float) -> None:
-    for index, cue in enumerate(cues):
-        if not cue.seconds < total_seconds:
-            where = "at" if cue.seconds == total_seconds else "after"
-            raise ScheduleError(
-                f"{named(index, cue)} begins {where} the video's end at {spelled(total_seconds)}; "
-                "raise seconds or remove it",
-                cue=index + 1,
-            )

@@ -304,7 +304,8 @@ def test_the_text_and_the_timeline_agree_and_errors_are_shown(timeline, page):
 @pytest.mark.newest
 def test_what_cannot_run_is_said_and_what_cannot_be_read_is_not_drawn(timeline, page):
     timeline.load(workflow_with("0 a red circle\n9999s => it rests"))
-    assert "cue 2 begins after the video's end" in timeline.status.text_content()
+    assert timeline.status.text_content() == "1 cue after 0:12 is not played"
+    assert "ll-error" not in timeline.status.get_attribute("class")
     timeline.load(workflow_with(""))
     assert "the schedule is empty" in timeline.status.text_content()
     assert [cue.text_content() for cue in timeline.root.locator(".ll-cue").all()] == [""]

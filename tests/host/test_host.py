@@ -196,7 +196,6 @@ BAD = {
     "bad time": (small_prompt("0 a red circle\nsoon => a star"), "line 2, column 1"),
     "empty": (small_prompt("\n"), "the schedule is empty"),
     "late first cue": (small_prompt("5s => a red circle"), "line 1, column 1: the first cue is at 5s"),
-    "beyond the end": (small_prompt("0 a red circle\n9s => a star"), "after the video's end at 2s"),
     "size": (small_prompt(width=70), "multiples of 16"),
 }
 
@@ -206,6 +205,12 @@ def test_bad_input_gets_one_clear_sentence(server, name):
     prompt, sentence = BAD[name]
     error = server.run(prompt).event("execution_error")
     assert sentence in error["exception_message"] and error["exception_type"] == "ValueError"
+
+
+def test_cues_beyond_the_end_are_reported_and_the_video_is_made(server):
+    run = server.run(small_prompt("0 a red circle\n9s => a star\n12s => it rests", seconds=0.5))
+    assert run.has_succeeded, run.event("execution_error")
+    assert any("2 cues after 0:00.5 are not played" in text for text in run.texts)
 
 
 def test_a_window_that_cannot_hold_sink_and_block_is_refused(server):

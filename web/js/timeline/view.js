@@ -160,17 +160,17 @@ export class TimelineView {
 
   /** What is wrong with the text comes first, what will be wrong when it runs last. */
   #drawStatus() {
-    const late = this.#late();
-    this.status.textContent = this.error?.message ?? (this.said || late);
-    this.status.classList.toggle("ll-error", this.isRefusal || this.error !== null || (!this.said && late !== ""));
+    this.status.textContent = this.error?.message ?? (this.said || this.#late());
+    this.status.classList.toggle("ll-error", this.isRefusal || this.error !== null);
   }
 
   #late() {
     const end = this.endSeconds();
-    const index = end ? this.schedule.cues.findIndex((cue) => cue.seconds >= end) : -1;
-    if (index < 0) return "";
-    const late = { cue: index + 1, time: clock(end) };
-    return t("cue {cue} begins after the video's end at {time}: raise seconds on Stream or delete it", late);
+    const cues = end ? this.schedule.cues.filter(({ seconds }) => seconds && seconds >= end).length : 0;
+    if (!cues) return "";
+    const time = clock(end);
+    if (cues === 1) return t("1 cue after {time} is not played", { time });
+    return t("{cues} cues after {time} are not played", { cues, time });
   }
 
   get pixels() {
