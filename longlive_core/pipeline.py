@@ -151,7 +151,7 @@ class Pipeline:
         hook = hook or Hook()
         encode = self.encode_text
         if self.encode_ahead:
-            encode = self.encode_ahead([segment.cue.prompt for segment in plan.timeline.segments])
+            encode = self.encode_ahead(plan.timeline.prompts)
             free_unused(self.model.device)  # an encoder leaves its size behind, in pieces of its own
         if live:
             unbounded = plan.is_until_stopped

@@ -70,7 +70,7 @@ class StreamModel:
 
 @dataclass(frozen=True)
 class EncodedSchedule:
-    """Timed prompts, and the embedding [1, text tokens, text dim] of every prompt.
+    """Timed prompts, and the embedding [1, text tokens, text dim] of every prompt with what is in all.
 
     `encode` makes that of any other prompt; `has_room` says whether it may while a model samples.
     """

@@ -45,6 +45,7 @@ class LongLivePromptSchedule(io.ComfyNode):
                         "(recache:, refresh:, keep:, cut:, blend 3s:), then the prompt. The first cue is "
                         "at 0. The node reports times for blocks of 3 latent frames (0.75 s), which most "
                         "models make, and those of a frame-wise model (0.25 s) where they differ. "
+                        "A first line such as always: film still, rain is put before every prompt. "
                         "Indented lines continue a prompt, lines with # are comments. "
                         "Timeline JSON is read too. The timeline above edits the same text."
                     ),
@@ -83,14 +84,13 @@ def word_warnings(clip, schedule: PromptSchedule) -> list[str]:
         return [too_long(prompt, TEXT_TOKENS)] if cut(tokens) != tokens else []
 
     warnings_of = getattr(clip, "warnings", warnings_of_others)
-    prompts = dict.fromkeys(cue.prompt for cue in schedule.cues)
-    return [warning for prompt in prompts for warning in warnings_of(prompt)]
+    return [warning for prompt in schedule.prompts for warning in warnings_of(prompt)]
 
 
 def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:
     """Encode every prompt of the schedule once; the result can encode more."""
     embeds: dict[str, Tensor] = {}
-    for prompt in dict.fromkeys(cue.prompt for cue in schedule.cues):
+    for prompt in schedule.prompts:
         host.throw_if_interrupted()
         embeds[prompt] = encode(clip, prompt)
     return EncodedSchedule(schedule, embeds, partial(encode, clip), partial(host.has_room_for, clip))

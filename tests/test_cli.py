@@ -62,7 +62,9 @@ def test_a_video_has_exactly_the_frames_asked_for(tmp_path, seconds) -> None:
 
 def test_a_video_says_how_it_was_made(tmp_path, capsys) -> None:
     out, sheet, schedule = tmp_path / "v.mp4", tmp_path / "v.png", tmp_path / "s.txt"
-    schedule.write_text("0:00 a red circle drifts right over navy\n1s => keep: it turns blue ✨ שלום\n")
+    schedule.write_text(
+        "always: a star,\n0:00 a red circle drifts right over navy\n1s => keep: it turns blue ✨ שלום\n"
+    )
     arguments = ["generate", "--schedule", str(schedule), "--seconds", "2", "--seed", "7", "--out", str(out)]
     assert main([*arguments, "--contact-sheet", str(sheet)]) == 0
     assert sheet.stat().st_size > 1000
@@ -73,6 +75,7 @@ def test_a_video_says_how_it_was_made(tmp_path, capsys) -> None:
         settings["seed"] == 7 and settings["seconds"] == 2 and settings["window"]["sink_latent_frames"] == 3
     )
     assert PromptSchedule.parse(settings["schedule"]) == PromptSchedule.parse(schedule.read_text("utf-8"))
+    assert PromptSchedule.parse(settings["schedule"]).always == "a star,"
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -86,6 +87,22 @@ def test_a_prompt_takes_effect_at_the_first_block_after_it_is_encoded():
     assert control.snapshot()["pending"] is None
     assert control.schedule().cues[-1].seconds == 1.3125
     assert [script(block) is not None for block in (3, 4, 5)] == [False, False, True]
+
+
+def test_what_is_in_every_prompt_is_in_those_that_are_sent_too():
+    timeline = PromptSchedule.parse("always: film,\n0 first\n3.2 => keep: second").resolve(BLOCK)
+    encoded, control = [], LiveControl()
+    script = control.script(
+        timeline, lambda prompt: encoded.append(prompt) or encode(prompt), range(9), BLOCK
+    )
+    script(0)
+    ticket = control.send("live one")
+    wait_for(lambda: ticket.state == "ready")
+    assert [script(block) is not None for block in range(1, 6)] == [True, False, False, False, True]
+    assert encoded == ["film, first", "film, live one", "film, second"]
+    assert script.state().prompt == "film, second"
+    assert [cue["prompt"] for cue in control.snapshot()["cues"]] == ["first", "live one", "second"]
+    assert control.schedule().to_text().startswith("always: film,\n0s => first\n0.5625s => live one\n")
 
 
 def test_the_newest_prompt_replaces_the_one_that_waits_and_wins_over_the_schedule():
@@ -481,9 +498,10 @@ def latents(pipeline: Pipeline, schedule: PromptSchedule, control: LiveControl |
     return torch.cat(parts, dim=2)
 
 
-def test_blocks_before_a_prompt_are_untouched_and_the_frozen_schedule_replays_it(pipeline):
-    control = LiveControl()
-    live, plain = latents(pipeline, PLAYED, control), latents(pipeline, PLAYED)
+@pytest.mark.parametrize("always", ["", "a pink star"])
+def test_blocks_before_a_prompt_are_untouched_and_the_frozen_schedule_replays_it(pipeline, always):
+    control, written = LiveControl(), replace(PLAYED, always=always)
+    live, plain = latents(pipeline, written, control), latents(pipeline, written)
     control.finish()
     cues = control.snapshot()["cues"]
     sent = [cue for cue in cues if cue["origin"] == "live"]
@@ -493,6 +511,7 @@ def test_blocks_before_a_prompt_are_untouched_and_the_frozen_schedule_replays_it
     assert torch.equal(live[:, :, :first], plain[:, :, :first])
     assert not torch.equal(live[:, :, first : first + BLOCK], plain[:, :, first : first + BLOCK])
     frozen = control.schedule()
+    assert frozen.always == always and frozen.cues[0] == written.cues[0]
     assert torch.equal(latents(pipeline, frozen), live)
     assert PromptSchedule.parse(frozen.to_text()) == PromptSchedule.parse(frozen.to_json()) == frozen
 

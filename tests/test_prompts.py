@@ -508,6 +508,61 @@ def test_a_line_that_is_not_there(line):
     assert "choose 1 to 2" in str(refused(PromptSchedule.from_jsonl, text, line=line))
 
 
+STYLE = "Realistic film still, a young woman in a red coat"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"always: {STYLE}\n0 she walks\n5s => cut: she smiles\n",
+        f"\ufeff# mine\n\nAlways:{STYLE}\n\n# cues\n0 she walks\n5s => cut: she smiles\n",
+        "  always: Realistic film still,\n   a young woman\n  # who?\n\tin a   red coat\n"
+        "  0 she walks\n  5s => cut: she\n    smiles",
+        timeline_json(
+            {"time": 5, "prompt": "she smiles", "policy": "cut"},
+            {"time": 0, "prompt": "she walks"},
+            always=f" {STYLE} ",
+        ),
+    ],
+)
+def test_a_first_line_is_put_before_every_prompt(text):
+    read = PromptSchedule.parse(text)
+    assert read == replace(schedule((0, "she walks"), (5, "she smiles", "cut")), always=STYLE)
+    assert read.prompts == read.resolve(BLOCK).prompts == [f"{STYLE} she walks", f"{STYLE} she smiles"]
+    assert read.to_text() == f"always: {STYLE}\n0s => she walks\n5s => cut: she smiles\n"
+    assert PromptSchedule.parse(read.to_json()) == read and json.loads(read.to_json())["always"] == STYLE
+    assert read.extra == {}
+
+
+def test_one_prompt_may_have_it_and_nothing_is_in_every_prompt_where_it_is_empty():
+    assert PromptSchedule.parse("always: film\nshe walks\n  and runs").prompts == ["film she walks and runs"]
+    for text in ("always:\n0 a", "always: \n \na", '{"always": " ", "cues": [{"time": 0, "prompt": "a"}]}'):
+        assert PromptSchedule.parse(text) == PromptSchedule.single("a")
+        assert "always" not in PromptSchedule.parse(text).to_text() + PromptSchedule.parse(text).to_json()
+    for text in ("0 => always: a", "0 => a\n  always: b"):
+        assert PromptSchedule.parse(text).always == ""
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("# x\nalways: film\n  0 a", "line 2, column 1: no prompt follows what is in every prompt"),
+        ("always: a\0\n0 a", "NUL"),
+        ("always: \ud800\n0 a", "line 1, column 1: the prompt holds a lone UTF-16 surrogate"),
+        ("0 a\nalways: film", 'line 2, column 1: "always:" is not a time'),
+        ('{"always": 5, "cues": [{"time": 0, "prompt": "a"}]}', "the prompt 5 is not text"),
+    ],
+)
+def test_what_cannot_be_in_every_prompt_is_refused(text, says):
+    assert says in str(refused(PromptSchedule.parse, text))
+
+
+def test_a_prompt_that_goes_on_is_known_with_what_is_in_every_prompt():
+    written = replace(schedule((0, "a"), (5, "b")), always="film")
+    assert written.with_on_switch(Policy.KEEP, "film a").cues[0].policy is None
+    assert written.with_on_switch(Policy.KEEP, "a").cues[0].policy is Policy.KEEP
+
+
 def test_switch_frames_go_with_jsonl_only():
     assert "JSONL" in str(refused(PromptSchedule.parse, "0 a\n5s b", [40]))
 
@@ -621,8 +676,11 @@ cues = st.builds(
     lambda seconds, prompt, policy: Cue(seconds, prompt, *policy),
     *(st.floats(0, MAX_SECONDS), prompts, policies),
 )
-schedules = st.lists(cues, min_size=1, max_size=6).map(
-    lambda some: PromptSchedule((replace(some[0], seconds=0), *sorted(some[1:], key=lambda cue: cue.seconds)))
+schedules = st.builds(
+    lambda some, always: PromptSchedule(
+        (replace(some[0], seconds=0), *sorted(some[1:], key=lambda cue: cue.seconds)), always=always
+    ),
+    *(st.lists(cues, min_size=1, max_size=6), st.just("") | prompts),
 )
 pieces = [
     "cut:",

@@ -14,7 +14,7 @@ from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.script import PromptScript, blend_blocks, script_of
 
 BLOCK = 3
-VALUES = {"a": 0.0, "b": 1.0, "c": 4.0}
+VALUES = {"a": 0.0, "b": 1.0, "c": 4.0, "film a": 2.0, "rain a": 3.0}
 
 
 def embeds(value: float) -> Tensor:
@@ -34,6 +34,18 @@ def played(text: str, blocks: int, first_block: int = 0) -> list[tuple[float, st
 
 def shown(switch: Switch | None) -> tuple[float, str] | None:
     return switch and (round(float(switch.embeds.mean()), 4), switch.policy.value)
+
+
+def test_a_prompt_that_goes_on_is_known_with_what_is_in_every_prompt() -> None:
+    """A video that goes on with the same prompt under other words in every prompt switches."""
+    for before, after in (("film", "film"), ("film", "rain"), ("", "film")):
+        texts = [f"always: {always}\n0 => a" for always in (before, after)]
+        first, second = (
+            script_of(PromptSchedule.parse(text).resolve(BLOCK), encode, BLOCK) for text in texts
+        )
+        first(0)
+        second.resume(first.state())
+        assert (second(0) is None) == (before == after)
 
 
 def test_a_cue_without_a_policy_recaches_and_others_keep_theirs() -> None:

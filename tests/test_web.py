@@ -1,9 +1,11 @@
 """The page's own code, without a page: node's tests of it, and the timeline against the Python parser."""
 
+import hashlib
 import json
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,9 @@ WORDS = [
     *("a", "red", "circle", "keep:", "cut: x", "auto:", "blend", "blend 3s:", "note:", "=>", "5s", "0:05"),
     *("#1", '{"a"', "\u00e9", "\u8d64\u3044", "\U0001f7e6", "\u00a0", "\u0085", "\ufeff", "\x1c", "\u3000"),
 ]
+AS_BEFORE_ALWAYS = (
+    "83cf126245a0c4c7217766f77ec5dca789985130bcfa3242de27ea4db8054a0c"  # what texts were read as
+)
 POLICIES = [
     *("", "", "", "recache:", "refresh:", "Keep:", "cut:", "auto:", "AUTO: ", "blend:", "blend 3s:"),
     *("blend .5:", "Blend  2.25s:", "blend 60s:", "cut :", "blend 3s :", "blend\u00a03s:"),
@@ -91,11 +96,20 @@ def some_times(dice: random.Random) -> list[float]:
     return times
 
 
+def some_always(dice: random.Random) -> str:
+    """A first line of words for every prompt, often with lines that continue it, sometimes a wrong one."""
+    words = dice.choice(["", " ", some_prompt(dice), some_prompt(dice), "\ud800"])
+    more = dice.choice(["", "", "\n  and on", "\n# no\n\ton", "\n \n"])
+    begin = dice.choice(["", "", "\ufeff", "# title\n", "\n"])
+    return f"{begin}{dice.choice(['always:', 'always: ', 'Always: ', 'always :'])}{words}{more}\n"
+
+
 def some_text(dice: random.Random) -> str:
     start = dice.choice(
         ["", "", "", "\ufeff", "# title\n", "\n", "a plain prompt\n"] if dice.random() < 0.3 else [""]
     )
     lines = [some_cue(dice, seconds) + dice.choice(ENDS) for seconds in some_times(dice)]
+    start = some_always(dice) + start if dice.random() < 0.3 else start
     indent = dice.choice(["", "", "", "", "  ", "\t"])
     return start + "".join(indent + line for line in lines)
 
@@ -123,6 +137,8 @@ def some_json(dice: random.Random) -> str:
     document = {"version": 1 if dice.random() < 0.95 else 2, "cues": cues}
     if dice.random() < 0.3:
         document |= {"zoom": 1.5, "authors": ["\u00e9"]}
+    if dice.random() < 0.4:
+        document["always"] = dice.choice([some_prompt(dice), some_prompt(dice), "", " ", None, 5])
     text = json.dumps(document, indent=dice.choice([None, 2]), ensure_ascii=dice.random() < 0.5)
     return text if dice.random() < 0.95 else text[: -dice.randint(1, len(text) - 12)]
 
@@ -161,6 +177,26 @@ def test_python_and_the_timeline_read_the_same_200_schedules():
     dice = random.Random(5)
     refused = num_refused([some_schedule(dice) for _ in range(200)])
     assert 30 < refused < 120, refused
+
+
+def test_what_is_in_every_prompt_changes_nothing_else_and_old_schedules_are_read_as_ever():
+    dice = random.Random(5)
+    said = hashlib.sha256()
+    for _ in range(1000):
+        text, _ = some_list(dice)
+        said.update(read_as(text).encode())
+        with_always = read("always: film\n  still\n" + text, [])
+        if isinstance(with_always, PromptSchedule):
+            assert with_always.always == "film still"
+            assert replace(with_always, always="") == PromptSchedule.parse(text)
+        else:
+            assert with_always.message == read(text, []).message
+    assert said.hexdigest() == AS_BEFORE_ALWAYS
+
+
+def read_as(text: str) -> str:
+    schedule = read(text, [])
+    return str(schedule) if isinstance(schedule, ScheduleError) else schedule.to_text() + schedule.to_json()
 
 
 MARKS = ["", "", "", "- ", "* ", "• ", "1. ", "12) ", "**", "[", "(", "- **", '"', "Frame ", "t=", "Shot 1 ("]
@@ -202,9 +238,10 @@ def num_refused(written: list[tuple[str, list[int]]]) -> int:
             assert is_json or theirs["error"] == str(mine).replace(".0 seconds", " seconds"), text
             continue
         assert theirs.get("cues") == fields_of(mine), (text, theirs)
-        assert theirs["extra"] == mine.extra
+        assert (theirs["extra"], theirs["always"]) == (mine.extra, mine.always)
         assert theirs["blocks"] == [geometry.block_at(cue.seconds, BLOCK) for cue in mine.cues]
         for again in (theirs["written"], theirs["rewritten"]):
+            assert PromptSchedule.parse(again) == mine, again
             assert fields_of(PromptSchedule.parse(again)) == fields_of(mine), again
             assert PromptSchedule.parse(again).extra == mine.extra
         if not again.startswith("{"):

@@ -55,7 +55,7 @@ class Cue:
 
     def __post_init__(self):
         object.__setattr__(self, "seconds", _checked_seconds(self.seconds))
-        object.__setattr__(self, "prompt", _checked_prompt(self.prompt))
+        object.__setattr__(self, "prompt", checked_prompt(self.prompt))
         object.__setattr__(self, "policy", _checked_policy(self.policy))
         object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
 
@@ -74,7 +74,7 @@ def _checked_seconds(seconds: Any) -> float:
     return float(seconds) + 0.0  # -0.0 becomes 0.0
 
 
-def _checked_prompt(prompt: Any) -> str:
+def checked_prompt(prompt: Any) -> str:
     if not isinstance(prompt, str):
         raise ScheduleError(f"the prompt {quoted(prompt)} is not text; write it in quotes")
     prompt = " ".join(prompt.split())
@@ -85,6 +85,16 @@ def _checked_prompt(prompt: Any) -> str:
     if _LONE_SURROGATE.search(prompt):
         raise ScheduleError("the prompt holds a lone UTF-16 surrogate (half a character); type it again")
     return prompt
+
+
+def checked_always(words: Any) -> str:
+    """The words before every prompt, checked as a prompt is; they may be empty."""
+    return "" if words is None or (isinstance(words, str) and not words.split()) else checked_prompt(words)
+
+
+def whole_prompt(always: str, prompt: str) -> str:
+    """A prompt as it is encoded."""
+    return f"{always} {prompt}" if always else prompt
 
 
 def _checked_policy(policy: Any) -> Policy | None:
@@ -161,6 +171,11 @@ def check_num_cues(count: int) -> None:
         raise ScheduleError("the schedule has no cues; give it at least one, at 0")
     if count > MAX_CUES:
         raise ScheduleError(f"the schedule has {count} cues; at most {MAX_CUES} are allowed, split the video")
+
+
+def check_cues(cues: Sequence[Cue]) -> None:
+    check_num_cues(len(cues))
+    check_order(cues)
 
 
 def check_order(cues: Sequence[Cue]) -> None:

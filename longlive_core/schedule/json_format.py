@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from ..geometry import block_at, block_seconds, frames_of_seconds, num_latent_frames
-from .cue import MAX_SECONDS, Cue, ScheduleError, check_num_cues, quoted, read_time
+from .cue import MAX_SECONDS, Cue, ScheduleError, check_num_cues, checked_always, quoted, read_time
 from .text_format import numbered_lines
 
 LAST_FRAME = num_latent_frames(frames_of_seconds(MAX_SECONDS)) - 1
@@ -31,8 +31,8 @@ def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
-def read_timeline(text: str) -> tuple[list[Cue], dict[str, Any]]:
-    """Timeline JSON -> its cues in order of time, and its unknown fields."""
+def read_timeline(text: str) -> tuple[list[Cue], dict[str, Any], str]:
+    """Timeline JSON -> its cues in order of time, its unknown fields, and what is in every prompt."""
     document = _decoded(text)
     if not isinstance(document, dict) or not isinstance(document.get("cues"), list):
         raise ScheduleError(
@@ -44,7 +44,8 @@ def read_timeline(text: str) -> tuple[list[Cue], dict[str, Any]]:
         raise ScheduleError(f"timeline version {quoted(version)} is unknown; only 1 is read")
     check_num_cues(len(document["cues"]))
     cues = [_read_entry(entry, number) for number, entry in enumerate(document["cues"], 1)]
-    return sorted(cues, key=lambda cue: cue.seconds), _without(document, "version", "cues")
+    extra = _without(document, "version", "always", "cues")
+    return sorted(cues, key=lambda cue: cue.seconds), extra, checked_always(document.get("always"))
 
 
 def _read_entry(entry: Any, number: int) -> Cue:
@@ -64,14 +65,15 @@ def _numbered_cue(number: int, time: Any, *fields: Any) -> Cue:
         raise ScheduleError(f"cue {number}: {error.message}", cue=number) from None
 
 
-def written_timeline(cues: Sequence[Cue], extra: Mapping[str, Any]) -> str:
-    """Timeline JSON that reads back as these cues and unknown fields."""
+def written_timeline(cues: Sequence[Cue], extra: Mapping[str, Any], always: str) -> str:
+    """Timeline JSON that reads back as these cues, unknown fields and words in every prompt."""
     entries = []
     for cue in cues:
         policy = {} if cue.policy is None else {"policy": cue.policy.value}
         blend = {} if cue.blend_seconds is None else {"blend": cue.blend_seconds}
         entries.append({"time": cue.seconds, "prompt": cue.prompt, **policy, **blend, **cue.extra})
-    return json.dumps({"version": 1, "cues": entries, **extra}, ensure_ascii=False, indent=2)
+    first = {"version": 1, "always": always} if always else {"version": 1}
+    return json.dumps({**first, "cues": entries, **extra}, ensure_ascii=False, indent=2)
 
 
 def is_jsonl(text: str) -> bool:

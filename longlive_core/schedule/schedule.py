@@ -8,9 +8,9 @@ from typing import Any
 
 from .. import geometry
 from ..config import Policy
-from .cue import Cue, ScheduleError, check_num_cues, check_order, clock, named, quoted, spelled
+from .cue import Cue, ScheduleError, check_cues, checked_always, clock, named, quoted, spelled, whole_prompt
 from .json_format import JSON_START, is_jsonl, read_jsonl, read_timeline, written_timeline
-from .text_format import checked_text, read_text, written_cue
+from .text_format import checked_text, read_text, written_always, written_cue
 
 NEVER = " is never seen: "  # in warnings, between a cue and the reason
 
@@ -26,10 +26,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A schedule snapped to blocks; segments are in order, the first begins at block 0."""
+    """A schedule snapped to blocks; segments are in order, the first begins at block 0.
+
+    The words of `always` come before every prompt when it is encoded.
+    """
 
     segments: tuple[Segment, ...]
     warnings: tuple[str, ...] = ()
+    always: str = ""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts of the segments as they are encoded."""
+        return [whole_prompt(self.always, segment.cue.prompt) for segment in self.segments]
 
     def segment_at(self, block: int) -> Segment:
         """The segment that block `block` belongs to."""
@@ -62,15 +71,19 @@ class Timeline:
 
 @dataclass(frozen=True)
 class PromptSchedule:
-    """Cues in order of time, the first at 0. `extra` holds unknown fields of a timeline JSON."""
+    """Cues in order of time, the first at 0. `extra` holds unknown fields of a timeline JSON.
+
+    The words of `always`, such as a style, come before every prompt when it is encoded, sent ones too.
+    """
 
     cues: tuple[Cue, ...]
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    always: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "cues", tuple(self.cues))
-        check_num_cues(len(self.cues))
-        check_order(self.cues)
+        object.__setattr__(self, "always", checked_always(self.always))
+        check_cues(self.cues)
 
     @classmethod
     def parse(cls, text: str, switch_frames: Sequence[int] = ()) -> "PromptSchedule":
@@ -78,7 +91,7 @@ class PromptSchedule:
 
         Schedule text has one cue a line, `TIME [=>] [POLICY:] PROMPT`. Indented lines continue the cue above,
         blank lines and lines that begin with # are skipped. A first line without a time makes the whole text
-        one prompt. `switch_frames` goes with JSONL alone. Raises ScheduleError.
+        one prompt; `always: ...` may come first. `switch_frames` goes with JSONL alone. Raises ScheduleError.
         """
         text = checked_text(text)
         if is_jsonl(text):
@@ -88,17 +101,20 @@ class PromptSchedule:
                 "switch frames go with JSONL prompts only, and this schedule has times of its own; "
                 "leave the switch frames out"
             )
-        return cls.from_json(text) if JSON_START.match(text) else cls(tuple(read_text(text)))
+        if JSON_START.match(text):
+            return cls.from_json(text)
+        always, cues = read_text(text)
+        return cls(tuple(cues), always=always)
 
     @classmethod
     def from_json(cls, text: str) -> "PromptSchedule":
         """Read `{"version": 1, "cues": [{"time": 5.0, "prompt": "...", "policy": "recache"}]}`.
 
         `time` is seconds or a time as in schedule text. Without a `policy` (or with "auto") a cue names none;
-        "blend" may have its seconds in `blend`. Cues may come in any order.
+        "blend" may have its seconds in `blend`. Cues may come in any order. `always` may be next to `cues`.
         """
-        cues, extra = read_timeline(checked_text(text))
-        return cls(tuple(cues), extra)
+        cues, extra, always = read_timeline(checked_text(text))
+        return cls(tuple(cues), extra, always)
 
     @classmethod
     def from_jsonl(
@@ -116,23 +132,28 @@ class PromptSchedule:
         """One prompt for the whole video; the text is not parsed."""
         return cls((Cue(0.0, prompt),))
 
+    @property
+    def prompts(self) -> list[str]:
+        """The distinct prompts as they are encoded."""
+        return list(dict.fromkeys(whole_prompt(self.always, cue.prompt) for cue in self.cues))
+
     def with_on_switch(self, policy: Policy, in_effect: str | None = None) -> "PromptSchedule":
         """The schedule with this policy where a cue names none.
 
         A first cue that repeats `in_effect`, the prompt of the video that is continued, is no switch.
         """
         cues = [replace(cue, policy=policy) if cue.policy is None else cue for cue in self.cues]
-        if self.cues[0].prompt == in_effect:
+        if self.prompts[0] == in_effect:
             cues[0] = self.cues[0]
         return replace(self, cues=tuple(cues))
 
     def to_text(self) -> str:
         """Schedule text that parses to the same schedule, `extra` left out."""
-        return "".join(map(written_cue, self.cues))
+        return written_always(self.always) + "".join(map(written_cue, self.cues))
 
     def to_json(self) -> str:
         """Timeline JSON that parses to the same schedule, `extra` included."""
-        return written_timeline(self.cues, self.extra)
+        return written_timeline(self.cues, self.extra, self.always)
 
     def resolve(
         self,
@@ -144,7 +165,7 @@ class PromptSchedule:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
         Blocks count from `first_block`, the first of a continuation; times from `cut_off` pixel frames before
-        that block. Cues at or beyond `total_seconds`, the length of the video, are not played, with a warning.
+        that block. Cues at or beyond `total_seconds`, the length of the video, are not played.
         """
         start = geometry.block_seconds(first_block, block_latent_frames) - cut_off / geometry.FRAME_RATE
 
@@ -174,4 +195,4 @@ class PromptSchedule:
         if late := len(self.cues) - len(played):
             cues_are = "1 cue after {} is" if late == 1 else f"{late} cues after {{}} are"
             warnings.append(f"{cues_are.format(clock(total_seconds))} not played")
-        return Timeline(tuple(segments), tuple(warnings))
+        return Timeline(tuple(segments), tuple(warnings), self.always)

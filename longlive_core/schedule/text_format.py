@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..config import Policy
-from .cue import AUTO, SECONDS, Cue, ScheduleError, check_num_cues, check_order, quoted, read_time, spelled
+from .cue import AUTO, SECONDS, Cue, ScheduleError, check_order, checked_always, quoted, read_time, spelled
 from .notations import OTHER_NOTATION, is_bare_range, is_other_notation, listed
 
 MAX_CHARACTERS = 8_000_000
 
+_ALWAYS = re.compile("always:", re.IGNORECASE)
 _CUE_LINE = re.compile(r"(?P<time>\S*?)(?P<arrow>\s*=>|\s+|\Z)(?P<words>.*)", re.DOTALL)
 # A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
 _POLICY_PREFIX = re.compile(
@@ -49,9 +50,32 @@ def numbered_lines(text: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines, 1) if line and not line.isspace()]
 
 
-def read_text(text: str) -> list[Cue]:
-    """Cues in order; a first line without a time makes the whole text one prompt."""
-    lines = _content_lines(text)
+def read_text(text: str) -> tuple[str, list[Cue]]:
+    """What is in every prompt, and cues in order; a first line without a time makes all one prompt."""
+    always, lines = _always_first(_content_lines(text))
+    return always, _read_cues(lines)
+
+
+def _always_first(lines: Sequence[_Line]) -> tuple[str, Sequence[_Line]]:
+    """The words of a first line `always: ...` with those that continue it, and the other lines."""
+    first, *others = lines
+    prefix = _ALWAYS.match(first.text)
+    if prefix is None:
+        return "", lines
+    num_more = next((i for i, line in enumerate(others) if not line.is_continuation), len(others))
+    words = " ".join([first.text[prefix.end() :], *(line.text for line in others[:num_more])])
+    try:
+        if not others[num_more:]:
+            raise ScheduleError(
+                "no prompt follows what is in every prompt; write one on a line of its own, not indented "
+                "(where this is the prompt, write 0 => before it)"
+            )
+        return checked_always(words), others[num_more:]
+    except ScheduleError as error:
+        raise error.at(first.number, first.column) from None
+
+
+def _read_cues(lines: Sequence[_Line]) -> list[Cue]:
     if not _begins_with_time(lines[0]):
         return [Cue(0.0, _plain_prompt(lines))]
     groups: list[list[_Line]] = []  # each cue's line with those that continue it
@@ -60,7 +84,6 @@ def read_text(text: str) -> list[Cue]:
             groups[-1].append(line)
         else:
             groups.append([line])
-    check_num_cues(len(groups))
     cues = [_read_cue(*group) for group in groups]
     try:
         check_order(cues)
@@ -142,6 +165,11 @@ def _read_words(words: str) -> tuple[str, str, float | None]:
             "it is meant as words of the prompt, write auto: before it)"
         )
     return prompt, Policy.BLEND, float(seconds.removesuffix("s"))
+
+
+def written_always(always: str) -> str:
+    """The line of schedule text for what is in every prompt, if there is something."""
+    return f"always: {always}\n" if always else ""
 
 
 def written_cue(cue: Cue) -> str:

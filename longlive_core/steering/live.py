@@ -79,6 +79,7 @@ class LiveControl:
         self._num_tickets = self._num_frames = 0
         self._block = -1  # the newest whose frames are out
         self._played: list[Played] = []
+        self._always = ""  # of the schedule
 
     def send(self, prompt: str, policy: str | None = None, blend_seconds: float | None = None) -> Ticket:
         """Let a prompt take effect at the first block after it is encoded; returns at once.
@@ -159,7 +160,7 @@ class LiveControl:
         """What was played, to make the same latents again, bit for bit. LiveError before the first block."""
         if not self._played:
             raise LiveError("nothing was played yet; ask again when the first block is being made")
-        return PromptSchedule(tuple(played.cue for played in self._played))
+        return PromptSchedule(tuple(played.cue for played in self._played), always=self._always)
 
     def script(
         self,
@@ -184,8 +185,8 @@ class LiveControl:
             self._hold(index, begins(index - 1))
             return self._play(index, begins(index), timeline.cue_at(index), self._inbox.take())
 
-        self._num_blocks = None if is_until_stopped else len(blocks)
-        script = PromptScript(cue_at, encode, block_latent_frames)
+        self._num_blocks, self._always = None if is_until_stopped else len(blocks), timeline.always
+        script = PromptScript(cue_at, encode, block_latent_frames, always=timeline.always)
         self._inbox.open(script.encode)
         return script
 

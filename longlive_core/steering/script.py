@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import Policy
 from ..geometry import FRAME_RATE, TIME_STRIDE
 from ..rollout.rollout import Switch
-from ..schedule.cue import Cue
+from ..schedule.cue import Cue, whole_prompt
 from ..schedule.schedule import Timeline
 
 EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
@@ -35,7 +35,8 @@ class PromptScript:
 
     `cue_at(block)` is the cue that takes effect there, if one does. `on_switch` is for one with none. A
     blend is one switch a block, from the embedding in effect, even in mid-blend. Its `mix` and `on_the_way`,
-    the policy of its blocks before the last, were the smoothest of those measured (docs/blend.md).
+    the policy of its blocks before the last, were the smoothest of those measured (docs/blend.md). `always`
+    comes before every prompt that is encoded.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class PromptScript:
         block_latent_frames: int,
         mix: Callable[[Tensor, Tensor, float], Tensor] = torch.lerp,  # the last is the new one's weight
         on_the_way: Policy = Policy.RECACHE,
+        always: str = "",
     ):
-        self.encode = lru_cache(CACHED_PROMPTS)(encode)
+        self._whole = partial(whole_prompt, always)
+        self.encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encode(self._whole(prompt)))
         self._cue_at, self._block_latent_frames = cue_at, block_latent_frames
         self._mix, self._on_the_way = mix, on_the_way
         self.on_switch = Policy.RECACHE
@@ -66,18 +69,19 @@ class PromptScript:
         cue = self._cue_at(block)
         if cue:
             inherited, self._inherited = self._inherited, None
-            if cue.policy is not None or cue.prompt != inherited:
+            if cue.policy is not None or self._whole(cue.prompt) != inherited:
                 return self._begin(cue)
         return self._blend() if "target" in self._now.tensors else None
 
     def _begin(self, cue: Cue) -> Switch:
         """The first block under a cue; the first prompt of all has nothing to blend from."""
         target, start = self.encode(cue.prompt), self._now.tensors.get("embeds")
+        prompt = self._whole(cue.prompt)
         if cue.policy is Policy.BLEND and start is not None:
             num_blocks = blend_blocks(cue.blend_seconds, self._block_latent_frames)
-            self._now = ScriptState(cue.prompt, {"start": start.to(target), "target": target}, of=num_blocks)
+            self._now = ScriptState(prompt, {"start": start.to(target), "target": target}, of=num_blocks)
             return self._blend()
-        self._now = ScriptState(cue.prompt, {"embeds": target})
+        self._now = ScriptState(prompt, {"embeds": target})
         is_switch = cue.policy not in (None, Policy.BLEND)
         return Switch(target, cue.policy if is_switch else self.on_switch)
 
@@ -101,4 +105,8 @@ def script_of(
     timeline: Timeline, encode: EncodeText, block_latent_frames: int, first_block: int = 0
 ) -> PromptScript:
     """The script of a schedule whose block 0 is `first_block`; each prompt is encoded at its block."""
-    return PromptScript(lambda block: timeline.cue_at(block - first_block), encode, block_latent_frames)
+
+    def cue_at(block: int) -> Cue | None:
+        return timeline.cue_at(block - first_block)
+
+    return PromptScript(cue_at, encode, block_latent_frames, always=timeline.always)

@@ -258,6 +258,27 @@ def test_what_is_typed_into_a_field_is_of_the_cue_it_was_typed_for(timeline):
     assert timeline.root.locator("input[type=number]").input_value() == "3"
 
 
+@in_both_renderings
+@pytest.mark.newest
+def test_what_is_in_every_prompt_has_a_field_and_labels_leave_out_what_is_shared(timeline):
+    style = "Realistic film still, night."
+    timeline.load(workflow_with(f"0 => {style} A fox runs\n5.0625s => {style} A bear rests\n"))
+    assert [words for _, _, words in timeline.drawn()] == ["…A fox runs", "…A bear rests"]
+    field = timeline.root.get_by_label("in every prompt")
+    field.click()
+    timeline.type("young  woman, red coat.")
+    assert timeline.text.startswith(f"always: young woman, red coat.\n0 => {style} A fox runs\n")
+    timeline.press("Control+z", "Escape")
+    timeline.cue(1).click()
+    assert timeline.prompt.input_value() == f"{style} A bear rests"
+    timeline.load(workflow_with("# mine\nalways: film\n  still\n0 => a\n5.0625s => b\n"))
+    assert field.input_value() == "film still"
+    field.fill("")
+    assert timeline.text == "# mine\n0 => a\n5.0625s => b\n"
+    timeline.press("Escape", "Control+z")
+    assert field.input_value() == "film still"
+
+
 def test_the_hosts_commands_reach_it(timeline, page):
     timeline.load(workflow_with(ONE))
     page.evaluate(

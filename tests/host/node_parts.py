@@ -216,6 +216,7 @@ class Umt5:
 def long_prompts_are_cut_as_by_the_command() -> None:
     """With the end as the last of 512 tokens, and a warning where words are cut off."""
     schedule, of = ours("nodes.schedule"), ours("longlive_core.schedule.schedule").PromptSchedule.single
+    parse = ours("longlive_core.schedule.schedule").PromptSchedule.parse
     for count in (3, 510, 511, 512, 700):
         words = [*range(10, 10 + count)]
         prompt = " ".join(map(str, words))
@@ -223,6 +224,8 @@ def long_prompts_are_cut_as_by_the_command() -> None:
         made = schedule.encoded(Umt5(), of(prompt)).embeds_of(prompt)[0, :, 0].tolist()
         assert made == kept + [0] * (512 - len(kept)), count
         warnings = schedule.word_warnings(Umt5(), of(prompt))
+        more = schedule.encoded(Umt5(), parse(f"always: 7 8\n0 => {prompt}"))
+        assert more.embeds.keys() == {f"7 8 {prompt}"}
         assert len(warnings) == (count > 511) and all("cut off" in warning for warning in warnings), count
     print("OK long prompts are cut as by the command")
 

@@ -6,15 +6,18 @@ import { blocksOf, parse, serialise } from "../../web/js/timeline/model.js";
 const fieldsOf = (schedule) =>
   schedule.cues.map(({ seconds, prompt, policy, blendSeconds, extra }) => [seconds, prompt, policy, blendSeconds, extra]);
 
+const bare = ({ lead, source, ...cue }) => cue;
+
 function read([text, switchFrames]) {
   try {
     const schedule = parse(text, switchFrames);
     return {
       cues: fieldsOf(schedule),
       extra: schedule.extra,
+      always: schedule.always,
       blocks: blocksOf(schedule),
       written: serialise(schedule),
-      rewritten: serialise({ cues: schedule.cues.map(({ lead, source, ...cue }) => cue), extra: schedule.extra }),
+      rewritten: serialise({ ...schedule, head: undefined, tail: "", cues: schedule.cues.map(bare) }),
     };
   } catch (error) {
     if (error.name !== "ScheduleError") throw error;

@@ -11,7 +11,7 @@ const EDGES = [0, 0.5625, 1.3125, 2.0625, 2.8125, 3.5625, 4.3125, 5.0625];
 /** What a cue says, without how it is written. */
 function said(schedule) {
   const cues = schedule.cues.map(({ lead, source, ...cue }) => cue);
-  return { cues, extra: schedule.extra };
+  return { cues, extra: schedule.extra, always: schedule.always };
 }
 
 const prompts = (schedule) => schedule.cues.map((cue) => cue.prompt);
@@ -44,6 +44,32 @@ test("comments stay when their cue is edited: of an untimed prompt, and between 
   const text = model.serialise(model.duplicateCue(model.parse(inner), 1));
   assert.equal(text.match(/# inner/g).length, 1, "a copy has no comments");
   assert.equal(model.serialise(model.parse("# a\na cat\n")), "# a\n0s => a cat\n");
+});
+
+test("what is in every prompt is edited in its line, and comments stay", () => {
+  const text = "# mine\nalways: film\n# inner\n  still\n\n# cues\n0 a\n  b\n5s => c\n";
+  const schedule = model.parse(text);
+  assert.equal(schedule.always, "film still");
+  assert.equal(model.serialise(schedule), text);
+  const edited = model.setAlways(schedule, " rain, \n night ");
+  assert.equal(model.serialise(edited), "# mine\n# inner\nalways: rain, night\n\n# cues\n0 a\n  b\n5s => c\n");
+  const without = model.serialise(model.setAlways(edited, " "));
+  assert.equal(without, "# mine\n# inner\n\n# cues\n0 a\n  b\n5s => c\n");
+  assert.equal(model.serialise(model.setAlways(model.parse("a cat"), "film")), "always: film\n0s => a cat\n");
+  const json = model.setAlways(model.parse('{"zoom": 2, "cues": [{"time": 0, "prompt": "a"}]}'), "film");
+  assert.deepEqual(JSON.parse(model.serialise(json)).always, "film");
+  refused(() => model.setAlways(schedule, "\0"), /NUL/);
+  assert.equal(model.insertCue(edited, 9)[0].always, "rain, night");
+});
+
+test("labels leave out what all prompts begin with, in whole words", () => {
+  const shared = (...all) => model.sharedStart({ cues: all.map((prompt) => ({ prompt })) });
+  assert.equal(shared("Film still, night. A fox runs", "Film still, night. A fog falls", "Film still, night. A bear"), 21);
+  assert.equal(shared("夜の街、赤いコートの若い女性が立つ、歩く", "夜の街、赤いコートの若い女性が立つ、走る"), 18);
+  assert.equal(shared("it turns blue", "it turns red"), 0);
+  assert.equal(shared("Film still, night", "Film still, night. A bear"), 0);
+  assert.equal(shared("a red circle over navy", "a red circle over navy"), 0);
+  assert.equal(shared("a red circle over navy"), 0);
 });
 
 test("unknown fields survive edits, and only they need JSON", () => {
@@ -211,7 +237,8 @@ function someSchedule(random) {
   };
   const cues = Array.from({ length: 1 + Math.floor(random() * 6) }, someCue);
   cues[0].seconds = 0;
-  return { cues: cues.sort((one, other) => one.seconds - other.seconds), extra: random() < 0.1 ? { zoom: 2 } : {} };
+  cues.sort((one, other) => one.seconds - other.seconds);
+  return { cues, extra: random() < 0.1 ? { zoom: 2 } : {}, always: random() < 0.3 ? one(WORDS) : "" };
 }
 
 test("parse(serialise(x)) is x, for 1,000 schedules", () => {
@@ -265,6 +292,7 @@ test("any edit of any schedule leaves one that reads back", () => {
     (schedule, index) => model.reorderCue(schedule, index, Math.floor(random() * schedule.cues.length)),
     (schedule, index) => model.moveEdge(schedule, index, random() * 70 - 5),
     (schedule, index) => model.nudgeEdge(schedule, index, Math.floor(random() * 9) - 4),
+    (schedule) => model.setAlways(schedule, random() < 0.5 ? "film still" : ""),
   ];
   for (let count = 0; count < 1000; count += 1) {
     let schedule = someSchedule(random);

@@ -64,6 +64,12 @@ function checkedPrompt(prompt) {
   return words;
 }
 
+/** The words before every prompt, checked as a prompt is; they may be empty. */
+export function checkedAlways(words) {
+  const isEmpty = words === null || (typeof words === "string" && !words.split(SPACES).some(Boolean));
+  return isEmpty ? "" : checkedPrompt(words);
+}
+
 function checkedPolicy(policy) {
   if (policy === null || policy === AUTO) return null;
   if (POLICIES.includes(policy)) return policy;

@@ -2,7 +2,17 @@
 // longlive_core/schedule/json_format.py.
 
 import { blockAt, blockSeconds, latentFrameSeconds } from "./blocks.js";
-import { AUTO, MAX_SECONDS, SPACE, ScheduleError, checkNumberOfCues, checkOrder, makeCue, quoted } from "./cues.js";
+import {
+  AUTO,
+  MAX_SECONDS,
+  SPACE,
+  ScheduleError,
+  checkNumberOfCues,
+  checkOrder,
+  checkedAlways,
+  makeCue,
+  quoted,
+} from "./cues.js";
 import { numberedLines, readTime } from "./text.js";
 
 const JSON_START = new RegExp(`^${SPACE}*(\\{${SPACE}*["}]|\\[${SPACE}*[{\\]])`);
@@ -49,7 +59,8 @@ export function fromJson(text) {
   const cues = document.cues.map((entry, index) => cueFromJson(entry, index + 1));
   cues.sort((one, other) => one.seconds - other.seconds);
   checkOrder(cues);
-  return { cues, extra: without(document, "version", "cues") };
+  const always = checkedAlways(document.always ?? null);
+  return { cues, extra: without(document, "version", "always", "cues"), always };
 }
 
 function cueFromJson(entry, number) {
@@ -92,7 +103,8 @@ function cueToJson({ seconds, prompt, policy, blendSeconds, extra }) {
 
 /** Timeline JSON of a schedule, with the fields that are not ours. */
 export function toJson(schedule) {
-  return JSON.stringify({ version: 1, cues: schedule.cues.map(cueToJson), ...schedule.extra }, null, 2);
+  const { cues, extra, always } = schedule;
+  return JSON.stringify({ version: 1, ...(always && { always }), cues: cues.map(cueToJson), ...extra }, null, 2);
 }
 
 const filledLines = (text) => numberedLines(text).filter((line) => !line.isBlank);
@@ -124,7 +136,7 @@ export function fromJsonl(text, switchFrames) {
   const times = [0, ...switchSeconds(switchFrames)];
   const cues = prompts.map((prompt, index) => numberedCue(index + 1, { seconds: times[index], prompt }));
   checkOrder(cues);
-  return { cues, extra: {} };
+  return { cues, extra: {}, always: "" };
 }
 
 function checkSwitchFrames(frames, numPrompts) {

@@ -1,10 +1,10 @@
 // The timeline without a page: schedule text or JSON <-> schedule, edits, snapping, history. Pure functions;
-// a schedule is { cues, extra, tail } and is never changed, an edit returns a new one.
+// a schedule is { cues, extra, always, head, tail } and is never changed, an edit returns a new one.
 
 import { blockAt, blockSeconds, nearestBlock } from "./blocks.js";
-import { ScheduleError, makeCue } from "./cues.js";
+import { ScheduleError, checkedAlways, makeCue } from "./cues.js";
 import { fromJson, fromJsonl, isJsonl, jsonlPrompts, looksLikeJson, toJson } from "./json.js";
-import { commentsOf, fromText, toText } from "./text.js";
+import { commentsOf, fromText, toText, writtenAlways } from "./text.js";
 
 export { BLOCK_SECONDS, FIRST_BLOCK_SECONDS, blockAt, blockSeconds } from "./blocks.js";
 export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, spelled } from "./cues.js";
@@ -13,6 +13,7 @@ export { readTime } from "./text.js";
 const MAX_CHARACTERS = 8000000;
 const MAX_HISTORY = 200;
 const NEW_CUE_BLOCKS = 7; // five seconds
+const MIN_SHARED = 12; // characters that labels leave out
 const IMPORTED_SWITCH_FRAMES = 40; // latent frames between prompts that came without times: ten seconds
 
 /** Schedule text, timeline JSON or JSONL -> schedule; the same texts as in Python. Throws ScheduleError. */
@@ -154,6 +155,22 @@ export function nudgeEdge(schedule, index, blocks) {
 /** Another prompt; throws ScheduleError where it is empty. */
 export function setPrompt(schedule, index, prompt) {
   return replaced(schedule, index, changed(schedule.cues[index], { prompt }));
+}
+
+/** Other words in every prompt; none are in none. The comments before them stay. */
+export function setAlways(schedule, words) {
+  const always = checkedAlways(words);
+  return { ...schedule, always, head: commentsOf({ source: schedule.head }) + writtenAlways(always) };
+}
+
+/** How many characters all prompts begin with, in whole words: 0 where they are few, or all of a prompt. */
+export function sharedStart({ cues }) {
+  const [first, ...others] = cues.map(({ prompt }) => prompt);
+  let { length } = first;
+  for (const prompt of others) while (!prompt.startsWith(first.slice(0, length))) length -= 1;
+  if (cues.some(({ prompt }) => prompt.length === length)) return 0;
+  const words = first.slice(0, length).replace(/[\p{L}\p{M}\p{N}\p{Cs}]+$/u, ""); // not the half of a word
+  return words.length < MIN_SHARED ? 0 : words.length;
 }
 
 /** Another policy (null names none); `blendSeconds` with "blend" alone. */

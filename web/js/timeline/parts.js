@@ -46,7 +46,7 @@ export function emptyCue() {
 
 const policyWords = ({ policy, blendSeconds }) => (policy === "blend" ? `blend ${spelled(blendSeconds)}` : (policy ?? ""));
 
-/** Draw a cue: `place` is { index, count, block, length, isSelected }, in blocks. */
+/** Draw a cue: `place` is { index, count, block, length, isSelected, numShared }, in blocks. */
 export function drawCue(element, cue, place, pixels) {
   const [begins, ends] = [blockSeconds(place.block), blockSeconds(place.block + place.length)];
   const [blend, edge, policy, words] = element.children;
@@ -59,7 +59,7 @@ export function drawCue(element, cue, place, pixels) {
   blend.style.width = `${cue.policy === "blend" ? cue.blendSeconds * pixels : 0}px`;
   edge.hidden = place.index === 0;
   policy.textContent = policyWords(cue);
-  words.textContent = cue.prompt;
+  words.textContent = place.numShared ? `\u2026${cue.prompt.slice(place.numShared)}` : cue.prompt;
   const when = { cue: place.index + 1, cues: place.count, begin: clock(begins), end: clock(ends) };
   const label = t("Cue {cue} of {cues}, {begin} to {end}", when);
   element.setAttribute("aria-label", [label, policyWords(cue), cue.prompt].filter(Boolean).join(", "));

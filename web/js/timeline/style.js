@@ -53,6 +53,8 @@ export const STYLE = `
 .longlive-timeline .ll-fields { display: flex; gap: 6px; align-items: center; flex: none; flex-wrap: wrap; }
 .longlive-timeline .ll-fields label { display: flex; gap: 4px; align-items: center; color: var(--descrip-text, #999); }
 .longlive-timeline .ll-fields input { width: 68px; color: var(--input-text, #ddd); }
+.longlive-timeline .ll-always label { flex: 1; white-space: nowrap; }
+.longlive-timeline .ll-always input { flex: 1; min-width: 0; }
 .longlive-timeline .ll-fields select { color: var(--input-text, #ddd); }
 .longlive-timeline textarea { flex: 2 1 44px; min-height: 40px; width: 100%; resize: none; padding: 4px 6px;
   user-select: text; }

@@ -8,6 +8,7 @@ import {
   TIME_SPELLINGS,
   checkNumberOfCues,
   checkOrder,
+  checkedAlways,
   checkedSeconds,
   makeCue,
   quoted,
@@ -15,6 +16,7 @@ import {
 } from "./cues.js";
 import { OTHER_NOTATION, isBareRange, isOtherNotation, listed } from "./notations.js";
 
+const ALWAYS = /^always:/i;
 const CUE_LINE = new RegExp(`^([^${SPACE.slice(1)}*?)(${SPACE}*=>|${SPACE}+|$)([^]*)`);
 const INDENT = new RegExp(`^${SPACE}*`);
 const SECONDS = "(?:[0-9]+(?:\\.[0-9]+)?|\\.[0-9]+)s?";
@@ -178,7 +180,36 @@ function whyNotATime(text) {
 
 /** Schedule text -> schedule. Comments and blank lines stay with the cue after them (`lead`) or in `tail`. */
 export function fromText(text) {
-  const lines = dedented(numberedLines(text));
+  const { always, head, lines } = alwaysFirst(dedented(numberedLines(text)));
+  return { ...fromLines(lines), always, head };
+}
+
+/**
+ * The words of a first line `always: ...` with those that continue it, its lines and what is before them (`head`),
+ * and the other lines.
+ */
+function alwaysFirst(lines) {
+  const first = lines.findIndex((line) => line.text !== null);
+  const prefix = ALWAYS.exec(lines[first].text);
+  if (!prefix) return { always: "", head: "", lines };
+  const isNext = (line, index) => index > first && line.text !== null && !line.isContinuation;
+  const next = lines.findIndex(isNext);
+  const end = lines.slice(0, next).findLastIndex((line) => line.text !== null) + 1;
+  return located(lines[first].number, lines[first].column, () => {
+    if (next < 0) {
+      throw new ScheduleError(
+        "no prompt follows what is in every prompt; write one on a line of its own, not indented (where this is the " +
+          "prompt, write 0 => before it)",
+      );
+    }
+    const own = lines.slice(first, end).filter((line) => line.text !== null);
+    const words = own.map((line) => line.text).join(" ");
+    const always = checkedAlways(words.slice(prefix[0].length));
+    return { always, head: joined(lines.slice(0, end)), lines: lines.slice(end) };
+  });
+}
+
+function fromLines(lines) {
   if (!beginsWithTime(lines.find((line) => line.text !== null).text)) return fromPlain(lines);
   const { groups, tail } = grouped(lines);
   checkNumberOfCues(groups.length);
@@ -197,6 +228,9 @@ export function commentsOf({ lead = "", source = "" }) {
   return lead + joined(numberedLines(source).filter((line) => line.isComment));
 }
 
+/** The line for what is in every prompt, if there is something. */
+export const writtenAlways = (always) => (always ? `always: ${always}\n` : "");
+
 /** A cue as schedule text: its own lines while nobody has edited it, with the comments before it. */
 function writtenCue(cue) {
   return (cue.lead ?? "") + (cue.source ?? writtenLine(cue));
@@ -211,5 +245,6 @@ function writtenLine({ seconds, prompt, policy, blendSeconds }) {
 
 /** Schedule text of a schedule; `extra` has no place in it. */
 export function toText(schedule) {
-  return schedule.cues.map(writtenCue).join("") + (schedule.tail ?? "");
+  const head = schedule.head ?? writtenAlways(schedule.always);
+  return head + schedule.cues.map(writtenCue).join("") + (schedule.tail ?? "");
 }

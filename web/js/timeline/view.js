@@ -80,7 +80,8 @@ export class TimelineView {
     this.status = made("div", { className: "ll-status", role: "status" });
     const closes = { title: t("Click to close"), onclick: () => this.showHelp(false) };
     this.help = made("div", { className: "ll-help", textContent: shortcuts(), hidden: true, ...closes });
-    const rows = [this.#bar(onToggleText), this.help, this.scroller, this.#fields(), this.prompt, this.status];
+    const [bar, fields] = [this.#bar(onToggleText), this.#fields()];
+    const rows = [bar, this.help, this.first, this.scroller, fields, this.prompt, this.status];
     const root = made("div", { className: "longlive-timeline", role: "group", "aria-label": t("Timeline") }, ...rows);
     this.track.append(this.grid);
     return root;
@@ -132,10 +133,14 @@ export class TimelineView {
     this.blend = made("input", { type: "number", title: blendTitle, ...limits });
     this.blendLabel = made("label", {}, t("over"), this.blend, t("s"));
     const shown = { "aria-label": t("Prompt"), placeholder: t("What the video shows") };
+    const example = t("A style or a character: realistic film still, a young woman in a red coat.");
+    this.always = made("input", { spellcheck: false, placeholder: example, title: t("Put before every prompt") });
+    ownKeys(this.always);
     this.prompt = made("textarea", { ...shown, spellcheck: false });
     this.place = made("span", {});
     ownKeys(this.policy);
     const [time, policy] = [made("label", {}, t("at"), this.time), made("label", {}, t("policy"), this.policy)];
+    this.first = made("div", { className: "ll-fields ll-always" }, made("label", {}, t("in every prompt"), this.always));
     return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel);
   }
 
@@ -212,12 +217,13 @@ export class TimelineView {
     gone.forEach((element) => element.remove());
     const blocks = model.blocksOf(this.schedule);
     const lengths = model.lengthsOf(this.schedule, this.endBlock);
+    const numShared = model.sharedStart(this.schedule);
     const { pixels } = this; // asking for it measures the page and reads all cues
     cues.forEach((cue, index) => {
       const element = drawn[index] ?? emptyCue();
       if (!drawn[index]) this.track.append(element);
       const isSelected = index === this.selected;
-      const place = { index, count: cues.length, block: blocks[index], length: lengths[index], isSelected };
+      const place = { index, count: cues.length, block: blocks[index], length: lengths[index], isSelected, numShared };
       drawCue(element, cue, place, pixels);
     });
     if (hadFocus) this.focusCue(); // keys must not go to the host because a cue is gone
@@ -251,8 +257,9 @@ export class TimelineView {
     this.policy.value = cue.policy ?? "auto";
     this.blendLabel.hidden = cue.policy !== "blend";
     if (document.activeElement !== this.blend) this.blend.value = cue.blendSeconds ?? "";
+    if (document.activeElement !== this.always) this.always.value = this.schedule.always;
     if (document.activeElement !== this.prompt) this.prompt.value = cue.prompt;
-    for (const field of [this.policy, this.blend, this.prompt]) field.disabled = this.isReadOnly;
+    for (const field of [this.always, this.policy, this.blend, this.prompt]) field.disabled = this.isReadOnly;
   }
 
   // Edits
@@ -287,6 +294,7 @@ export class TimelineView {
       earlier: () => this.reorder(this.selected, this.selected - 1),
       later: () => this.reorder(this.selected, this.selected + 1),
       prompt: (text) => this.commit(model.setPrompt(this.schedule, this.selected, text), `prompt ${this.selected}`),
+      always: (text) => this.commit(model.setAlways(this.schedule, text), "always"),
       policy: (name_, blend) => this.commit(model.setPolicy(this.schedule, this.selected, name_, blend)),
       time: (text) => this.commit(model.moveEdge(this.schedule, this.selected, model.readTime(text.trim()))),
     };
@@ -422,15 +430,18 @@ export class TimelineView {
 
   #listenToFields() {
     this.prompt.addEventListener("input", () => this.edit("prompt", this.prompt.value));
-    this.prompt.addEventListener("blur", () => {
-      this.history = { ...this.history, kind: null };
-      this.#say("");
-      this.draw();
-    });
+    this.always.addEventListener("input", () => this.edit("always", this.always.value));
+    for (const field of [this.always, this.prompt]) field.addEventListener("blur", () => this.#leftTyping());
     this.time.addEventListener("change", () => this.edit("time", this.time.value));
     this.policy.addEventListener("change", () => this.edit("policy", this.policy.value));
     this.blend.addEventListener("change", () => this.edit("policy", "blend", Number(this.blend.value)));
     for (const field of [this.time, this.blend]) field.addEventListener("blur", () => this.draw());
+  }
+
+  #leftTyping() {
+    this.history = { ...this.history, kind: null };
+    this.#say("");
+    this.draw();
   }
 
   #onCopy(event) {
