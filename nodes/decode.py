@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from . import host
-from .io_types import CATEGORY, SCENES_KEY
+from .io_types import CATEGORY, SCENES_KEY, found_by
 from .vaes import decoded, gathered, pieces, stream_vae
 
 
@@ -19,6 +19,7 @@ class LongLiveDecode(io.ComfyNode):
             node_id="LongLiveDecode",
             display_name="LongLive: Decode",
             category=CATEGORY,
+            **found_by("vae decode, decode video, latent to video, wan"),
             description=(
                 "Decodes the latents of a stream to images, block by block: the very frames of its video, "
                 "scene cuts included. For long videos use the video itself: all images are held in memory."

@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from ..longlive_core.config import SWITCH_POLICIES, Policy, WindowConfig
 from ..longlive_core.model.attention import AUTO
-from .io_types import CATEGORY, POSITIONS, WindowChoice, WindowType
+from .io_types import CATEGORY, POSITIONS, WindowChoice, WindowType, found_by
 
 DEFAULT = WindowConfig()
 MAX_WINDOW, MAX_SINK = 1024, 21
@@ -33,6 +33,7 @@ class LongLiveFrameSink(io.ComfyNode):
             node_id="LongLiveFrameSink",
             display_name="LongLive: Frame Sink",
             category=CATEGORY,
+            **found_by("sliding window, context window, attention sink, kv cache, long video, endless video"),
             description=(
                 "How far the video looks back: each block sees the first latent frames (the sink), the "
                 "newest ones and itself. Leave this node out for the model's own settings."

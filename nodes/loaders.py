@@ -28,7 +28,7 @@ from ..longlive_core.weights.quantize import PRECISIONS, precision_of
 from ..longlive_core.weights.vae_files import load_vae
 from . import host
 from .adapters import MiniClip
-from .io_types import CATEGORY, ModelType, StreamModel
+from .io_types import CATEGORY, ModelType, StreamModel, found_by
 from .shared_model import shared_config, shared_transformer, with_lora
 from .vaes import OwnVae
 
@@ -114,8 +114,9 @@ class LongLiveLoadMini(io.ComfyNode):
             node_id="LongLiveLoadMini",
             display_name="LongLive: Load Mini",
             category=CATEGORY,
+            **found_by("longlive mini, text to video, long video, realtime, demo, wan"),
             description=(
-                "Loads LongLive Mini, the small model that comes with this pack. Nothing to download; "
+                "Loads LongLive Mini, the small video model that comes with this pack. Nothing to download; "
                 "real time on a CPU. It draws one shape on a plain background."
             ),
             inputs=[],
@@ -148,9 +149,13 @@ class LongLiveLoadModel(io.ComfyNode):
             node_id="LongLiveLoadModel",
             display_name="LongLive: Load Model",
             category=CATEGORY,
+            **found_by(
+                "wan, self forcing, causal, sgf, long video, text to video, load video model, realtime"
+            ),
             description=(
-                "Loads SGF+, LongLive-1.3B or a relative from files of any layout, .pt or safetensors, and "
-                "LoRAs. For a MODEL from a stock loader use LongLive: Use Model. SGF+ loads only here."
+                "Loads a model for long videos, SGF+, LongLive-1.3B or a relative, from files of any layout, "
+                ".pt or safetensors, and LoRAs. For a MODEL from a stock loader use LongLive: Use Model. "
+                "SGF+ loads only here."
             ),
             inputs=[
                 io.Combo.Input(
@@ -225,8 +230,9 @@ class LongLiveUseModel(io.ComfyNode):
             node_id="LongLiveUseModel",
             display_name="LongLive: Use Model",
             category=CATEGORY,
+            **found_by("wan, self forcing, causal, sgf, long video, text to video, realtime"),
             description=(
-                "Lets a MODEL from a stock loader, with stock LoRAs, make a stream. "
+                "Lets a Wan MODEL from a stock loader, with stock LoRAs, make a long video. "
                 "The weights are shared with ComfyUI: nothing is loaded twice."
             ),
             inputs=[
@@ -287,9 +293,11 @@ class LongLiveLoadVAE(io.ComfyNode):
             node_id="LongLiveLoadVAE",
             display_name="LongLive: Load VAE",
             category=CATEGORY,
+            **found_by("taehv, taew2_1, tiny vae, wan vae, tiled vae, video vae"),
             description=(
-                "Loads a tiny decoder of Wan latents (taew2_1: fast, little memory) or a Wan 2.1 VAE, which "
-                "may decode in tiles. For a Wan VAE without tiles the stock Load VAE does as well."
+                "Loads what turns latents into video: a tiny decoder of Wan latents (taew2_1: fast, little "
+                "memory) or a Wan 2.1 VAE, which may decode in tiles. For a Wan VAE without tiles the stock "
+                "Load VAE does as well."
             ),
             inputs=[
                 io.Combo.Input(

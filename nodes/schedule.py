@@ -10,7 +10,7 @@ from ..longlive_core.config import WindowConfig
 from ..longlive_core.schedule.schedule import NEVER, PromptSchedule
 from ..longlive_core.text.tokens import TEXT_TOKENS, too_long
 from . import host
-from .io_types import CATEGORY, EncodedSchedule, ScheduleType
+from .io_types import CATEGORY, EncodedSchedule, ScheduleType, found_by
 
 EXAMPLE = """0:00 a red circle drifts right over navy
 3s => it turns into a blue star
@@ -27,9 +27,14 @@ class LongLivePromptSchedule(io.ComfyNode):
             node_id="LongLivePromptSchedule",
             display_name="LongLive: Prompt Schedule",
             category=CATEGORY,
+            **found_by(
+                "timeline, prompt travel, prompt timeline, timed prompts, storyboard, keyframes, "
+                "prompt scheduling, multi prompt, long video"
+            ),
             description=(
-                "Timed prompts, one a line. The node shows when each of them takes effect, in blocks of 3 "
-                "latent frames (0.75 s), and in a frame-wise model where that is another time."
+                "Timed prompts for a video, on a timeline or one a line. The node shows when each of them "
+                "takes effect, in blocks of 3 latent frames (0.75 s), and in a frame-wise model where that "
+                "is another time."
             ),
             inputs=[
                 io.Clip.Input(

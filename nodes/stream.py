@@ -30,6 +30,7 @@ from .io_types import (
     StreamModel,
     WindowChoice,
     WindowType,
+    found_by,
     latent_space,
 )
 from .live import RUNS, LiveRun, UnloadingRoom
@@ -51,6 +52,10 @@ class LongLiveStream(io.ComfyNode):
             node_id="LongLiveStream",
             display_name="LongLive: Stream",
             category=CATEGORY,
+            **found_by(
+                "long video, infinite video, endless video, text to video, t2v, realtime, "
+                "real time, live, interactive video, extend video, continue video, streaming, wan"
+            ),
             description=(
                 "Makes the video block by block (three quarters of a second each), shows every block as it "
                 "comes and writes it to disk at once. If you stop it, what was made stays in output/longlive."

@@ -68,11 +68,29 @@ def test_pack_loads_without_a_warning(server):
     assert "IMPORT FAILED" not in server.start_log and "Traceback" not in server.start_log
 
 
+TYPED = {  # what people type into the search -> nodes that are found
+    "LongLiveStream": ["long video", "infinite video", "text to video", "realtime", "real time", "live"],
+    "LongLivePromptSchedule": ["timeline", "prompt travel", "prompt timeline", "storyboard", "keyframes"],
+    "LongLiveUseModel": ["wan", "self forcing", "causal"],
+    "LongLiveLoadModel": ["wan", "self forcing", "causal"],
+}
+
+
+def test_nodes_are_found_by_the_words_people_type(server, object_info):
+    has_aliases = any(info.get("search_aliases") for info in object_info.values())
+    assert has_aliases or server.version.startswith("0.3.6"), "all but the oldest know them"
+    for name in NODES:
+        info = object_info[name]
+        assert "video" in info["description"].lower(), name
+        assert bool(info.get("search_aliases")) == has_aliases, name
+        assert not has_aliases or {*TYPED.get(name, [])} <= {*info["search_aliases"]}, name
+
+
 def test_every_node_is_there_and_explains_itself(server, object_info):
     assert {name for name in object_info if name.startswith("LongLive")} == set(NODES)
     for name in NODES:
         info = object_info[name]
-        assert info["category"] == "LongLive" and info["description"], name
+        assert info["category"] == "video/LongLive" and info["description"], name
         inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         for input_name, declared in inputs.items():
             assert declared[1].get("tooltip"), (name, input_name)
