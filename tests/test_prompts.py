@@ -575,7 +575,7 @@ def test_cues_snap_to_the_next_block_and_the_report_says_so():
     assert [(segment.block, segment.seconds) for segment in timeline.segments] == [(0, 0), (7, 81 / 16)]
     assert timeline.report() == (
         '0s "a red circle" takes effect at 0s (block 0)',
-        '5s "it turns into a blue square" takes effect at 5.06s (block 7)',
+        '5s "it turns into a blue square" takes effect at 5.1s (block 7)',
     )
     assert timeline.warnings == ()
 
@@ -584,8 +584,8 @@ def test_the_report_gives_the_time_in_a_frame_wise_model_where_it_is_another():
     cues = schedule((0, "a"), (5, "b"), (5.2, "c"))
     assert cues.resolve(BLOCK).report(cues.resolve(1)) == (
         '0s "a" takes effect at 0s (block 0)',
-        '5s "b" takes effect at 5.06s (block 7)',
-        '5.2s "c" takes effect at 5.81s (block 8), in a frame-wise model at 5.31s (block 22)',
+        '5s "b" takes effect at 5.1s (block 7)',
+        '5.2s "c" takes effect at 5.8s (block 8), in a frame-wise model at 5.3s (block 22)',
     )
 
 
@@ -610,7 +610,7 @@ def test_of_two_cues_on_one_block_the_later_wins():
     advice = "takes effect at the same block (7); put them further apart"
     assert timeline.warnings == (
         f"cue 2 at 5s is never seen: cue 3 at 5s {advice}",
-        f"cue 3 at 5s is never seen: cue 4 at 5.05s {advice}",
+        f"cue 3 at 5s is never seen: cue 4 at 5s {advice}",
     )
 
 
@@ -638,9 +638,37 @@ def test_a_cue_after_the_start_of_the_last_block_is_never_seen():
     timeline = schedule((0, "a"), (5, "b"), (9.9, "c")).resolve(BLOCK, 10)
     assert [segment.cue.prompt for segment in timeline.segments] == ["a", "b"]
     assert timeline.warnings == (
-        "cue 3 at 9.9s is never seen: the video's last block begins at 9.56s; "
+        "cue 3 at 9.9s is never seen: the video's last block begins at 9.6s; "
         "move it there or earlier, or raise seconds",
     )
+
+
+SLIPS = {
+    "recahce": "recache",
+    "Recach": "recache",
+    "rekash": None,
+    "fresh": "refresh",
+    "kepe": "keep",
+    "ekep": "keep",
+    "note": None,
+    "cutt": "cut",
+    "cat out": None,
+    "cut ": "cut",
+    "blnd 3s": "blend",
+    "Belnd 2.5": "blend",
+    "blend the two": None,
+    "recache": None,  # it was asked for: auto: recache: x
+}
+
+
+@pytest.mark.parametrize("typed", SLIPS)
+def test_what_is_within_two_letters_of_a_policy_warns(typed):
+    timeline = schedule((0, "a"), (19.3125, f"{typed}: it rests"), (30, f"{typed}: b", "keep")).resolve(BLOCK)
+    meant = SLIPS[typed] and (
+        f'cue 2 at 19.3s begins with "{typed}:", read as words of the prompt; '
+        f"for the policy write {SLIPS[typed]}:"
+    )
+    assert timeline.warnings == ((meant,) if meant else ())
 
 
 def test_ten_thousand_cues():

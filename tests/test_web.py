@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longlive_core import geometry
-from longlive_core.schedule.cue import ScheduleError
+from longlive_core.schedule.cue import ScheduleError, meant_policy
 from longlive_core.schedule.schedule import PromptSchedule
 from tests.notations import LISTS_THAT_ARE_NOT, LISTS_THAT_ARE_READ, ONE_PROMPT_ALL_THE_SAME
 
@@ -72,6 +72,12 @@ NULS = [
     "0\0 \0a\0",
     '{"prompts": ["a\\u0000"]}',
 ]
+POLICY_NAMES = ["recache", "refresh", "keep", "cut", "blend"]
+SLIPS_OF_PROMPTS = f"""
+import {{ readFileSync }} from "node:fs";
+import {{ meantPolicy }} from {json.dumps((WEB.parents[1] / "web/js/timeline/cues.js").as_uri())};
+console.log(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(meantPolicy)));
+"""
 ENDS = ["\n", "\n", "\r\n", "\r", "\n\n", "\n# note\n", "\n  # note\n", "\n \n"]
 
 
@@ -197,6 +203,23 @@ def test_what_is_in_every_prompt_changes_nothing_else_and_old_schedules_are_read
 def read_as(text: str) -> str:
     schedule = read(text, [])
     return str(schedule) if isinstance(schedule, ScheduleError) else schedule.to_text() + schedule.to_json()
+
+
+def test_python_and_the_timeline_find_the_same_slips():
+    dice = random.Random(5)
+    typed = [*POLICY_NAMES, "blend 3s", "blend .5", "cut ", "blend 3s ", "blend\u00a03"]
+    for _ in range(400):
+        letters = list(dice.choice([*POLICY_NAMES, "blend 3s"]))
+        for _ in range(dice.randint(1, 3)):
+            place = dice.randrange(len(letters))
+            other = dice.choices("abcehklnprsuTU: ", k=dice.randint(0, 2))
+            letters[place : place + dice.randint(0, 2)] = other
+        typed.append("".join(letters) or "x")
+    prompts = [f"{word}: it rests" for word in typed]
+    ours = [(meant := meant_policy(prompt)) and meant.value for prompt in prompts]
+    done = run_node("--input-type=module", "-e", SLIPS_OF_PROMPTS, text=json.dumps(prompts))
+    assert json.loads(done.stdout or done.stderr) == ours
+    assert 50 < sum(map(bool, ours)) < 350
 
 
 MARKS = ["", "", "", "- ", "* ", "• ", "1. ", "12) ", "**", "[", "(", "- **", '"', "Frame ", "t=", "Shot 1 ("]

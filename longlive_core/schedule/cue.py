@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
@@ -20,6 +20,9 @@ TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03"
 SECONDS = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
 
 _TIME = re.compile(rf"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?|{SECONDS}")  # 1:02:03 or 1:02.5
+_LIKE_A_POLICY = re.compile(rf"(\S{{2,9}}?)(?:\s+{SECONDS})?(\s?):")
+_MAX_SLIPS = {policy: min(2, (len(policy) - 1) // 2) for policy in Policy}
+_MAX_SLIPS = {policy: min(2, (len(policy) - 1) // 2) for policy in Policy}
 _QUOTED_CHARACTERS = 40
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -92,7 +95,7 @@ def checked_always(words: Any) -> str:
     return "" if words is None or (isinstance(words, str) and not words.split()) else checked_prompt(words)
 
 
-def whole_prompt(always: str, prompt: str) -> str:
+def whole(always: str, prompt: str) -> str:
     """A prompt as it is encoded."""
     return f"{always} {prompt}" if always else prompt
 
@@ -156,14 +159,49 @@ def spelled(seconds: float) -> str:
     return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + "s"
 
 
+def meant_policy(prompt: str) -> Policy | None:
+    """The policy that a prompt may begin with by a slip of at most two letters: `recahce:`, `blnd 3s:`."""
+    found = _LIKE_A_POLICY.match(prompt)
+    for policy, most in _MAX_SLIPS.items() if found else ():
+        if 0 < _num_slips(found[1].lower(), policy) + len(found[2]) <= most:
+            return policy
+    return None
+
+
+def slip(index: int, cue: Cue) -> str | None:
+    """A warning, where a cue without a policy may have been meant to have one."""
+    meant = None if cue.policy else meant_policy(cue.prompt)
+    typed = quoted(f"{cue.prompt.partition(':')[0]}:")
+    begins = f"{named(index, cue, shown)} begins with {typed}, read as words of the prompt"
+    return meant and f"{begins}; for the policy write {meant.value}:"
+
+
+def _num_slips(word: str, due: str) -> int:
+    """How many letters are wrong, missing, too many or exchanged with their neighbour."""
+    older, row = [], [*range(len(due) + 1)]
+    for i, letter in enumerate(word):
+        older, before, row = row, older, [i + 1]
+        for j, other in enumerate(due):
+            ways = [older[j + 1] + 1, row[j] + 1, older[j] + (letter != other)]
+            if i and j and (letter, word[i - 1]) == (due[j - 1], other):
+                ways.append(before[j - 1] + 1)
+            row.append(min(ways))
+    return row[-1]
+
+
+def shown(seconds: float) -> str:
+    """Seconds to a tenth, as messages show them: 5s, 19.3s."""
+    return spelled(round(seconds, 1))
+
+
 def clock(seconds: float) -> str:
     """Seconds to a tenth, as people read them: 0:05, 1:02.5, 62:03."""
     minutes, rest = divmod(round(seconds, 1), 60)
     return f"{minutes:.0f}:{rest:04.1f}".removesuffix(".0")
 
 
-def named(index: int, cue: Cue) -> str:
-    return f"cue {index + 1} at {spelled(cue.seconds)}"
+def named(index: int, cue: Cue, spell: Callable[[float], str] = spelled) -> str:
+    return f"cue {index + 1} at {spell(cue.seconds)}"
 
 
 def check_num_cues(count: int) -> None:

@@ -3,12 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import inf
 from typing import Any
 
 from .. import geometry
 from ..config import Policy
-from .cue import Cue, ScheduleError, check_cues, checked_always, clock, named, quoted, spelled, whole_prompt
+from .cue import Cue, ScheduleError, check_cues, checked_always, clock, named, quoted, shown, slip, whole
 from .json_format import JSON_START, is_jsonl, read_jsonl, read_timeline, written_timeline
 from .text_format import checked_text, read_text, written_always, written_cue
 
@@ -38,7 +39,7 @@ class Timeline:
     @property
     def prompts(self) -> list[str]:
         """The prompts of the segments as they are encoded."""
-        return [whole_prompt(self.always, segment.cue.prompt) for segment in self.segments]
+        return [whole(self.always, segment.cue.prompt) for segment in self.segments]
 
     def segment_at(self, block: int) -> Segment:
         """The segment that block `block` belongs to."""
@@ -58,12 +59,12 @@ class Timeline:
         others = {segment.cue: segment for segment in frame_wise.segments} if frame_wise else {}
 
         def begins(segment: Segment) -> str:
-            return f"{spelled(round(segment.seconds, 2))} (block {segment.block})"
+            return f"{shown(segment.seconds)} (block {segment.block})"
 
         def line(segment: Segment) -> str:
             other = others.get(segment.cue, segment)
             more = "" if other.seconds == segment.seconds else f", in a frame-wise model at {begins(other)}"
-            when = f"{spelled(segment.cue.seconds)} {quoted(segment.cue.prompt)}"
+            when = f"{shown(segment.cue.seconds)} {quoted(segment.cue.prompt)}"
             return f"{when} takes effect at {begins(segment)}{more}"
 
         return tuple(map(line, self.segments))
@@ -135,7 +136,7 @@ class PromptSchedule:
     @property
     def prompts(self) -> list[str]:
         """The distinct prompts as they are encoded."""
-        return list(dict.fromkeys(whole_prompt(self.always, cue.prompt) for cue in self.cues))
+        return list(dict.fromkeys(whole(self.always, cue.prompt) for cue in self.cues))
 
     def with_on_switch(self, policy: Policy, in_effect: str | None = None) -> "PromptSchedule":
         """The schedule with this policy where a cue names none.
@@ -183,15 +184,16 @@ class PromptSchedule:
         for index, cue in enumerate(played):
             block = geometry.block_at(start + cue.seconds, block_latent_frames) - first_block
             if block > last_block:
-                why = f"the video's last block begins at {spelled(round(begins(last_block), 2))}"
+                why = f"the video's last block begins at {shown(begins(last_block))}"
                 unseen.append((index, f"{why}; move it there or earlier, or raise seconds"))
                 continue
             if block in winners:
-                why = f"{named(index, cue)} takes effect at the same block ({block})"
+                why = f"{named(index, cue, shown)} takes effect at the same block ({block})"
                 unseen.append((winners[block], f"{why}; put them further apart"))
             winners[block] = index
         segments = (Segment(block, begins(block), self.cues[index]) for block, index in winners.items())
-        warnings = [f"{named(index, self.cues[index])}{NEVER}{why}" for index, why in unseen]
+        warnings = [f"{named(index, self.cues[index], shown)}{NEVER}{why}" for index, why in unseen]
+        warnings += filter(None, map(slip, count(), played))
         if late := len(self.cues) - len(played):
             cues_are = "1 cue after {} is" if late == 1 else f"{late} cues after {{}} are"
             warnings.append(f"{cues_are.format(clock(total_seconds))} not played")

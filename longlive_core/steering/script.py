@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import Policy
 from ..geometry import FRAME_RATE, TIME_STRIDE
 from ..rollout.rollout import Switch
-from ..schedule.cue import Cue, whole_prompt
+from ..schedule.cue import Cue, whole
 from ..schedule.schedule import Timeline
 
 EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
@@ -48,7 +48,7 @@ class PromptScript:
         on_the_way: Policy = Policy.RECACHE,
         always: str = "",
     ):
-        self._whole = partial(whole_prompt, always)
+        self._whole = partial(whole, always)
         self.encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encode(self._whole(prompt)))
         self._cue_at, self._block_latent_frames = cue_at, block_latent_frames
         self._mix, self._on_the_way = mix, on_the_way
@@ -105,8 +105,9 @@ def script_of(
     timeline: Timeline, encode: EncodeText, block_latent_frames: int, first_block: int = 0
 ) -> PromptScript:
     """The script of a schedule whose block 0 is `first_block`; each prompt is encoded at its block."""
-
-    def cue_at(block: int) -> Cue | None:
-        return timeline.cue_at(block - first_block)
-
-    return PromptScript(cue_at, encode, block_latent_frames, always=timeline.always)
+    return PromptScript(
+        lambda block: timeline.cue_at(block - first_block),
+        encode,
+        block_latent_frames,
+        always=timeline.always,
+    )

@@ -112,7 +112,7 @@ def test_a_workflow_is_queued_and_watched(server, page, tmp_path):
     workflow = edited(load_workflow(ROOT / "workflows" / "mini_prompt_switch.json"), prompts, 15.0)
     page.evaluate(LOAD, workflow)
     first = run_and_watch(server, page, tmp_path / "running.png")
-    assert any("takes effect at 5.06s" in text for text in page.evaluate(TEXTS))
+    assert any("takes effect at 5.1s" in text for text in page.evaluate(TEXTS))
     page.evaluate(OTHER_SEED)
     second = run_and_watch(server, page, tmp_path / "running_again.png")
     assert first and second and first != second, "live previews must come in every run"

@@ -263,7 +263,7 @@ def test_what_is_typed_into_a_field_is_of_the_cue_it_was_typed_for(timeline):
 def test_what_is_in_every_prompt_has_a_field_and_labels_leave_out_what_is_shared(timeline):
     style = "Realistic film still, night."
     timeline.load(workflow_with(f"0 => {style} A fox runs\n5.0625s => {style} A bear rests\n"))
-    assert [words for _, _, words in timeline.drawn()] == ["…A fox runs", "…A bear rests"]
+    assert [words for _, _, words in timeline.drawn()] == ["…fox runs", "…bear rests"]
     field = timeline.root.get_by_label("in every prompt")
     field.click()
     timeline.type("young  woman, red coat.")
@@ -327,10 +327,20 @@ def test_what_cannot_run_is_said_and_what_cannot_be_read_is_not_drawn(timeline, 
     timeline.load(workflow_with("0 a red circle\n9999s => it rests"))
     assert timeline.status.text_content() == "1 cue after 0:12 is not played"
     assert "ll-error" not in timeline.status.get_attribute("class")
+    timeline.load(workflow_with("0 a red circle\n10.3125s => recahce: it rests"))
+    assert "for the change write recache:" in timeline.status.text_content()
+    titles = (
+        timeline.root.get_by_label("change").locator("option").evaluate_all("all => all.map(o => o.title)")
+    )
+    assert len(set(titles)) == 6 and all(titles)
+    timeline.cue(1).click()
+    assert timeline.root.get_by_label("Begins at").input_value() == "10.3s"
+    timeline.click("Add a cue at the end")
+    assert timeline.schedule.cues[-1].seconds < 11.5 and "10.3125s => " in timeline.text
     timeline.load(workflow_with(""))
     assert "the schedule is empty" in timeline.status.text_content()
     assert [cue.text_content() for cue in timeline.root.locator(".ll-cue").all()] == [""]
-    policy = timeline.root.get_by_label("policy")
+    policy = timeline.root.get_by_label("change")
     policy.select_option("cut")
     assert policy.input_value() == "auto" and timeline.text == ""
     help_text = timeline.root.locator(".ll-help")

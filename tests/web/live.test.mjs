@@ -162,8 +162,10 @@ test("freezing asks where a run of an unknown workflow was made from other promp
   }
 });
 
-test("freezing sets the seed, and for good", () => {
-  assert.deepEqual(replayed({ text: "0:00 a", seed: 7 }), { seed: 7, control_after_generate: "fixed" });
+test("freezing sets the seed, and for good, and the length once that is known", () => {
+  const schedule = { text: "0:00 a", seed: 7, settings: { seconds: 49.3125 } };
+  assert.deepEqual(replayed(schedule, false), { seed: 7, control_after_generate: "fixed", seconds: 49.3125 });
+  assert.deepEqual(replayed(schedule, true), { seed: 7, control_after_generate: "fixed" });
 });
 
 function answering(status, answer) {

@@ -116,6 +116,19 @@ test("a cue is added after the last one, and before the end where that is known"
   assert.equal(added(4), 1.3125);
 });
 
+test("where no room is left at the end, a new cue is half of the selected one", () => {
+  const schedule = model.parse("0 => a\n2.0625s => b\n8.0625s => c\n"); // blocks 0, 3 and 11
+  assert.deepEqual(model.addCue(schedule, 13, 1)[0].cues.map((cue) => cue.seconds), [0, 2.0625, 5.0625, 8.0625]);
+  assert.equal(model.addCue(schedule, 13, 1)[1], 2);
+  assert.equal(model.addCue(schedule, 15, 1)[1], 3, "two blocks are left");
+  assert.equal(model.addCue(schedule, 9, 0)[1], 1, "the last one is beyond the end");
+  refused(() => model.addCue(schedule, 12), /one block cannot be split/);
+});
+
+test("times are shown to a tenth", () => {
+  assert.deepEqual([0, 5, 19.3125, 29.8125, 0.04].map(model.shown), ["0s", "5s", "19.3s", "29.8s", "0s"]);
+});
+
 test("split, delete, duplicate and reorder keep what the cues say", () => {
   const schedule = model.parse("0 => a\n2.0625s => cut: b\n5.0625s => c\n");
   assert.equal(

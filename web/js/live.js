@@ -5,7 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { Client, RUN_EVENT } from "./live/client.js";
 import { nodeAt, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
 import { Panel } from "./live/panel.js";
-import { Runs } from "./live/runs.js";
+import { Runs, isLive } from "./live/runs.js";
 import { STYLE } from "./live/style.js";
 import { isStrange, replayed } from "./live/view.js";
 import { loadTexts, t } from "./texts.js";
@@ -56,7 +56,7 @@ async function freeze(node, snapshot) {
   }
   const schedule = await client.schedule(snapshot.run);
   if (!prompts?.widget) await copied(schedule.text);
-  for (const [name, value] of Object.entries(replayed(schedule))) {
+  for (const [name, value] of Object.entries(replayed(schedule, isLive(snapshot)))) {
     const widget = widgetOf(node, name);
     if (widget) setWidget(node, widget, value);
   }

@@ -1,6 +1,7 @@
 /** The panel on a LongLiveStream node: a snapshot in, its picture out; what the user does goes to `actions`. */
 
-import { AUTO, DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES } from "../timeline/cues.js";
+import { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS } from "../timeline/cues.js";
+import { changeOptions } from "../timeline/parts.js";
 import { t } from "../texts.js";
 import { Player } from "./player.js";
 import { isLive } from "./runs.js";
@@ -13,7 +14,6 @@ const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not fo
 const FIELDS = "video, textarea, select, input";
 const LINE = "longlive-live-line";
 const QUIET = `${LINE} longlive-live-quiet`;
-const NAMES = [AUTO, ...POLICIES];
 const NOTICE = `${QUIET} longlive-live-notice`;
 
 /** A DOM element with properties, ARIA and data attributes, and children. */
@@ -47,7 +47,7 @@ function parts(panel) {
       label: t("Live prompt"),
       placeholder: t("A prompt for the running video. Enter sends, Shift-Enter is a new line."),
     }),
-    policy: make("select", { label: t("Policy"), title: t("What happens to the past") }, ...NAMES.map(option)),
+    policy: make("select", { label: t("Change"), title: t("What happens to the past") }, ...changeOptions()),
     blend: make("input", {
       ...{ type: "number", min: 0.75, max: MAX_BLEND_SECONDS, step: 0.75, value: DEFAULT_BLEND_SECONDS },
       ...{ label: t("Seconds of the blend"), title: t("Seconds of the blend") },
@@ -60,10 +60,6 @@ function parts(panel) {
       panel.freeze(),
     ),
   };
-}
-
-function option(name) {
-  return make("option", { value: name, textContent: name });
 }
 
 export class Panel {

@@ -119,7 +119,7 @@ function promptsOf(text) {
   }
 }
 
-/** What makes the next run repeat one: widget values of the stream. */
-export function replayed(schedule) {
-  return { seed: schedule.seed, control_after_generate: "fixed" };
+/** What makes the next run repeat one: widget values of the stream. While it goes on, its length is not known. */
+export function replayed({ seed, settings }, isGoingOn) {
+  return { seed, control_after_generate: "fixed", ...(!isGoingOn && { seconds: settings.seconds }) };
 }

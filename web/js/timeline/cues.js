@@ -7,6 +7,7 @@ export const MAX_BLEND_SECONDS = 60;
 export const DEFAULT_BLEND_SECONDS = 2.25;
 export const AUTO = "auto";
 export const POLICIES = ["recache", "refresh", "keep", "cut", "blend"];
+export const SECONDS = "(?:[0-9]+(?:\\.[0-9]+)?|\\.[0-9]+)s?";
 export const TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03";
 // What separates words: the same characters as in Python, which are not those of \s here.
 export const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
@@ -100,6 +101,33 @@ export function quoted(value) {
   const short = characters.length > QUOTED_CHARACTERS ? `${characters.slice(0, QUOTED_CHARACTERS).join("")}...` : shown;
   return typeof value === "string" ? `"${short}"` : short;
 }
+
+const LIKE_A_POLICY = new RegExp(`^([^${SPACE.slice(1)}{2,9}?)(?:${SPACE}+${SECONDS})?(${SPACE}?):`);
+
+/** The policy that a prompt may begin with by a slip of at most two letters (recahce:, blnd 3s:), or null. */
+export function meantPolicy(prompt) {
+  const [, word, space] = LIKE_A_POLICY.exec(prompt) ?? [];
+  if (!word) return null;
+  const isNear = (policy, slips) => slips > 0 && slips <= Math.min(2, (policy.length - 1) >> 1);
+  return POLICIES.find((policy) => isNear(policy, numSlips(word.toLowerCase(), policy) + space.length)) ?? null;
+}
+
+/** How many letters are wrong, missing, too many or exchanged with their neighbour. */
+function numSlips(word, due) {
+  let [before, older, row] = [[], [], [...Array(due.length + 1).keys()]];
+  for (let i = 0; i < word.length; i += 1) {
+    [before, older, row] = [older, row, [i + 1]];
+    for (let j = 0; j < due.length; j += 1) {
+      const ways = [older[j + 1] + 1, row[j] + 1, older[j] + Number(word[i] !== due[j])];
+      if (i && j && word[i] === due[j - 1] && word[i - 1] === due[j]) ways.push(before[j - 1] + 1);
+      row.push(Math.min(...ways));
+    }
+  }
+  return row.at(-1);
+}
+
+/** Seconds to a tenth, as fields and messages show them: 5s, 19.3s. */
+export const shown = (seconds) => spelled(Math.round(seconds * 10) / 10);
 
 /** Seconds without an exponent and without loss: 0s, 2.5s, 0.0000001s. */
 export function spelled(seconds) {

@@ -12,7 +12,7 @@ export function shortcuts() {
     t("Ctrl + arrows: change places with its neighbour."),
     t("Enter: edit the prompt; Enter or Esc: back to the cue."),
     t("Insert or A: a new cue at the end. S: split. D: duplicate. Delete: delete."),
-    t("P: next policy. Ctrl Z, Ctrl Shift Z: undo, redo. + - 0: zoom."),
+    t("P: next change. Ctrl Z, Ctrl Shift Z: undo, redo. + - 0: zoom."),
     t("Ctrl C: copy the schedule. Ctrl V: paste schedule text, timeline JSON or JSONL."),
     t("Mouse: drag edges, drag a cue to another place, double-click the ruler for a new cue there, Ctrl + wheel zooms."),
   ].join("\n");

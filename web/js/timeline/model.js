@@ -7,7 +7,7 @@ import { fromJson, fromJsonl, isJsonl, jsonlPrompts, looksLikeJson, toJson } fro
 import { commentsOf, fromText, toText, writtenAlways } from "./text.js";
 
 export { BLOCK_SECONDS, FIRST_BLOCK_SECONDS, blockAt, blockSeconds } from "./blocks.js";
-export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, spelled } from "./cues.js";
+export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, meantPolicy, shown } from "./cues.js";
 export { readTime } from "./text.js";
 
 const MAX_CHARACTERS = 8000000;
@@ -97,11 +97,15 @@ export function insertCue(schedule, seconds) {
   return [{ ...schedule, cues: schedule.cues.toSpliced(index, 0, cue) }, index];
 }
 
-/** A new cue after the last one: a usual length later, or in the middle of what is left before the end. */
-export function addCue(schedule, endBlock = 0) {
+/**
+ * A new cue after the last one: a usual length later, or in the middle of what is left before the end. Where less
+ * than two blocks would be left to it, the selected cue is cut in two. Throws ScheduleError where that has only one.
+ */
+export function addCue(schedule, endBlock = 0, selected = schedule.cues.length - 1) {
   const last = blocksOf(schedule).at(-1);
-  const isRoom = !(endBlock > last + 1) || last + NEW_CUE_BLOCKS < endBlock;
+  const isRoom = !endBlock || last + NEW_CUE_BLOCKS < endBlock;
   const block = isRoom ? last + NEW_CUE_BLOCKS : Math.floor((last + endBlock) / 2);
+  if (endBlock && endBlock - block < 2) return splitCue(schedule, selected, endBlock);
   return insertCue(schedule, blockSeconds(block));
 }
 

@@ -1,11 +1,11 @@
 // The pieces of the timeline's page: elements, buttons, and one cue as it is drawn. No state of their own.
 
 import { t } from "../texts.js";
-import { blockSeconds, spelled } from "./model.js";
+import { blockSeconds, shown } from "./model.js";
 
 const GOLDEN_ANGLE = 137.5; // neighbours get colours far apart
 const MIN_TICK_PIXELS = 56;
-const TICK_SECONDS = [0.75, 1.5, 3, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
+const TICK_SECONDS = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
 
 /** An element with properties, attributes (names with a dash, and role) and children. */
 export function made(tag, properties = {}, ...children) {
@@ -33,10 +33,24 @@ export function button(label, title, onClick) {
   return ownKeys(element);
 }
 
-/** A time as a clock says it: 0:05.06, 1:02. */
+/** A time as a clock says it, to a tenth: 0:05.1, 1:02. */
 export function clock(seconds) {
-  const rest = Math.round((seconds % 60) * 100) / 100;
-  return `${Math.floor(seconds / 60)}:${rest < 10 ? "0" : ""}${rest}`;
+  const tenths = Math.round(seconds * 10);
+  const rest = (tenths % 600) / 10;
+  return `${Math.floor(tenths / 600)}:${rest < 10 ? "0" : ""}${rest}`;
+}
+
+/** The choices of what happens to the past, each with what it does. */
+export function changeOptions() {
+  const effects = {
+    auto: t("what on_switch of Frame Sink says"),
+    recache: t("goes on smoothly"),
+    refresh: t("goes on, and forgets the first look"),
+    keep: t("changes slowly"),
+    cut: t("a new scene"),
+    blend: t("melts into it over some seconds"),
+  };
+  return Object.entries(effects).map(([value, title]) => made("option", { value, textContent: value, title }));
 }
 
 export function emptyCue() {
@@ -44,7 +58,7 @@ export function emptyCue() {
   return ownKeys(made("div", { className: "ll-cue", role: "option" }, ...parts));
 }
 
-const policyWords = ({ policy, blendSeconds }) => (policy === "blend" ? `blend ${spelled(blendSeconds)}` : (policy ?? ""));
+const policyWords = ({ policy, blendSeconds }) => (policy === "blend" ? `blend ${shown(blendSeconds)}` : (policy ?? ""));
 
 /** Draw a cue: `place` is { index, count, block, length, isSelected, numShared }, in blocks. */
 export function drawCue(element, cue, place, pixels) {
@@ -63,7 +77,7 @@ export function drawCue(element, cue, place, pixels) {
   const when = { cue: place.index + 1, cues: place.count, begin: clock(begins), end: clock(ends) };
   const label = t("Cue {cue} of {cues}, {begin} to {end}", when);
   element.setAttribute("aria-label", [label, policyWords(cue), cue.prompt].filter(Boolean).join(", "));
-  const effect = { time: spelled(cue.seconds), begin: clock(begins), block: place.block };
+  const effect = { time: shown(cue.seconds), begin: clock(begins), block: place.block };
   element.title = `${cue.prompt}\n${t("{time}, takes effect at {begin} (block {block})", effect)}`;
 }
 

@@ -3,6 +3,7 @@
 import {
   AUTO,
   POLICIES,
+  SECONDS,
   SPACE,
   ScheduleError,
   TIME_SPELLINGS,
@@ -19,7 +20,6 @@ import { OTHER_NOTATION, isBareRange, isOtherNotation, listed } from "./notation
 const ALWAYS = /^always:/i;
 const CUE_LINE = new RegExp(`^([^${SPACE.slice(1)}*?)(${SPACE}*=>|${SPACE}+|$)([^]*)`);
 const INDENT = new RegExp(`^${SPACE}*`);
-const SECONDS = "(?:[0-9]+(?:\\.[0-9]+)?|\\.[0-9]+)s?";
 const TIME = new RegExp(`^(?:(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\\.[0-9]+)?|${SECONDS})$`);
 const BLEND = new RegExp(`^${SECONDS}$`);
 // How a first line says that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".

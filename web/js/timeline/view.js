@@ -4,7 +4,7 @@
 import { t } from "../texts.js";
 import * as model from "./model.js";
 import { isCommand, onKey, shortcuts } from "./keys.js";
-import { button, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
+import { button, changeOptions, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
 import { onPress, secondsAt } from "./pointer.js";
 import { addStyle } from "./style.js";
 
@@ -125,9 +125,7 @@ export class TimelineView {
 
   #fields() {
     this.time = made("input", { "aria-label": t("Begins at"), title: t("When the cue begins: 5s, 0:05, 1:02.5") });
-    const names = ["auto", ...model.POLICIES].map((value) => made("option", { value, textContent: value }));
-    const policyTitle = t("What happens to the past. auto: what the window's on_switch says");
-    this.policy = made("select", { title: policyTitle }, ...names);
+    this.policy = made("select", { title: t("What happens to the past") }, ...changeOptions());
     const limits = { min: "0.75", max: String(model.MAX_BLEND_SECONDS), step: "0.75" };
     const blendTitle = t("Seconds from the prompt before to this one");
     this.blend = made("input", { type: "number", title: blendTitle, ...limits });
@@ -139,7 +137,7 @@ export class TimelineView {
     this.prompt = made("textarea", { ...shown, spellcheck: false });
     this.place = made("span", {});
     ownKeys(this.policy);
-    const [time, policy] = [made("label", {}, t("at"), this.time), made("label", {}, t("policy"), this.policy)];
+    const [time, policy] = [made("label", {}, t("at"), this.time), made("label", {}, t("change"), this.policy)];
     this.first = made("div", { className: "ll-fields ll-always" }, made("label", {}, t("in every prompt"), this.always));
     return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel);
   }
@@ -165,8 +163,22 @@ export class TimelineView {
 
   /** What is wrong with the text comes first, what will be wrong when it runs last. */
   #drawStatus() {
-    this.status.textContent = this.error?.message ?? (this.said || this.#late());
+    this.status.textContent = this.error?.message ?? (this.said || this.#warning());
     this.status.classList.toggle("ll-error", this.isRefusal || this.error !== null);
+  }
+
+  #warning() {
+    return this.#late() || this.#slip();
+  }
+
+  /** A first cue whose prompt begins with what may be a policy, spelled wrong. */
+  #slip() {
+    const meant = this.schedule.cues.map(({ policy, prompt }) => (policy ? null : model.meantPolicy(prompt)));
+    const index = meant.findIndex(Boolean);
+    if (index < 0) return "";
+    const [typed, policy] = [this.schedule.cues[index].prompt.split(":")[0], meant[index]];
+    const slip = { cue: index + 1, typed, policy };
+    return t("cue {cue} begins with {typed}: which is read as words of the prompt; for the change write {policy}:", slip);
   }
 
   #late() {
@@ -252,7 +264,7 @@ export class TimelineView {
     const cue = this.schedule.cues[this.selected];
     const place = { cue: this.selected + 1, cues: this.schedule.cues.length };
     this.place.textContent = t("Cue {cue}/{cues}", place);
-    if (document.activeElement !== this.time) this.time.value = model.spelled(cue.seconds);
+    if (document.activeElement !== this.time) this.time.value = model.shown(cue.seconds);
     this.time.disabled = this.selected === 0;
     this.policy.value = cue.policy ?? "auto";
     this.blendLabel.hidden = cue.policy !== "blend";
@@ -335,9 +347,11 @@ export class TimelineView {
 
   /** A new cue with the words of the one before, ready to be changed. */
   add(seconds = null) {
-    const inserted =
-      seconds === null ? model.addCue(this.schedule, this.endBlock) : model.insertCue(this.schedule, seconds);
-    if (this.#tried(() => this.#commitInserted(inserted))) this.editPrompt();
+    const inserted = () =>
+      seconds === null
+        ? model.addCue(this.schedule, this.endBlock, this.selected)
+        : model.insertCue(this.schedule, seconds);
+    if (this.#tried(() => this.#commitInserted(inserted()))) this.editPrompt();
   }
 
   editPrompt() {
