@@ -293,6 +293,12 @@ def workflow_id(hidden: Any) -> str | None:
     return workflow.get("id") if isinstance(workflow, dict) else None
 
 
+def is_connected(hidden: Any, slot: int) -> bool:
+    """Whether another node of the prompt takes this output of a running node."""
+    link = [hidden.unique_id, slot]
+    return any(link in node["inputs"].values() for node in (hidden.prompt or {}).values())
+
+
 def throw_if_interrupted() -> None:
     """Raise ComfyUI's interrupt exception if the user pressed stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()
@@ -401,13 +407,16 @@ class VideoFile:
 
     path: Path
     subfolder: str
+    is_passed_on: bool = True
     folder: io.FolderType = io.FolderType.output
 
     def finish(self) -> None:
-        """Move the finished video to the temp folder; Save Video keeps it.
+        """Move a finished video that is passed on to the temp folder: Save Video keeps it.
 
         If it cannot be moved (on Windows, while a player has it open), it stays in the output folder.
         """
+        if not self.is_passed_on:
+            return
         target = Path(folder_paths.get_temp_directory(), self.subfolder, self.path.name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -429,18 +438,21 @@ class VideoFile:
 
         Not as ui.PreviewVideo: after a node has put out a video, the page shows no live previews on it.
         """
-        return {LISTING_KEY: [ui.SavedResult(self.path.name, self.subfolder, self.folder)]}
+        listed = ui.SavedResult(self.path.name, self.subfolder, self.folder)
+        if not self.is_passed_on:
+            listed["format"] = "video/mp4"  # by which ComfyUI's lists of outputs know a video
+        return {LISTING_KEY: [listed]}
 
 
 @contextmanager
-def video_file(prefix: str, tag: str) -> Iterator[VideoFile]:
-    """A new file `prefix`_counter_`tag`.mp4, which moves to temp when the block ends without an error.
+def video_file(prefix: str, tag: str, is_passed_on: bool) -> Iterator[VideoFile]:
+    """A new file `prefix`_counter_`tag`.mp4 in the output folder.
 
-    After an interrupt or an error what was made stays in the output folder.
+    One that is passed on moves to temp when the block ends without an error.
     """
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
     )
-    video = VideoFile(Path(folder, f"{name}_{counter:05}_{tag}.mp4"), subfolder)
+    video = VideoFile(Path(folder, f"{name}_{counter:05}_{tag}.mp4"), subfolder, is_passed_on)
     yield video
     video.finish()

@@ -37,6 +37,7 @@ from .live import RUNS, LiveRun, UnloadingRoom
 from .vaes import BLOCK, StreamVae, stream_vae
 
 PREFIX = "longlive/stream"
+VIDEO = 0  # the number of that output
 STEPS = tuple(SigmaConfig().choices)
 MAX_CUT_OFF = num_frames(2 * BLOCK) - num_frames(BLOCK) - 1  # all frames of a block but one
 NUM_SHOWN = 3  # settings that would fit
@@ -58,10 +59,12 @@ class LongLiveStream(io.ComfyNode):
             ),
             description=(
                 "Makes the video block by block (three quarters of a second each), shows every block as it "
-                "comes and writes it to disk at once. If you stop it, what was made stays in output/longlive."
+                "comes and writes it to disk at once. It is kept in output/longlive, also if you stop it, "
+                "unless it goes to another node, such as Save Video."
             ),
             inputs=INPUTS,
             outputs=OUTPUTS,
+            is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -80,7 +83,8 @@ class LongLiveStream(io.ComfyNode):
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow, **steering)
         run = Run(parts, plan, past, cls.hidden.unique_id, keep_state)
-        with live.going_on(), host.video_file(PREFIX, live.id) as video:
+        is_passed_on = host.is_connected(cls.hidden, VIDEO)
+        with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:
             latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
         return io.NodeOutput(video.as_input(), latent, ui=video.as_listing() | live.as_listing())
 
@@ -166,7 +170,11 @@ INPUTS = [
 ]
 OUTPUTS = [
     io.Video.Output(
-        display_name="video", tooltip="The new part, an mp4 file. Connect Save Video to keep it."
+        display_name="video",
+        tooltip=(
+            "The new part, an mp4 file. If nothing is connected, it is kept in output/longlive; "
+            "Save Video puts it where you like."
+        ),
     ),
     io.Latent.Output(
         display_name="latent",

@@ -161,6 +161,21 @@ def test_interrupt_keeps_what_was_made_and_the_server_goes_on(server):
     assert set(folder.glob("stream_*")) - before == {kept}, "a finished stream leaves nothing behind"
 
 
+def test_three_nodes_run_and_the_video_is_kept_and_listed(server):
+    """A stream is an output of its own: what nobody saves belongs to output/."""
+    prompt = small_prompt(seed=14)
+    del prompt["4"]
+    run = server.run(prompt)
+    assert run.has_succeeded, run.event("execution_error")
+    (listed,) = run.outputs["3"]["longlive_video"]
+    assert (listed["type"], listed["subfolder"]) == ("output", "longlive")
+    assert frames_of(server.path_of(listed)) == (round(SECONDS * FRAME_RATE), FRAME_RATE)
+    assert server.path_of(listed).parent == server.base / "output" / "longlive"
+    if server.status_of("/api/jobs") == 200:  # 0.3.64 has none
+        job = next(job for job in server.get("/api/jobs")["jobs"] if job["id"] == run.prompt_id)
+        assert job["preview_output"]["filename"] == listed["filename"]
+
+
 def test_stock_nodes_take_the_clip_and_the_vae(server):
     prompt = small_prompt(seconds=2.8125)  # 45 frames: four whole blocks
     prompt |= {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("node_parts.py")
-CHECKS = 10
+CHECKS = 11
 
 
 def test_parts_of_the_nodes(checkout):
