@@ -50,6 +50,14 @@ test("a workflow shows its own runs, and those of which nobody knows the workflo
   assert.ok(isOf(snapshot(), "w") && isOf(snapshot(), undefined) && !isOf(theirs, undefined));
 });
 
+test("what failed before a run began is shown in place of the older run's state", () => {
+  const failed = view(null, "width is odd");
+  assert.deepEqual([failed.hint, failed.status, failed.error], ["", "failed", "width is odd"]);
+  const older = view(snapshot({ state: "done" }), "width is odd");
+  assert.deepEqual([older.status, older.error, older.canFreeze], ["failed", "width is odd", true]);
+  assert.match(view(snapshot({ state: "failed", error: "no memory" }), "no memory").status, /^failed · block 13/);
+});
+
 test("of two runs that have ended a node shows the one with the latest news", () => {
   const first = snapshot({ run: "a", workflow: "w", state: "done" });
   const script = snapshot({ run: "b", workflow: null, state: "done" });

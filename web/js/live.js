@@ -2,6 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { showFailures } from "./errors.js";
 import { Client, RUN_EVENT } from "./live/client.js";
 import { nodeAt, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
 import { Panel } from "./live/panel.js";
@@ -107,6 +108,7 @@ function keepDefaults(node) {
 }
 
 api.addEventListener(RUN_EVENT, ({ detail }) => runs.take(detail) && show());
+showFailures(NODE, (node, sentence) => panels.get(node)?.fail(sentence));
 
 app.registerExtension({
   name: "LongLive.Live",

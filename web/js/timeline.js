@@ -3,6 +3,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { showFailures } from "./errors.js";
 import { RUN_EVENT } from "./live/client.js";
 import { isLinked, nodeAt, openGraph, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
@@ -130,6 +131,7 @@ function showRun(run) {
 }
 
 api.addEventListener(RUN_EVENT, ({ detail }) => showRun(detail));
+showFailures(NODE, (node, sentence) => views.get(node)?.fail(sentence));
 
 app.registerExtension({
   name: "LongLive.Timeline",

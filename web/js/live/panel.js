@@ -68,6 +68,7 @@ export class Panel {
   #parts;
   #sent = new Map();
   #clock = null;
+  #failure = "";
 
   /**
    * `actions`: prompt(run, message) -> ticket, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
@@ -105,6 +106,12 @@ export class Panel {
     this.#snapshot = snapshot;
     if (snapshot.num_frames) this.#show(snapshot);
     for (const ticket of this.#sent.keys()) this.#tell(ticket);
+    this.#render();
+  }
+
+  /** Show what stopped the run, also where it failed before it began; an empty sentence takes it off. */
+  fail(sentence) {
+    this.#failure = sentence;
     this.#render();
   }
 
@@ -201,12 +208,12 @@ export class Panel {
 
   #render() {
     const p = this.#parts;
-    const shown = view(this.#snapshot);
+    const shown = view(this.#snapshot, this.#failure);
     p.status.textContent = shown.status;
     p.status.hidden = !shown.status;
     p.hint.hidden = !shown.hint;
     p.hint.textContent = shown.hint;
-    p.error.textContent = shown.error;
+    p.error.textContent = p.error.title = shown.error;
     p.error.hidden = !shown.error;
     p.pending.textContent = p.pending.title = shown.pending;
     p.text.disabled = p.policy.disabled = p.blend.disabled = !shown.canSend;

@@ -26,7 +26,8 @@ export const STYLE = `
 .longlive-live-line { flex: none; min-height: 16px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 .longlive-live-quiet { color: var(--descrip-text, #999); }
 .longlive-live-error { color: var(--error-text, #ff4444); }
-.longlive-live :is(.longlive-live-error, .longlive-live-notice) { white-space: normal; max-height: 33px; }
+.longlive-live .longlive-live-notice { white-space: normal; max-height: 33px; }
+.longlive-live .longlive-live-error { white-space: normal; max-height: 66px; overflow-y: auto; user-select: text; }
 .longlive-live-strip { position: relative; flex: none; height: 22px; margin: 0; padding: 0; list-style: none;
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; }
 .longlive-live-strip li { position: absolute; top: 0; bottom: 0; padding: 0 4px; overflow: hidden; line-height: 20px;

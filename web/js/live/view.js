@@ -23,13 +23,14 @@ export function message(prompt, policy, blendSeconds) {
   };
 }
 
-/** Everything the panel shows of a run; of none if there is no snapshot. */
-export function view(snapshot) {
+/** Everything the panel shows of a run; of none if there is no snapshot. `failure` came before a run began. */
+export function view(snapshot, failure = "") {
   const state = snapshot?.state;
+  const isOlder = failure && !snapshot?.error; // what failed was not this run
   return {
-    hint: snapshot ? "" : t("Press Run: while the video is made you can watch it here and send prompts."),
-    status: snapshot ? status(snapshot) : "",
-    error: snapshot?.error ?? "",
+    hint: snapshot || failure ? "" : t("Press Run: while the video is made you can watch it here and send prompts."),
+    status: isOlder ? t("failed") : snapshot ? status(snapshot) : "",
+    error: failure || (snapshot?.error ?? ""),
     canSend: SENDABLE.includes(state),
     canPause: state === "running" || state === "paused",
     canStop: SENDABLE.includes(state),

@@ -22,7 +22,7 @@ export class TimelineView {
    */
   constructor({ onEdit, endSeconds, onToggleText }) {
     Object.assign(this, { onEdit, endSeconds, selected: 0, zoom: null, schedule: UNREAD });
-    Object.assign(this, { isReadOnly: false, played: null, error: null, said: "" });
+    Object.assign(this, { isReadOnly: false, played: null, error: null, said: "", failure: "" });
     this.history = model.newHistory("");
     addStyle(document);
     this.element = this.#build(onToggleText);
@@ -54,6 +54,12 @@ export class TimelineView {
   showRun(run) {
     this.played = run;
     this.draw();
+  }
+
+  /** What stopped a run at this node; an empty sentence takes it off. */
+  fail(sentence) {
+    this.failure = sentence;
+    this.#drawStatus();
   }
 
   remove() {
@@ -163,8 +169,9 @@ export class TimelineView {
 
   /** What is wrong with the text comes first, what will be wrong when it runs last. */
   #drawStatus() {
-    this.status.textContent = this.error?.message ?? (this.said || this.#warning());
-    this.status.classList.toggle("ll-error", this.isRefusal || this.error !== null);
+    this.status.textContent = this.error?.message ?? (this.said || this.failure || this.#warning());
+    const isFailure = !this.said && Boolean(this.failure);
+    this.status.classList.toggle("ll-error", this.isRefusal || this.error !== null || isFailure);
   }
 
   #warning() {
