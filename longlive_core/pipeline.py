@@ -76,8 +76,13 @@ class Chunk(NamedTuple):
     frames: Tensor
 
     def uint8(self) -> np.ndarray:
-        """The frames as uint8 [F, H, W, 3] on the CPU, as a VideoWriter takes them."""
-        return (self.frames * 255).round_().byte().contiguous().cpu().numpy()
+        """The frames as a VideoWriter takes them."""
+        return as_uint8(self.frames)
+
+
+def as_uint8(frames: Tensor) -> np.ndarray:
+    """Frames [F, H, W, 3] in [0, 1] as uint8 on the CPU."""
+    return (frames * 255).round_().byte().contiguous().cpu().numpy()
 
 
 @dataclass
@@ -137,7 +142,7 @@ class Pipeline:
             decoder.restore(request.state.decoder)
             return decoder, request.state.cut_off.to(self.model.device)
         if request.past is not None:
-            return decoder, decoder.warm(request.past.to(self.model.device), plan.cut_off)[0]
+            return decoder, decoder.warm(plan.past.to(self.model.device), plan.cut_off)[0]
         return decoder, None
 
     def blocks(
@@ -149,6 +154,8 @@ class Pipeline:
     ) -> Iterator[Block]:
         """Only the latents of a plan."""
         hook = hook or Hook()
+        for note in plan.notes:
+            hook.on_note(note)
         encode = self.encode_text
         if self.encode_ahead:
             encode = self.encode_ahead(plan.timeline.prompts)
@@ -247,7 +254,8 @@ class Plan:
             )
         block = self.block_latent_frames = window.block_latent_frames
         self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
-        self.past = state.rollout if state else request.past
+        self.notes: list[str] = []
+        self.past = state.rollout if state else self._whole_blocks(request.past)
         self.first_block, self.cut_off = self._earlier()
         past_frames = num_frames(self.first_block * block) - self.cut_off
         self.blocks = range(self.first_block, num_blocks(past_frames + self.frames, block))
@@ -261,6 +269,17 @@ class Plan:
             state.check(preset, self.width, self.height, self.window)
         self.timeline = request.schedule.resolve(block, seconds, self.first_block, self.cut_off)
 
+    def _whole_blocks(self, past: Tensor | None) -> Tensor | None:
+        """The latents to continue, in whole blocks up to their end; a note if the beginning is left out."""
+        if past is None:
+            return None
+        check_past(past, self.block_shape)
+        left_out = past.shape[2] % self.block_latent_frames
+        if left_out:
+            seconds = num_frames(past.shape[2] - left_out) / FRAME_RATE
+            self.notes.append(f"the last {seconds:.1f} s of the earlier video are what this one goes on from")
+        return past[:, :, left_out:]
+
     def _earlier(self) -> tuple[int, int]:
         """Blocks of the earlier video, and the frames that its last one holds beyond its end."""
         request, block = self.request, self.block_latent_frames
@@ -268,7 +287,7 @@ class Plan:
             return request.state.num_blocks, len(request.state.cut_off)
         if request.past is None:
             return 0, 0
-        first_block = checked_past(request.past, self.block_shape) // block
+        first_block = self.past.shape[2] // block
         most = num_frames(first_block * block) - num_frames((first_block - 1) * block) - 1
         if not 0 <= request.cut_off <= most:
             raise ValueError(
@@ -312,17 +331,28 @@ def checked_frames(seconds: float) -> int:
     return max(1, frames_of_seconds(seconds))
 
 
-def checked_past(past: Tensor, block_shape: tuple[int, ...]) -> int:
-    """Latent frames of the video to continue; ValueError unless they are whole blocks of the same size."""
-    batch, channels, block, height, width = block_shape
-    expected = (batch, channels, past.shape[2] if past.ndim == 5 else 0, height, width)
-    if past.shape != expected or not past.shape[2] or past.shape[2] % block:
+def check_past(past: Tensor, block_shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless these are latents of a video that one of blocks of that shape can continue."""
+    batch, channels, block, *size = block_shape
+    if past.ndim != 5 or past.shape[:2] != (batch, channels):
         raise ValueError(
-            f"latents of shape {list(past.shape)} cannot be continued: "
-            f"expected [{batch}, {channels}, T, {height}, {width}] with T a multiple of {block}; "
-            "use the latents and the size of the earlier video"
+            f"latents of shape {list(past.shape)} cannot be continued: expected [{batch}, {channels}, latent "
+            "frames, height, width]; use the latents of one video of this model"
         )
-    return past.shape[2]
+    if list(past.shape[3:]) != size:
+        (had, asked) = (
+            [side * SPACE_STRIDE for side in (width, height)] for height, width in (past.shape[3:], size)
+        )
+        sides = " and ".join(map(str, dict.fromkeys(had)))
+        raise ValueError(
+            f"the earlier video is {had[0]}x{had[1]}, this one {asked[0]}x{asked[1]}; "
+            f"set width and height to {sides}"
+        )
+    if past.shape[2] < block:
+        raise ValueError(
+            f"{num_frames(past.shape[2])} frames of an earlier video are not enough to go on from; "
+            f"use at least {num_frames(block)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..longlive_core.config import Preset, SigmaConfig
 from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
 from ..longlive_core.memory import GIB, Needs, Setting, estimate, fitting
 from ..longlive_core.output.video import VideoWriter
-from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, environment
+from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, as_uint8, environment
 from ..longlive_core.resume import Ending, VideoState
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
@@ -34,7 +34,7 @@ from .io_types import (
     latent_space,
 )
 from .live import RUNS, LiveRun, UnloadingRoom
-from .vaes import BLOCK, StreamVae, stream_vae
+from .vaes import BLOCK, StreamVae, decoded, stream_vae
 
 PREFIX = "longlive/stream"
 VIDEO = 0  # the number of that output
@@ -70,9 +70,9 @@ class LongLiveStream(io.ComfyNode):
 
     @classmethod
     @host.plain_errors()
-    def execute(
-        cls, model, schedule, vae, window=None, continue_from=None, pace=FULL_SPEED, keep_state=False, **made
-    ) -> io.NodeOutput:
+    def execute(cls, model, schedule, vae, window=None, continue_from=None, **made) -> io.NodeOutput:
+        pace = made.pop("pace", FULL_SPEED)
+        wanted = {name: made.pop(name, False) for name in ("keep_state", "whole_video")}
         parts = Parts(model, schedule, stream_vae(vae))
         past = Past(continue_from, parts.space)
         plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
@@ -82,7 +82,7 @@ class LongLiveStream(io.ComfyNode):
         steering |= {"on_switch": window.on_switch if window else None}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow, **steering)
-        run = Run(parts, plan, past, cls.hidden.unique_id, keep_state)
+        run = Run(parts, plan, past, cls.hidden.unique_id, **wanted)
         is_passed_on = host.is_connected(cls.hidden, VIDEO)
         with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:
             latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
@@ -153,7 +153,10 @@ INPUTS = [
     io.Latent.Input(
         "continue_from",
         optional=True,
-        tooltip="The LATENT of an earlier stream of the same size: this video goes on where it ended.",
+        tooltip=(
+            "The LATENT of an earlier stream, or of any clip that VAE Encode encoded, of the same size: this "
+            "video goes on where it ended."
+        ),
     ),
     io.Int.Input(
         "steps",
@@ -167,13 +170,19 @@ INPUTS = [
             "background may change at a switch."
         ),
     ),
+    io.Boolean.Input(
+        "whole_video",
+        default=False,
+        optional=True,
+        tooltip="Begin the file with the video in continue_from, decoded again: one file of both.",
+    ),
 ]
 OUTPUTS = [
     io.Video.Output(
         display_name="video",
         tooltip=(
-            "The new part, an mp4 file. If nothing is connected, it is kept in output/longlive; "
-            "Save Video puts it where you like."
+            "The new part, or the whole video, as an mp4 file. If nothing is connected, it is kept in "
+            "output/longlive; Save Video puts it where you like."
         ),
     ),
     io.Latent.Output(
@@ -283,14 +292,16 @@ class Past:
     def _has_made(self, newest: Tensor) -> bool:
         """Whether the state still belongs to the samples, which other nodes may have changed."""
         made = self.state.num_blocks * self.state.rollout.window.block_latent_frames
-        return made == self.num_frames and torch.equal(self.samples[:, :, -newest.shape[2] :], newest)
+        return made <= self.num_frames and torch.equal(self.samples[:, :, -newest.shape[2] :], newest)
 
 
 class Run(Hook):
     """One video as it is made: what is kept of it, and what the node shows."""
 
-    def __init__(self, parts: Parts, plan: Plan, past: Past, node_id: str, keep_state: bool):
-        self._parts, self._plan = parts, plan
+    def __init__(
+        self, parts: Parts, plan: Plan, past: Past, node_id: str, keep_state: bool, whole_video: bool = False
+    ):
+        self._parts, self._plan, self._is_whole = parts, plan, whole_video
         self._progress = host.Progress(node_id, len(plan.blocks) * len(plan.sigmas))
         self._past, self._num_latents = past.samples, past.num_frames
         self._made: list[Tensor] = []
@@ -321,6 +332,7 @@ class Run(Hook):
     def _record(self, live: LiveRun, writer: VideoWriter) -> dict:
         try:
             with live.recording(writer):
+                self._write_past(writer)
                 pipeline = self._parts.pipeline(self._plan)
                 for chunk in pipeline.run(self._plan, self, live.control, self._ending):
                     self._keep(chunk, writer)
@@ -330,6 +342,15 @@ class Run(Hook):
             raise
         self._progress.text(host.some_lines([self._summary(), *self._notes, *self._plan.timeline.warnings]))
         return latent
+
+    def _write_past(self, writer: VideoWriter) -> None:
+        """Begin the file with the earlier video, if asked; without the frames that its end cut off."""
+        left = self._past_frames if self._is_whole else 0
+        for part in decoded(self._parts.vae, self._past, tuple(self._scenes)) if left else ():
+            host.throw_if_interrupted()
+            frames = part[0, :left]
+            left -= len(frames)
+            writer.append(as_uint8(frames))
 
     def latents(self) -> dict:
         """All clean latents as a LATENT, with what continue_from needs."""

@@ -547,8 +547,30 @@ def test_a_continued_video_has_the_frames_asked_for() -> None:
     chunks = list(pipeline.run(pipeline.plan(Request(schedule, 2.0, past=first))))
     assert [len(c.frames) for c in chunks] == [12, 12, 8]
     assert [c.block.index for c in chunks] == [5, 6, 7] and not chunks[0].block.opens_scene
-    with pytest.raises(ValueError, match="cannot be continued"):
-        pipeline.plan(Request(schedule, 2.0, past=first[:, :, :-1]))
+
+
+def test_any_clip_is_continued_and_what_cannot_be_is_one_sentence() -> None:
+    """Any number of latent frames from one block on; sizes are in pixels."""
+    pipeline, schedule = load_pipeline("mini"), PromptSchedule.single(PROMPT)
+    clip = torch.randn(1, 16, 20, 8, 8, generator=torch.Generator().manual_seed(1))
+    for length in (20, 13, 3):
+        chunks = pipeline.run(pipeline.plan(Request(schedule, 1.0, past=clip[:, :, -length:])))
+        assert sum(len(chunk.frames) for chunk in chunks) == 16
+    size = "the earlier video is 64x64, this one 96x64; set width and height to 64$"
+    for past, width, sentence in (
+        (clip, 96, size),
+        (
+            clip[..., :6],
+            None,
+            "the earlier video is 48x64, this one 64x64; set width and height to 48 and 64$",
+        ),
+        (clip[:, :, :1], None, "^1 frames of an earlier video are not enough to go on from; use at least 9$"),
+        (clip[:, :, :0], None, "^0 frames of an earlier video"),
+        (clip[0], None, "cannot be continued: expected"),
+        (clip[:, :4], None, "cannot be continued: expected"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            pipeline.plan(Request(schedule, 2.0, width=width, past=past))
 
 
 def test_the_schedule_is_never_overwritten(tmp_path, capsys) -> None:
@@ -568,7 +590,13 @@ def test_no_other_name_of_a_file_that_is_read_is_overwritten(tmp_path, link, cap
     one.write_bytes(b"0 a red circle")
     link(one, other)
     arguments = ["generate", "--prompt", PROMPT, "--seconds", "1", "--out", str(tmp_path / "v.mp4")]
-    reads = {"state": "--resume", "model": "--model", "VAE": "--vae", "text encoder": "--text-encoder"}
+    reads = {
+        "state": "--resume",
+        "earlier video": "--with-source",
+        "model": "--model",
+        "VAE": "--vae",
+        "text encoder": "--text-encoder",
+    }
     for name, option in (reads | {"LoRA": "--lora"}).items():
         for write in ("--out", "--state"):
             assert main([*arguments, option, str(one), write, str(other)]) == 2

@@ -545,8 +545,19 @@ def test_the_command_line_continues_a_video(tmp_path, capsys, monkeypatch) -> No
     whole = frames_of("whole.mp4")
     assert len(both) == len(whole) == 37 and VideoState.load("b.state").num_frames == 37
     assert np.abs(both.astype(int) - whole).mean() < 2, "but for what H.264 makes of them"
+    joined = ["--resume", "a.state", "--with-source", "a.mp4", "--out", "joined.mp4"]
+    assert main([*common, "--seconds", "1", *joined]) == 0
+    assert (
+        np.abs(frames_of("joined.mp4").astype(int) - both).mean() < 2 and len(frames_of("joined.mp4")) == 37
+    )
     capsys.readouterr()
     for wrong, sentence in (
+        (["--with-source", "a.mp4"], "give its --resume STATE too"),
+        (
+            ["--resume", "a.state", "--with-source", "whole.mp4"],
+            "has 37 frames of 64x64, and --resume continues 21",
+        ),
+        (["--resume", "a.state", "--with-source", "a.state"], "a.state cannot be read as a video"),
         (["--resume", "a.mp4"], "cannot be read as the state"),
         (["--resume", "a.state", "--size", "128x64"], "size 64x64 (now 128x64)"),
         (["--resume", "a.state", "--state", "a.state"], "is the state itself"),

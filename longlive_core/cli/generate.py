@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..config import SWITCH_POLICIES, Policy, Preset
 from ..output.contact_sheet import ContactSheet
-from ..output.video import VideoWriter
+from ..output.video import VideoWriter, read_frames
 from ..pipeline import ModelFiles, Pipeline, Plan, Request, checked_frames, load_pipeline
 from ..resume import Ending, VideoState
 from ..rollout.rollout import Hook
@@ -44,6 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video")
     add("--state", type=Path, metavar="FILE", help="also write the exact state at the end, for --resume")
     add("--resume", type=Path, metavar="STATE", help="continue from a --state; times count from its end")
+    source = "the video that --resume continues: --out begins with its frames"
+    add("--with-source", type=Path, metavar="MP4", help=source)
     no_metadata = "leave prompts, seed and all settings out of the video; a --state always has them"
     add("--no-metadata", action="store_true", help=no_metadata)
     add("--out", type=Path, default=DEFAULT_OUT, help=f"the mp4 to write (default: {DEFAULT_OUT})")
@@ -64,9 +66,25 @@ def run(options: argparse.Namespace) -> None:
     with ending_like_ctrl_c():
         pipeline = pipeline_from(options)
         plan = pipeline.plan(request_from(options, pipeline.preset))
+        check_source(plan, options.with_source)
         report(plan.timeline.report())
         report(plan.timeline.warnings)
         record(pipeline, plan, options)
+
+
+def check_source(plan: Plan, source: Path | None) -> None:
+    """Raise ValueError unless the video to begin with is the one that the plan continues."""
+    if not source:
+        return
+    if not (state := plan.request.state):
+        raise ValueError("--with-source is the video that --resume continues; give its --resume STATE too")
+    shapes = [frames.shape[2:0:-1] for frames in read_frames(source)]
+    if [*shapes] != [(state.width, state.height)] * state.num_frames:
+        size = "x".join(map(str, shapes[0])) if shapes else "0x0"
+        raise ValueError(
+            f"{source} has {len(shapes)} frames of {size}, and --resume continues {state.num_frames} of "
+            f"{state.width}x{state.height}; name the whole video up to that state"
+        )
 
 
 def pipeline_from(options: argparse.Namespace) -> Pipeline:
@@ -126,7 +144,7 @@ def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
     writer = VideoWriter(options.out, plan.width, plan.height, settings)
     sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
     try:
-        film(pipeline, plan, writer, sheet, ending)
+        film(pipeline, plan, writer, sheet, ending, options.with_source)
         if ending:
             ending.state.save(options.state)
     except KeyboardInterrupt as stop:
@@ -142,11 +160,18 @@ def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
 
 
 def film(
-    pipeline: Pipeline, plan: Plan, writer: VideoWriter, sheet: ContactSheet, ending: Ending | None
+    pipeline: Pipeline,
+    plan: Plan,
+    writer: VideoWriter,
+    sheet: ContactSheet,
+    ending: Ending | None,
+    source: Path | None,
 ) -> None:
-    """Frames into the file, the contact sheet and the progress bar."""
+    """Frames into the file, those of `source` first; the new ones also into sheet and progress bar."""
     bar = tqdm(total=plan.frames, unit="frame", desc="block 0", file=STDERR)
     with torch.inference_mode(), writer, bar:
+        for frames in read_frames(source) if source else ():
+            writer.append(frames)
         for chunk in pipeline.run(plan, Notes(), ending=ending):
             frames = chunk.uint8()
             writer.append(frames)

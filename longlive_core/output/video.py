@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from fractions import Fraction
 from functools import partial
@@ -178,6 +178,16 @@ def _contents(path: Path) -> list:
         setup = container.streams.video[0].codec_context.extradata
         packets = (packet for packet in container.demux(video=0) if packet.dts is not None)
         return [setup, *((packet.pts * packet.time_base, crc32(packet)) for packet in packets)]
+
+
+def read_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 [1, H, W, 3] each. Raises ValueError if it cannot be read."""
+    try:
+        with av.open(_FILE_URL.format(path)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")[None]
+    except (av.error.FFmpegError, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a video ({error})") from error
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def test_the_page_reads_a_workflow_as_we_do(server, page, comfy, file):
 def test_a_workflow_saved_before_there_were_steps_takes_them_all(page, behind):
     workflow = load_workflow(ROOT / "workflows" / "mini_prompt_switch.json")
     stream = next(node for node in workflow["nodes"] if node["type"] == "LongLiveStream")
-    assert stream["inputs"].pop()["name"] == "steps"
-    stream["widgets_values"][-1:] = behind
+    assert [stream["inputs"].pop()["name"] for _ in range(2)] == ["whole_video", "steps"]
+    stream["widgets_values"][-2:] = behind
     page.evaluate(LOAD, workflow)
     assert page.evaluate(AS_PROMPT)[str(stream["id"])]["inputs"]["steps"] == 4
     assert page.errors == []

@@ -15,7 +15,8 @@ SET = """([type, name, value]) => {
 }"""
 FAIL = """async detail => {
   const { api } = await import("/scripts/api.js");
-  for (const name of ["execution_start", "execution_error"]) api.dispatchEvent(new CustomEvent(name, { detail }));
+  const events = ["execution_start", "execution_error"].map(name => new CustomEvent(name, { detail }));
+  events.forEach(event => api.dispatchEvent(event));
 }"""
 WRITTEN = """([type, sentence]) => app.graph.nodes.find(node => node.type === type)
   .widgets?.some(widget => String(widget.value ?? "").includes(sentence))"""

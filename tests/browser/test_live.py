@@ -229,12 +229,15 @@ def check_what_was_made(server, panel: Panel) -> None:
         (cue["seconds"], cue["prompt"]) for cue in run["cues"]
     ]
     saved = panel.page.evaluate(SAVED)
-    assert saved[:8] == [64, 64, 0, SEED, "fixed", "real time", False, 4]
-    assert saved[8:9] in ([], [None])  # 0.3.64 saves its own status text behind the panel, which has no value
+    assert saved[:9] == [64, 64, 0, SEED, "fixed", "real time", False, 4, False]
+    assert saved[9:10] in (
+        [],
+        [None],
+    )  # 0.3.64 saves its own status text behind the panel, which has no value
     sent = panel.page.evaluate(AS_PROMPT)[str(STREAM_ID)]["inputs"]
     assert sorted(sent) == sorted(
         [
-            *("width", "height", "seconds", "seed", "pace", "keep_state", "steps"),
+            *("width", "height", "seconds", "seed", "pace", "keep_state", "steps", "whole_video"),
             *("model", "schedule", "vae"),
         ]
     )

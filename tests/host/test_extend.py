@@ -71,6 +71,30 @@ def test_two_streams_are_one_with_the_state(server):
 
 
 @pytest.mark.newest
+def test_the_whole_video_is_one_file(server):
+    done = run(server, parted(keep_state=True, seed=35, whole_video=True))
+    both, whole = (pictures(server, done, key) for key in ("b", "whole"))
+    assert len(both) == len(whole) == 48
+    assert np.abs(both.astype(int) - whole).mean() < 2, "but for what H.264 makes of them"
+
+
+@pytest.mark.newest
+def test_a_clip_of_any_length_is_continued(server):
+    """As from Load Video: 33 frames that VAE Encode made 9 latent frames of, then 6, 7 and 8 of them."""
+    prompt = {"mini": node("LongLiveLoadMini"), "red": schedule(RED), "a": stream("red", 2.0, seed=36)}
+    for length in (6, 7, 8):
+        cut = node("LatentCut", samples=["a", 1], dim="t", index=9 - length, amount=length)
+        more = stream("red", 1.0, continue_from=[f"cut{length}", 0], seed=36, whole_video=True)
+        prompt |= {f"cut{length}": cut, f"more{length}": more}
+    done = run(server, prompt)
+    for length in (6, 7, 8):
+        assert len(pictures(server, done, f"more{length}")) == 4 * length - 3 + 16
+    prompt["cut6"]["inputs"]["amount"] = 1
+    error = server.run(prompt).event("execution_error")["exception_message"]
+    assert "1 frames of an earlier video are not enough to go on from; use at least 9" in error
+
+
+@pytest.mark.newest
 def test_latents_alone_are_on_the_same_clock_and_smooth(server):
     """Another video from the seam on, whose first frames are those that the first one's end cut off."""
     done = run(server, parted(keep_state=False, seed=32))
