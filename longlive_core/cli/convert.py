@@ -1,11 +1,8 @@
 """`longlive convert`: a checkpoint and its LoRAs -> one small file that loads fast, in ComfyUI too."""
 
 import argparse
-from contextlib import closing
-from os.path import realpath
 from pathlib import Path
 
-from ..output.growing import GrowingFile
 from ..weights.convert import CONVERTED, convert
 from .options import add_lora
 from .outputs import check_writable
@@ -28,8 +25,7 @@ def run(options: argparse.Namespace) -> None:
     """Write the file; an interrupted one is removed."""
     files = options.checkpoint, options.lora, options.precision, options.out
     check_writable(options.out)
-    no_other_run = closing(GrowingFile(Path(realpath(options.out))))
-    with no_other_run, ending_like_ctrl_c(), loading_bar("converting") as on_progress:
+    with ending_like_ctrl_c(), loading_bar("converting") as on_progress:
         notes = convert(*files, options.family, on_progress)
     for line in notes:
         show(line, STDERR)

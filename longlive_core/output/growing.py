@@ -146,16 +146,22 @@ def open_locked(path: Path) -> BinaryIO:
 
 
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
-    """Have `make` write a file; an earlier one stays until the new one is whole, which keeps its mode."""
+    """Have `make` write a file; an earlier one stays until the new one is whole, which keeps its mode.
+
+    `make` raises BlockingIOError where another run is writing the same file.
+    """
     part = part_of(path)
     try:
         make(part)
         with suppress(OSError):  # there is no earlier one, or the disk knows no modes
             shutil.copymode(path, part)
         replace_open(path, part)
-    finally:
+    except BlockingIOError:  # the part is another run's
+        raise
+    except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        raise
 
 
 def replace_open(path: Path, new: Path) -> None:

@@ -4,6 +4,7 @@ Safetensors (one file, or shards with an index) and PyTorch pickles of plain ten
 """
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -20,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..output.growing import write_whole
+from ..output.growing import open_locked, write_whole
 from .names import Shapes, printable, shapes_in, some
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -175,7 +176,9 @@ def save_safetensors(
     def make(part: Path) -> None:
         if (free := shutil.disk_usage(part.parent).free) < end:
             raise OSError(f"{end / 1e9:.2f} GB are needed, only {free / 1e9:.2f} GB are free")
-        with part.open("wb") as file:
+        part.touch()
+        with io.BufferedWriter(open_locked(part)) as file:
+            file.truncate(0)  # a killed run may have left something
             file.write(len(text).to_bytes(8, "little") + text)
             for tensor in tensors:
                 file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
@@ -183,9 +186,9 @@ def save_safetensors(
     try:
         write_whole(path, make)
     except OSError as error:
-        raise OSError(
-            f"{path} cannot be written: {error.strerror or error}; free some space, or choose another place"
-        ) from error
+        is_busy = isinstance(error, BlockingIOError)
+        remedy = "" if is_busy else "; free some space, or choose another place"
+        raise OSError(f"{path} cannot be written: {error.strerror or error}{remedy}") from error
 
 
 def _is_sound_zip(path: Path) -> bool:
