@@ -144,7 +144,24 @@ def test_the_plan_lists_what_fits(capsys) -> None:
     assert main(["plan", "--model=nobody"]) == EXIT_BAD_INPUT
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a card")
+def test_the_readme_says_what_each_model_needs(capsys) -> None:
+    """In its table of models: the totals of `plan` in bf16 and in fp8."""
+    readme = (HERE.parent / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith("| `") and line.endswith(" GiB |")]
+    assert len(rows) == 5
+    for row in rows:
+        models = re.findall(r"`([-.\w]+)`", row.split("|")[1].replace("`-1step", "`causal-forcing-1step"))
+        pairs = re.findall(r"([0-9.]+) / ([0-9.]+)", row.rpartition(" | ")[2])
+        for model, pair in zip(
+            [f"causal-forcing{m}" if m == "-1step" else m for m in models], pairs * 2, strict=False
+        ):
+            for precision, total in zip(("bf16", "fp8"), pair, strict=True):
+                assert main(["plan", "--model", model, "--precision", precision]) == 0
+                planned = re.search(r"total +([0-9.]+)", capsys.readouterr().out).group(1)
+                assert float(total) == round(float(planned), 1), (model, precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("device", ["nonsense", "cuda"])
 def test_a_device_that_is_not_here_is_one_sentence(device, files, tmp_path, capsys) -> None:
     assert main(arguments(files, tmp_path / "v.mp4", device=device)) == EXIT_BAD_INPUT
