@@ -113,6 +113,7 @@ class LiveRun:
         names["video"] = f"/longlive/runs/{self.id}/video"
         width, height = self.size
         video = {"width": width, "height": height, "num_frames": self._num_frames()}
+        video["block_latent_frames"] = self.settings["window"]["block_latent_frames"]
         return names | self.control.snapshot() | video
 
     def send(self, prompt: Any, policy: Any = None, blend: Any = None) -> dict[str, Any]:

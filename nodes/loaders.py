@@ -18,12 +18,14 @@ from ..longlive_core.weights.checkpoints import (
     load_transformer,
     may_have_two_sets,
     preset_of_metadata,
+    preset_of_name,
     settle,
 )
 from ..longlive_core.weights.convert import convert
 from ..longlive_core.weights.download import download
 from ..longlive_core.weights.files import open_tensors, sha256_of
 from ..longlive_core.weights.lora import LoraChoice
+from ..longlive_core.weights.published import DOWNLOADS
 from ..longlive_core.weights.quantize import PRECISIONS, precision_of
 from ..longlive_core.weights.vae_files import load_vae
 from . import host
@@ -269,11 +271,11 @@ class LongLiveUseModel(io.ComfyNode):
     def execute(cls, model, lora, lora_strength, attention, family, speed=EAGER) -> io.NodeOutput:
         speed, attention, replaced = known_choices(speed, attention)
         attend, config = attention_backend(attention, host.device(), replaced.append), shared_config(model)
-        preset = replace(preset_of(model, family), model=config)
+        preset, file = replace(preset_of(model, family), model=config), host.file_of(model)
         choices = chosen_loras([(lora, lora_strength)])
         source = host.source_of(model) | added(choices, attention)
         notes = [preset.name, *replaced, *unused_changes(model)]
-        if preset.needs_lora and not (choices or host.is_changed(model) or metadata_of(model).get(MERGED)):
+        if preset.needs_lora and not (choices or host.is_changed(model) or metadata_of(file).get(MERGED)):
             notes.append(NO_LORA)
         for choice in choices:
             model, report = with_lora(model, config, choice)
@@ -401,7 +403,7 @@ def added(choices: Sequence[LoraChoice], attention: str) -> dict[str, Any]:
 def preset_of(model: Any, family: str) -> Preset:
     """The chosen preset, that of the file, or of the kind that ComfyUI takes it for; ValueError for SGF+."""
     file, kind = host.file_of(model), RELATIVES[FRAME_WISE] if host.is_frame_wise(model) else LONGLIVE_1_3B
-    found = RELATIVES[family] if family != AUTO else preset_of_metadata(metadata_of(model), file)
+    found = RELATIVES[family] if family != AUTO else preset_of_metadata(metadata_of(file), file)
     preset = found or kind
     if preset.has_two_sets or (file and may_have_two_sets(file)):
         raise ValueError(
@@ -411,11 +413,30 @@ def preset_of(model: Any, family: str) -> Preset:
     return preset
 
 
-def metadata_of(model: Any) -> dict[str, str]:
-    """What the file of a MODEL says of itself, as `longlive convert` writes it; empty where there is none."""
-    path = host.file_of(model)
+def metadata_of(path: Path | None) -> dict[str, str]:
+    """What a model file says of itself, as `longlive convert` writes it; empty where there is none."""
     is_read = path is not None and path.suffix == ".safetensors" and path.is_file()
     return open_tensors(path).metadata if is_read else {}
+
+
+def block_of(checkpoint: str, family: str) -> int:
+    """Latent frames in a block of a checkpoint, as LongLive: Load Model lists it; else LongLive's."""
+    preset = RELATIVES.get(family, LONGLIVE_1_3B)
+    if family not in RELATIVES:
+        if checkpoint in PUBLISHED:
+            preset = preset_of_name(Path(DOWNLOADS[PUBLISHED[checkpoint]][0].name))
+        elif checkpoint in host.file_names(MODELS):
+            preset = preset_of_head(host.file_path(checkpoint, MODELS), host.file_stamp(checkpoint, MODELS))
+    return preset.window.block_latent_frames
+
+
+@cache
+def preset_of_head(path: Path, _stamp: str) -> Preset:
+    """The preset by a file's metadata, else its name; LongLive's for a file that cannot be read."""
+    try:
+        return preset_of_metadata(metadata_of(path), path) or preset_of_name(path)
+    except ValueError:  # the run says why
+        return LONGLIVE_1_3B
 
 
 def unused_changes(model: Any) -> list[str]:

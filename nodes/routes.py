@@ -1,5 +1,6 @@
-"""The HTTP routes of live runs: JSON in, JSON out; an error is a status and a sentence."""
+"""The HTTP routes of live runs and of models: JSON in, JSON out; an error is a status and a sentence."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -12,6 +13,7 @@ from ..longlive_core.steering.live import LiveControl, LiveError
 from . import host
 from .growing import send_video
 from .live import RUNS, LiveRun, NoSuchRun, TooManyPrompts
+from .loaders import block_of
 
 MAX_BODY_BYTES = 64 * 1024
 FIELDS = ("prompt", "policy", "blend")
@@ -87,6 +89,12 @@ async def show_video(request: web.Request) -> web.StreamResponse:
     return await send_video(request, run.path, lambda: run.is_closed)
 
 
+@answered
+async def show_block(request: web.Request) -> web.Response:
+    names = (request.query.get(name, "") for name in ("checkpoint", "family"))
+    return web.json_response({"latent_frames": await asyncio.to_thread(block_of, *names)})
+
+
 async def fields_of(request: web.Request) -> dict[str, Any]:
     """The JSON object of a prompt; Refused if it is none, too large, or of another content type."""
     if request.content_type != "application/json":
@@ -121,6 +129,7 @@ ROUTES = (
     ("POST", "/longlive/runs/{run}/stop", commanded(LiveControl.stop)),
     ("GET", "/longlive/runs/{run}/schedule", show_schedule),
     ("GET", "/longlive/runs/{run}/video", show_video),
+    ("GET", "/longlive/block", show_block),
 )
 
 

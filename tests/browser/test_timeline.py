@@ -18,6 +18,11 @@ SAVED = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
 NODE = "app.graph.nodes.find(n => n.type === 'LongLivePromptSchedule')"
 TEXT = f"() => {NODE}.widgets.find(w => w.name === 'prompts').value"
 SET_TEXT = f"text => {{ {NODE}.widgets.find(w => w.name === 'prompts').value = text }}"
+LOADER = "app.graph.getNodeById(90)"  # of two_models
+STREAM = "app.graph.nodes.find(n => n.type === 'LongLiveStream')"
+CONNECT_MODEL = f"() => {LOADER}.connect(0, {STREAM}, 'model')"
+SET_FAMILY = f"name => {{ {LOADER}.widgets.find(w => w.name === 'family').value = name }}"
+TITLE_SAYS = "words => document.querySelectorAll('.ll-cue')[1].title.includes(words)"
 PASTE = """text => { const clipboardData = new DataTransfer(); clipboardData.setData('text/plain', text);
   document.activeElement.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true })) }"""
 VUE = "async isOn => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isOn) }"
@@ -243,6 +248,39 @@ def test_every_edit_has_a_key(timeline):
     assert timeline.prompt.input_value() == timeline.schedule.cues[0].prompt
     labels = [timeline.cue(index).get_attribute("aria-label") for index in range(3)]
     assert labels[0].startswith("Cue 1 of 3, 0:00 to 0:0") and labels[0].endswith("cut, b")
+
+
+def two_models() -> dict:
+    """The timeline's workflow, and Load Model with a file that is marked as frame-wise, not connected."""
+    workflow = workflow_with("0 => a\n3s => b\n6s => c\n")
+    model = {"type": "LongLiveLoadModel", "id": 90, "pos": [0, 900], "size": [300, 300]}
+    model |= {"inputs": [], "outputs": [{"name": "model", "type": "LONGLIVE_MODEL", "links": []}]}
+    values = ["small_ar.safetensors", "none", 1.0, "none", 1.0, "auto", "auto", "auto", False, "plain", ""]
+    workflow["nodes"].append({**model, "widgets_values": values, "properties": {}})
+    return workflow
+
+
+@pytest.mark.newest
+def test_blocks_are_those_of_the_model_that_is_connected(timeline, page, models):
+    timeline.load(two_models())
+    usual, frame_wise = "takes effect at 0:03.6 (block 5)", "takes effect at 0:03.1 (block 13)"
+    assert page.evaluate(TITLE_SAYS, usual)
+    page.evaluate(CONNECT_MODEL)
+    page.wait_for_function(TITLE_SAYS, arg=frame_wise)
+    timeline.cue(1).click()
+    timeline.press("Alt+ArrowRight")
+    assert timeline.text.splitlines()[1] == "3.3125s => b"
+    timeline.root.locator("select").select_option("blend")
+    assert timeline.root.locator("input[type=number]").get_attribute("step") == "0.25"
+    timeline.drag_edge(2, 0.9)
+    begins = timeline.schedule.cues[2].seconds
+    assert begins == pytest.approx(6.9, abs=0.25)
+    assert timeline.schedule.resolve(1).segments[2].seconds == begins
+    page.evaluate(SET_FAMILY, "self-forcing")
+    page.wait_for_function(TITLE_SAYS, arg="takes effect at 0:03.6 (block 5)")
+    timeline.cue(1).click()
+    timeline.press("Alt+ArrowRight")
+    assert timeline.schedule.cues[1].seconds == 4.3125
 
 
 @pytest.mark.newest

@@ -188,7 +188,8 @@ def test_prompts_take_effect_at_the_next_block_and_can_be_replayed(server, clien
 def test_pause_holds_stop_finalises_and_nobody_need_watch(server, client, tmp_path, capsys):
     with running(server, graph(seconds=0.0, seed=21, pace="full speed")) as future:
         name = client.until(lambda s: (s["block"] or 0) >= 2)["run"]
-        assert client.snapshot(name)["num_blocks"] is None
+        made = client.snapshot(name)
+        assert made["num_blocks"] is None and made["block_latent_frames"] == 3
         at = ["--server", f"http://{server.address}", "--run", name]
         for _ in range(2):
             assert client.ask("POST", f"/{name}/pause")[1]["state"] == "paused"

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+from urllib.parse import urlencode
 
 import av
 import pytest
@@ -350,6 +352,36 @@ def test_choices_of_older_workflows_run_with_a_note(server, models, way):
     assert "speed graphs was replaced by compiled" in note
     assert "attention sdpa-cudnn was replaced by auto" in note
     assert len(frames_of(server.path_of(done.outputs["saved"]["images"][0]))) == 9
+
+
+def test_the_page_asks_how_long_the_blocks_of_a_model_are(server, models):
+    folder = models / "diffusion_models"
+
+    def answer(checkpoint: str, family: str = "auto") -> int:
+        query = urlencode({"checkpoint": checkpoint, "family": family})
+        return server.get(f"/longlive/block?{query}")["latent_frames"]
+
+    (models / "sgf_framewise.pt").write_bytes(b"")
+    (folder / "broken.safetensors").write_bytes(b"no header")
+    shutil.copy(folder / "small_wan.safetensors", folder / "sgf_framewise_small.safetensors")
+    shutil.copy(folder / "small_wan.safetensors", folder / "replaced.safetensors")
+    names = ("small_wan.safetensors", "small_ar.safetensors", "sgf_framewise_small.safetensors")
+    assert [answer(name) for name in names] == [3, 1, 1]
+    assert answer("replaced.safetensors") == 3
+    shutil.copy(folder / "small_ar.safetensors", folder / "replaced.safetensors")
+    assert answer("replaced.safetensors") == 1
+    assert answer("SGF+ (download)") == 3
+    assert answer("small_wan.safetensors", "sgf-framewise") == answer("", "causal-forcing-2step") == 1
+    assert answer("small_ar.safetensors", "self-forcing") == 3
+    outside = (
+        "../sgf_framewise.pt",
+        str(models / "sgf_framewise.pt"),
+        "framewise.pt",
+        "broken.safetensors",
+        "",
+    )
+    assert {answer(name) for name in outside} == {3}
+    assert server.get("/longlive/block") == {"latent_frames": 3}
 
 
 def test_an_unknown_speed_or_attention_is_refused(server, models):

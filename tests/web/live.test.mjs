@@ -5,8 +5,9 @@ import { readdirSync } from "node:fs";
 import test from "node:test";
 
 import { Client, Refused } from "../../web/js/live/client.js";
-import { nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
+import { modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
 import { codecOf, joined } from "../../web/js/live/growing.js";
+import { Player } from "../../web/js/live/player.js";
 import { isLive, isOf, Runs } from "../../web/js/live/runs.js";
 import { clock, fate, isStrange, message, replayed, view } from "../../web/js/live/view.js";
 
@@ -235,6 +236,31 @@ test("the connected schedule is found through reroutes and set as a user would",
   assert.deepEqual(promptsWidget(stream), { node: schedule, widget: undefined }, "the text comes from another node");
   assert.equal(promptsWidget({ inputs: [], getInputNode: () => null }), undefined);
   assert.equal(promptsWidget({ inputs: [{ name: "schedule" }], getInputNode: () => null }), undefined);
+});
+
+test("the model of a stream is found through reroutes, and named as the server asks for it", () => {
+  const widgets = [{ name: "checkpoint", value: "sgf framewise.pt" }, { name: "family", value: "auto" }];
+  const loader = { comfyClass: "LongLiveLoadModel", widgets };
+  const reroute = { type: "Reroute", getInputNode: () => loader };
+  const streamOf = (node) => ({ inputs: [{ name: "schedule" }, { name: "model" }], getInputNode: (slot) => slot && node });
+  assert.equal(modelQuery(streamOf(reroute)), "checkpoint=sgf+framewise.pt&family=auto");
+  loader.comfyClass = "LongLiveUseModel";
+  assert.equal(modelQuery(streamOf(loader)), "family=auto");
+  loader.inputs = [{ widget: { name: "family" }, link: 4 }];
+  assert.equal(modelQuery(streamOf(loader)), "", "it comes from another node");
+  assert.equal(modelQuery(streamOf({ comfyClass: "LongLiveLoadMini" })), "");
+  assert.equal(modelQuery(streamOf(null)), "");
+});
+
+test("a viewer jumps to a block behind the newest frames, of the model's length", () => {
+  const buffered = { length: 1, end: () => 10 };
+  const video = { buffered, addEventListener() {}, removeAttribute() {}, load() {}, play: async () => {} };
+  const player = new Player(video);
+  for (const [latentFrames, seconds] of [[undefined, 9.25], [3, 9.25], [1, 9.75]]) {
+    player.show({ run: `${latentFrames}`, url: "", isLive: false, isPaced: true, latentFrames });
+    player.goLive();
+    assert.equal(video.currentTime, seconds);
+  }
 });
 
 test("the codec is read from the beginning of an mp4, however it is cut", () => {

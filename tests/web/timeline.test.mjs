@@ -26,6 +26,53 @@ test("blocks begin at 0, after 9 frames, then every 12", () => {
   });
 });
 
+test("blocks of a frame-wise model begin at 0, after one frame, then every four", () => {
+  [0, 0.0625, 0.3125, 0.5625, 0.8125].forEach((seconds, block) => {
+    assert.equal(model.blockSeconds(block, 1), seconds);
+    assert.equal(model.blockAt(seconds, 1), block);
+    assert.equal(model.blockAt(seconds + 1 / 16, 1), block + 1);
+  });
+  assert.deepEqual([model.blockLength(1), model.blockLength(3), model.blockLength()], [0.25, 0.75, 0.75]);
+});
+
+test("every edit of a schedule for a frame-wise model is made in its blocks, next to one of 3-frame blocks", () => {
+  const of = (latentFrames) => ({ ...model.parse("0 => a\n2s => b\n5s => c\n"), latentFrames });
+  const edits = {
+    nudge: (schedule) => model.nudgeEdge(schedule, 1, 1),
+    move: (schedule) => model.moveEdge(schedule, 1, 3.1),
+    insert: (schedule) => model.insertCue(schedule, 3.1)[0],
+    split: (schedule) => model.splitCue(schedule, 1)[0],
+    add: (schedule) => model.addCue(schedule)[0],
+    reorder: (schedule) => model.reorderCue(schedule, 0, 1),
+    duplicate: (schedule) => model.duplicateCue(schedule, 0),
+  };
+  const timesOf = (latentFrames) => {
+    const made = Object.entries(edits).map(([name, edit]) => [name, edit(of(latentFrames))]);
+    for (const [, schedule] of made) assert.equal(schedule.latentFrames, latentFrames);
+    return Object.fromEntries(made.map(([name, { cues }]) => [name, cues.slice(1).map((cue) => cue.seconds)]));
+  };
+  assert.deepEqual(model.blocksOf(of(1)), [0, 9, 21]);
+  assert.deepEqual(model.blocksOf(of(3)), [0, 3, 7]);
+  assert.deepEqual(timesOf(1), {
+    nudge: [2.3125, 5],
+    move: [3.0625, 5],
+    insert: [2, 3.0625, 5],
+    split: [2, 3.5625, 5],
+    add: [2, 5, 10.3125],
+    reorder: [2.8125, 5],
+    duplicate: [2.0625, 4.3125, 7.3125],
+  });
+  assert.deepEqual(timesOf(3), {
+    nudge: [2.8125, 5],
+    move: [2.8125, 5],
+    insert: [2, 2.8125, 5],
+    split: [2, 3.5625, 5],
+    add: [2, 5, 10.3125],
+    reorder: [2.8125, 5],
+    duplicate: [2.0625, 4.3125, 7.3125],
+  });
+});
+
 test("what nobody edits stays as it was written, comments too", () => {
   const schedule = model.parse(THREE);
   assert.equal(model.serialise(schedule), THREE);

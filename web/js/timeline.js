@@ -4,9 +4,10 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { showFailures } from "./errors.js";
-import { RUN_EVENT } from "./live/client.js";
-import { isLinked, nodeAt, openGraph, widgetOf } from "./live/graph.js";
+import { Client, RUN_EVENT } from "./live/client.js";
+import { isLinked, modelQuery, nodeAt, openGraph, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
+import { LATENT_FRAMES } from "./timeline/blocks.js";
 import { TimelineView } from "./timeline/view.js";
 
 const NODE = "LongLivePromptSchedule";
@@ -18,6 +19,7 @@ const WATCH_MILLISECONDS = 500;
 const REST_MILLISECONDS = 400;
 
 const views = new Map(); // node -> its timeline
+const client = new Client((path, options) => api.fetchApi(path, options));
 
 /** The nodes that the schedule goes into. */
 function streamsOf(node) {
@@ -28,6 +30,30 @@ function streamsOf(node) {
 
 function endSecondsOf(node) {
   return Math.max(0, ...streamsOf(node).map((stream) => Number(widgetOf(stream, "seconds")?.value) || 0));
+}
+
+/** Latent frames in a block of a model, if it is known: see modelQuery. */
+async function latentFramesOf(query) {
+  if (!query) return LATENT_FRAMES;
+  try {
+    return await client.latentFrames(query);
+  } catch (error) {
+    console.warn(`LongLive: the blocks of ${query} are not known: ${error.message}`);
+    return LATENT_FRAMES;
+  }
+}
+
+/** Let a timeline have the blocks of its model; of several models the longest, which all of them have edges of. */
+function followModel(node, view) {
+  let asked = "";
+  return async () => {
+    const queries = streamsOf(node).map(modelQuery);
+    const now = queries.join(" ");
+    if (now === asked) return;
+    asked = now;
+    const known = await Promise.all(queries.map(latentFramesOf));
+    if (now === asked) view.latentFrames = known.length ? Math.max(...known) : LATENT_FRAMES;
+  };
 }
 
 /** Set the text. The host notes the change once edits rest: it can be undone there too, and the tab is marked. */
@@ -73,10 +99,12 @@ function after(target, name, then) {
   };
 }
 
-/** What the host tells nobody: a stream's length, and whether the text comes from another node. */
+/** What the host tells nobody: a stream's length and model, and whether the text comes from another node. */
 function watch(node, view) {
   let known, timer;
+  const follow = followModel(node, view);
   const look = () => {
+    follow();
     const now = `${endSecondsOf(node)} ${isLinked(node, "prompts")}`;
     if (now === known) return;
     known = now;

@@ -2,6 +2,7 @@
 
 export const RUN_EVENT = "longlive.run";
 const RUNS = "/longlive/runs";
+const BLOCK = "/longlive/block";
 
 /** What the server refused, in its own words. */
 export class Refused extends Error {}
@@ -34,6 +35,11 @@ export class Client {
   /** What was really played: {text, json, seed, settings}. */
   schedule(run) {
     return this.#call(`${RUNS}/${run}/schedule`);
+  }
+
+  /** How many latent frames a block of the model has that graph.js: modelQuery asks about. */
+  async latentFrames(query) {
+    return (await this.#call(`${BLOCK}?${query}`)).latent_frames;
   }
 
   async #call(path, options = {}) {

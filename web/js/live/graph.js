@@ -32,6 +32,20 @@ export function promptsWidget(stream) {
   return node && { node, widget: isLinked(node, "prompts") ? undefined : widgetOf(node, "prompts") };
 }
 
+const NAMING = { LongLiveLoadModel: ["checkpoint", "family"], LongLiveUseModel: ["family"] };
+
+/**
+ * What names the model of a stream, as the query of the server's route about its blocks, reroutes passed; "" where
+ * that is not known here, or is LongLive Mini.
+ */
+export function modelQuery(stream) {
+  let node = origin(stream, stream.inputs?.findIndex((input) => input.name === "model") ?? -1);
+  while (node?.type === REROUTE) node = origin(node, 0);
+  const names = NAMING[node?.comfyClass] ?? [];
+  if (names.some((name) => isLinked(node, name))) return "";
+  return new URLSearchParams(names.map((name) => [name, widgetOf(node, name)?.value ?? ""])).toString();
+}
+
 /** Whether the value of a widget comes from another node. */
 export function isLinked(node, name) {
   return node.inputs?.some((input) => input.widget?.name === name && input.link != null) ?? false;

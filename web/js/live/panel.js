@@ -1,5 +1,6 @@
 /** The panel on a LongLiveStream node: a snapshot in, its picture out; what the user does goes to `actions`. */
 
+import { blockLength } from "../timeline/blocks.js";
 import { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS } from "../timeline/cues.js";
 import { changeOptions } from "../timeline/parts.js";
 import { t } from "../texts.js";
@@ -49,7 +50,7 @@ function parts(panel) {
     }),
     policy: make("select", { label: t("Change"), title: t("What happens to the past") }, ...changeOptions()),
     blend: make("input", {
-      ...{ type: "number", min: 0.75, max: MAX_BLEND_SECONDS, step: 0.75, value: DEFAULT_BLEND_SECONDS },
+      ...{ type: "number", max: MAX_BLEND_SECONDS, value: DEFAULT_BLEND_SECONDS },
       ...{ label: t("Seconds of the blend"), title: t("Seconds of the blend") },
     }),
     send: button(t("send"), t("Send the prompt (Enter)"), () => panel.send(), "longlive-live-main"),
@@ -188,12 +189,12 @@ export class Panel {
   }
 
   #show(snapshot) {
-    const { run, pace } = snapshot;
+    const { run, pace, block_latent_frames: latentFrames } = snapshot;
     const wasHidden = this.screen.hidden;
     this.screen.hidden = false;
     this.player.show({
       ...{ run, url: this.#actions.videoUrl(snapshot) },
-      ...{ isLive: isLive(snapshot), isPaced: pace === "real time" },
+      ...{ isLive: isLive(snapshot), isPaced: pace === "real time", latentFrames },
     });
     this.#clock ??= setInterval(() => this.#renderLag(), LAG_MS);
     if (wasHidden) this.#actions.resized();
@@ -217,6 +218,7 @@ export class Panel {
     p.error.hidden = !shown.error;
     p.pending.textContent = p.pending.title = shown.pending;
     p.text.disabled = p.policy.disabled = p.blend.disabled = !shown.canSend;
+    p.blend.min = p.blend.step = blockLength(this.#snapshot?.block_latent_frames);
     p.blend.hidden = p.policy.value !== "blend";
     p.send.disabled = p.cut.disabled = !shown.canSend || !p.text.value.trim();
     p.pause.disabled = !shown.canPause;

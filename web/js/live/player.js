@@ -1,9 +1,9 @@
 /** What a <video> shows of a node's runs: the file that grows, played at real time, then the finished one. */
 
+import { blockLength } from "../timeline/blocks.js";
 import { grow } from "./growing.js";
 
-const BLOCK_SECONDS = 0.75; // frames come a block at a time: nearer to the newest ones playback would starve
-const LAG_SECONDS = 1.2; // further behind than this, a viewer who follows is brought forward
+const SPARE_SECONDS = 0.45; // further behind than this and a block, a viewer who follows is brought forward
 const SAME_SECONDS = 0.05;
 
 export class Player {
@@ -19,10 +19,10 @@ export class Player {
   }
 
   /** Show a run: `url` of its file, `isLive` while it grows, `isPaced` if it is made in real time. */
-  show({ run, url, isLive, isPaced }) {
+  show({ run, url, isLive, isPaced, latentFrames }) {
     if (run === this.#run?.run) return;
     this.stop();
-    this.#run = { run, url, isPaced };
+    this.#run = { run, url, isPaced, block: blockLength(latentFrames) };
     this.#isFollowing = isPaced;
     if (isLive) this.#stopGrowing = grow(this.video, url, () => this.#follow());
     else this.video.src = url;
@@ -43,7 +43,7 @@ export class Player {
   /** On to the newest frames; and keep up with them, where they come no faster than they are played. */
   goLive() {
     this.#isFollowing = this.#run.isPaced;
-    this.#seek(Math.max(0, this.newest - BLOCK_SECONDS));
+    this.#seek(Math.max(0, this.newest - this.#run.block)); // nearer to the newest frames playback would starve
     this.#play();
   }
 
@@ -59,7 +59,7 @@ export class Player {
     const isFirst = this.video.played.length === 0;
     if (isFirst) this.#play();
     const isWatched = isFirst || !this.video.paused;
-    if (this.#isFollowing && isWatched && this.lag > LAG_SECONDS) this.goLive();
+    if (this.#isFollowing && isWatched && this.lag > this.#run.block + SPARE_SECONDS) this.goLive();
   }
 
   #seek(seconds) {

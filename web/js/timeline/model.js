@@ -1,18 +1,19 @@
 // The timeline without a page: schedule text or JSON <-> schedule, edits, snapping, history. Pure functions;
 // a schedule is { cues, extra, always, head, tail } and is never changed, an edit returns a new one.
+// Of a frame-wise model it has `latentFrames` 1, in a block; else 3, or none.
 
-import { blockAt, blockSeconds, nearestBlock } from "./blocks.js";
+import { LATENT_FRAMES, blockAt, blockSeconds, nearestBlock } from "./blocks.js";
 import { ScheduleError, checkedAlways, makeCue } from "./cues.js";
 import { fromJson, fromJsonl, isJsonl, jsonlPrompts, looksLikeJson, toJson } from "./json.js";
 import { commentsOf, fromText, toText, writtenAlways } from "./text.js";
 
-export { BLOCK_SECONDS, FIRST_BLOCK_SECONDS, blockAt, blockSeconds } from "./blocks.js";
+export { LATENT_FRAMES, blockAt, blockLength, blockSeconds } from "./blocks.js";
 export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, meantPolicy, shown } from "./cues.js";
 export { readTime } from "./text.js";
 
 const MAX_CHARACTERS = 8000000;
 const MAX_HISTORY = 200;
-const NEW_CUE_BLOCKS = 7; // five seconds
+const NEW_CUE_FRAMES = 21; // latent frames: five seconds
 const MIN_SHARED = 12; // characters that labels leave out
 const IMPORTED_SWITCH_FRAMES = 40; // latent frames between prompts that came without times: ten seconds
 
@@ -47,15 +48,22 @@ export function serialise(schedule) {
 }
 
 /** The block each cue takes effect at. */
-export function blocksOf(schedule) {
-  return schedule.cues.map((cue) => blockAt(cue.seconds));
+export function blocksOf({ cues, latentFrames }) {
+  return cues.map((cue) => blockAt(cue.seconds, latentFrames));
 }
+
+/** When a block begins in the video of a schedule, in seconds. */
+export function secondsOf({ latentFrames }, block) {
+  return blockSeconds(block, latentFrames);
+}
+
+const newCueBlocks = ({ latentFrames = LATENT_FRAMES }) => Math.ceil(NEW_CUE_FRAMES / latentFrames);
 
 /** How many blocks each cue has; `endBlock` is where the last one ends (a usual length, if it is not later). */
 export function lengthsOf(schedule, endBlock = 0) {
   const blocks = blocksOf(schedule);
   const last = blocks.at(-1);
-  const end = endBlock > last ? endBlock : last + NEW_CUE_BLOCKS;
+  const end = endBlock > last ? endBlock : last + newCueBlocks(schedule);
   return blocks.map((block, index) => (blocks[index + 1] ?? end) - block);
 }
 
@@ -66,8 +74,9 @@ export function cueAt(schedule, block) {
 
 // A cue that was edited is written anew, in one line; its comments stay, before it.
 const changed = (cue, fields) => ({ ...makeCue({ ...cue, ...fields }), lead: commentsOf(cue) });
-const isAt = (cue, block) => blockAt(cue.seconds) === block;
-const moved = (cue, block) => (isAt(cue, block) ? cue : changed(cue, { seconds: blockSeconds(block) }));
+const isAt = ({ latentFrames }, cue, block) => blockAt(cue.seconds, latentFrames) === block;
+const moved = (schedule, cue, block) =>
+  isAt(schedule, cue, block) ? cue : changed(cue, { seconds: secondsOf(schedule, block) });
 const replaced = (schedule, index, cue) => ({ ...schedule, cues: schedule.cues.with(index, cue) });
 
 /** The cues put one after the other, each as long as `lengths` says. */
@@ -75,8 +84,8 @@ function laidOut(schedule, cues, lengths) {
   let block = 0;
   const placed = [];
   for (const [index, cue] of cues.entries()) {
-    const [earliest, begins] = [placed.at(-1)?.seconds ?? 0, blockSeconds(block)];
-    const isKept = isAt(cue, block) && cue.seconds >= earliest && cue.seconds <= begins;
+    const [earliest, begins] = [placed.at(-1)?.seconds ?? 0, secondsOf(schedule, block)];
+    const isKept = isAt(schedule, cue, block) && cue.seconds >= earliest && cue.seconds <= begins;
     placed.push(isKept ? cue : changed(cue, { seconds: begins }));
     block += lengths[index];
   }
@@ -89,11 +98,11 @@ function laidOut(schedule, cues, lengths) {
  */
 export function insertCue(schedule, seconds) {
   const taken = new Set(blocksOf(schedule));
-  let block = Math.max(1, nearestBlock(seconds));
+  let block = Math.max(1, nearestBlock(seconds, schedule.latentFrames));
   while (taken.has(block)) block += 1;
   const index = cueAt(schedule, block) + 1;
   const { prompt } = schedule.cues[index - 1];
-  const cue = makeCue({ seconds: blockSeconds(block), prompt });
+  const cue = makeCue({ seconds: secondsOf(schedule, block), prompt });
   return [{ ...schedule, cues: schedule.cues.toSpliced(index, 0, cue) }, index];
 }
 
@@ -103,17 +112,17 @@ export function insertCue(schedule, seconds) {
  */
 export function addCue(schedule, endBlock = 0, selected = schedule.cues.length - 1) {
   const last = blocksOf(schedule).at(-1);
-  const isRoom = !endBlock || last + NEW_CUE_BLOCKS < endBlock;
-  const block = isRoom ? last + NEW_CUE_BLOCKS : Math.floor((last + endBlock) / 2);
+  const usual = last + newCueBlocks(schedule);
+  const block = !endBlock || usual < endBlock ? usual : Math.floor((last + endBlock) / 2);
   if (endBlock && endBlock - block < 2) return splitCue(schedule, selected, endBlock);
-  return insertCue(schedule, blockSeconds(block));
+  return insertCue(schedule, secondsOf(schedule, block));
 }
 
 /** A cue cut in two at the middle of its blocks. Throws ScheduleError where it has only one. */
 export function splitCue(schedule, index, endBlock = 0) {
   const length = lengthsOf(schedule, endBlock)[index];
   if (length < 2) throw new ScheduleError("a cue of one block cannot be split; make it longer first");
-  return insertCue(schedule, blockSeconds(blocksOf(schedule)[index] + Math.floor(length / 2)));
+  return insertCue(schedule, secondsOf(schedule, blocksOf(schedule)[index] + Math.floor(length / 2)));
 }
 
 /** The schedule without a cue; the one after the first moves to 0. Throws ScheduleError for the only cue. */
@@ -127,7 +136,7 @@ export function deleteCue(schedule, index) {
 /** The same cue once more, after it and as long; later cues move back. */
 export function duplicateCue(schedule, index, endBlock = 0) {
   const lengths = lengthsOf(schedule, endBlock);
-  const length = index === lengths.length - 1 ? NEW_CUE_BLOCKS : lengths[index];
+  const length = index === lengths.length - 1 ? newCueBlocks(schedule) : lengths[index];
   lengths[index] = length;
   const copy = makeCue(schedule.cues[index]); // without its comments
   const cues = schedule.cues.toSpliced(index + 1, 0, copy);
@@ -147,13 +156,13 @@ export function moveEdge(schedule, index, seconds) {
   const earliest = blocks[index - 1] + 1;
   const latest = (blocks[index + 1] ?? Infinity) - 1;
   if (index === 0 || earliest > latest) return schedule;
-  const block = Math.min(Math.max(nearestBlock(seconds), earliest), latest);
-  return replaced(schedule, index, moved(schedule.cues[index], block));
+  const block = Math.min(Math.max(nearestBlock(seconds, schedule.latentFrames), earliest), latest);
+  return replaced(schedule, index, moved(schedule, schedule.cues[index], block));
 }
 
 /** The beginning of a cue moved by so many blocks. */
 export function nudgeEdge(schedule, index, blocks) {
-  return moveEdge(schedule, index, blockSeconds(Math.max(0, blocksOf(schedule)[index] + blocks)));
+  return moveEdge(schedule, index, secondsOf(schedule, Math.max(0, blocksOf(schedule)[index] + blocks)));
 }
 
 /** Another prompt; throws ScheduleError where it is empty. */

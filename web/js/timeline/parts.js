@@ -62,7 +62,7 @@ const policyWords = ({ policy, blendSeconds }) => (policy === "blend" ? `blend $
 
 /** Draw a cue: `place` is { index, count, block, length, isSelected, numShared }, in blocks. */
 export function drawCue(element, cue, place, pixels) {
-  const [begins, ends] = [blockSeconds(place.block), blockSeconds(place.block + place.length)];
+  const [begins, ends] = [place.block, place.block + place.length].map((block) => blockSeconds(block, place.latentFrames));
   const [blend, edge, policy, words] = element.children;
   element.style.left = `${begins * pixels}px`;
   element.style.width = `${Math.max(6, (ends - begins) * pixels - 1)}px`;

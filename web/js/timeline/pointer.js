@@ -73,14 +73,15 @@ function cueDrag(view, index, pressed) {
 function gapAt(view, event) {
   const seconds = secondsAt(view, event);
   const lengths = model.lengthsOf(view.schedule, view.endBlock);
+  const begins = (block) => model.secondsOf(view.schedule, block);
   const middles = model
     .blocksOf(view.schedule)
-    .map((block, index) => (model.blockSeconds(block) + model.blockSeconds(block + lengths[index])) / 2);
+    .map((block, index) => (begins(block) + begins(block + lengths[index])) / 2);
   return middles.filter((middle) => middle < seconds).length;
 }
 
 function gapSeconds({ schedule, endBlock }, gap) {
   const blocks = model.blocksOf(schedule);
   const end = blocks.at(-1) + model.lengthsOf(schedule, endBlock).at(-1);
-  return model.blockSeconds(blocks[gap] ?? end);
+  return model.secondsOf(schedule, blocks[gap] ?? end);
 }

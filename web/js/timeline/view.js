@@ -16,6 +16,9 @@ const UNREAD = model.parse("0 ?"); // stands for a text that cannot be read
 UNREAD.cues[0].prompt = "";
 
 export class TimelineView {
+  #schedule;
+  #latentFrames = model.LATENT_FRAMES;
+
   /**
    * `onEdit(text)` is told every new text; `endSeconds()` is how long the video is (0: not known);
    * `onToggleText(isShown)` shows or hides the text itself.
@@ -66,8 +69,29 @@ export class TimelineView {
     this.resized.disconnect();
   }
 
+  /** Latent frames in a block of the model that the schedule is for. */
+  get latentFrames() {
+    return this.#latentFrames;
+  }
+
+  set latentFrames(number) {
+    this.#latentFrames = number;
+    this.schedule = this.#schedule;
+    this.#setBlendStep();
+    this.draw();
+  }
+
+  /** What is shown, in blocks of that model. */
+  get schedule() {
+    return this.#schedule;
+  }
+
+  set schedule(schedule) {
+    this.#schedule = { ...schedule, latentFrames: this.#latentFrames };
+  }
+
   get endBlock() {
-    return model.blockAt(this.endSeconds());
+    return model.blockAt(this.endSeconds(), this.#latentFrames);
   }
 
   // What is on the page
@@ -132,9 +156,9 @@ export class TimelineView {
   #fields() {
     this.time = made("input", { "aria-label": t("Begins at"), title: t("When the cue begins: 5s, 0:05, 1:02.5") });
     this.policy = made("select", { title: t("What happens to the past") }, ...changeOptions());
-    const limits = { min: "0.75", max: String(model.MAX_BLEND_SECONDS), step: "0.75" };
     const blendTitle = t("Seconds from the prompt before to this one");
-    this.blend = made("input", { type: "number", title: blendTitle, ...limits });
+    this.blend = made("input", { type: "number", title: blendTitle, max: String(model.MAX_BLEND_SECONDS) });
+    this.#setBlendStep();
     this.blendLabel = made("label", {}, t("over"), this.blend, t("s"));
     const shown = { "aria-label": t("Prompt"), placeholder: t("What the video shows") };
     const example = t("A style or a character: realistic film still, a young woman in a red coat.");
@@ -146,6 +170,10 @@ export class TimelineView {
     const [time, policy] = [made("label", {}, t("at"), this.time), made("label", {}, t("change"), this.policy)];
     this.first = made("div", { className: "ll-fields ll-always" }, made("label", {}, t("in every prompt"), this.always));
     return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel);
+  }
+
+  #setBlendStep() {
+    this.blend.min = this.blend.step = String(model.blockLength(this.#latentFrames));
   }
 
   // From text to page
@@ -204,7 +232,7 @@ export class TimelineView {
   get lengthSeconds() {
     const blocks = model.blocksOf(this.schedule);
     const lengths = model.lengthsOf(this.schedule, this.endBlock);
-    const last = model.blockSeconds(blocks.at(-1) + lengths.at(-1));
+    const last = model.secondsOf(this.schedule, blocks.at(-1) + lengths.at(-1));
     return Math.max(last, this.endSeconds(), this.played?.seconds ?? 0) * (1 + SPARE);
   }
 
@@ -237,22 +265,22 @@ export class TimelineView {
     const blocks = model.blocksOf(this.schedule);
     const lengths = model.lengthsOf(this.schedule, this.endBlock);
     const numShared = model.sharedStart(this.schedule);
-    const { pixels } = this; // asking for it measures the page and reads all cues
+    const { pixels, latentFrames } = this; // asking for it measures the page and reads all cues
     cues.forEach((cue, index) => {
       const element = drawn[index] ?? emptyCue();
       if (!drawn[index]) this.track.append(element);
       const isSelected = index === this.selected;
       const place = { index, count: cues.length, block: blocks[index], length: lengths[index], isSelected, numShared };
-      drawCue(element, cue, place, pixels);
+      drawCue(element, cue, { ...place, latentFrames }, pixels);
     });
     if (hadFocus) this.focusCue(); // keys must not go to the host because a cue is gone
   }
 
   #drawGrid() {
-    const block = model.BLOCK_SECONDS * this.pixels;
+    const block = model.blockLength(this.#latentFrames) * this.pixels;
     this.grid.hidden = block < 4;
     this.grid.style.backgroundSize = `${block}px 100%`;
-    this.grid.style.backgroundPositionX = `${model.FIRST_BLOCK_SECONDS * this.pixels}px`;
+    this.grid.style.backgroundPositionX = `${model.secondsOf(this.schedule, 1) * this.pixels}px`;
     const seconds = this.endSeconds();
     this.end.hidden = !seconds;
     this.end.style.left = `${seconds * this.pixels}px`;
@@ -423,7 +451,7 @@ export class TimelineView {
   zoomTo(pixels) {
     this.zoom = pixels <= this.#fitting() ? null : Math.min(pixels, MAX_PIXELS_PER_SECOND);
     this.draw();
-    const begins = model.blockSeconds(model.blocksOf(this.schedule)[this.selected]);
+    const begins = model.secondsOf(this.schedule, model.blocksOf(this.schedule)[this.selected]);
     this.scroller.scrollLeft = begins * this.pixels - 20;
     this.#drawRuler();
   }
