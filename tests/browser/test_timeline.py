@@ -28,6 +28,9 @@ PASTE = """text => { const clipboardData = new DataTransfer(); clipboardData.set
 VUE = "async isOn => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isOn) }"
 THEME = "async name => { await app.extensionManager.setting.set('Comfy.ColorPalette', name) }"
 RAW_TEXT = "textarea.comfy-multiline-input[placeholder=prompts], [data-node-id='2'] textarea.flex"
+NODE_BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(node => {
+  const { left, top, right, bottom } = node.getBoundingClientRect(); return [left, top, right, bottom] })"""
+NUM_DRAWN = "number => document.querySelectorAll('[data-node-id]').length === number"
 ONE = "0:00 a red circle drifts right over navy\n"
 SECONDS = 12.0
 NUM_EDITS = 12  # of draw_three_cues
@@ -491,3 +494,21 @@ def test_pictures_of_both_themes(timeline, page, rendering, tmp_path, request):
         looks[theme] = page.screenshot(path=picture, clip=clip)
     page.evaluate(THEME, "dark")
     assert looks["dark"] != looks["light"]
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("rendering", ["vue"], indirect=True)
+def test_new_nodes_of_a_workflow_do_not_overlap(page, rendering):
+    """They are as high as their widgets need, and those whose files are missing have a footer."""
+    boxes_of = {}
+    for file in sorted((ROOT / "workflows").glob("*.json")):
+        workflow = json.loads(file.read_text())
+        page.evaluate(LOAD, workflow)
+        page.wait_for_function(NUM_DRAWN, arg=len(workflow["nodes"]))
+        page.wait_for_timeout(500)
+        boxes_of[file.stem] = page.evaluate(NODE_BOXES)
+    for name, boxes in boxes_of.items():
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            for other_left, other_top, other_right, other_bottom in boxes[i + 1 :]:
+                is_apart = right <= other_left or other_right <= left
+                assert is_apart or bottom <= other_top or other_bottom <= top, name
