@@ -438,7 +438,7 @@ def test_a_lora_has_a_strength_that_is_a_number() -> None:
         ("", "empty"),
         ("0:00 a\n5x b", "line 2"),
         ("3s a", "0"),
-        ("0s a\n9s b", "end"),
+        ("0s a\n9s b\n1s c", "line 3"),
         ("0s a\n-1s b", "line 2"),
     ],
 )

@@ -267,11 +267,11 @@ def test_a_writer_that_nobody_closed_can_be_collected(tmp_path) -> None:
     code = """
         import gc, sys, numpy
         from longlive_core.output.video import VideoWriter
-        for _ in range(3):
-            VideoWriter(sys.argv[1], 64, 64).append(numpy.zeros((3, 64, 64, 3), numpy.uint8))
+        for name in "abc":  # the thread of the one before may still be writing
+            VideoWriter(sys.argv[1] + name, 64, 64).append(numpy.zeros((3, 64, 64, 3), numpy.uint8))
             gc.collect()
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "v.mp4")]
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "v.mp4.")]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -62,7 +62,7 @@ def tiny_values(config: TinyAutoencoderConfig, pixels: int, is_cpu: bool) -> tup
         is_last, grows = level == 2, level < 2 or patch == 1  # patch 2: pixels are shuffled last
         at_once = min(after, frames_at_once(pixels // patch**2)) if is_last else after
         sized = at_once * ((grows + is_cpu) * wide + narrow) * 4 ** (level + grows)  # oneDNN copies its input
-        working = max(working, (BLOCK_COPIES + 2 * is_cpu) * held, held + grown + sized)
+        working = max(working, (BLOCK_COPIES + 2 * is_cpu) * held, held + grown, grown + sized)
     if config.encoder_widths:
         wide, narrow = config.encoder_widths
         patch_pixels = RGB * TIME_STRIDE * 16  # 4 frames of 4x4
