@@ -19,10 +19,10 @@ demo: $(STAMP)
 	mkdir -p out
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/longlive generate --schedule docs/demo.txt --seconds 30 --seed 1 --out out/demo.mp4 --contact-sheet out/demo.png
 
-# The core in two processes of one thread each; what watches a server's clock has the machine to itself.
+# The core in two processes of one thread each, then two servers at a time.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n 2 --dist worksteal $(or $(TESTS),tests $(SERVED:%=--ignore=%))
-	$(if $(TESTS),,$(BIN)/pytest -rs $(SERVED))
+	$(if $(TESTS),,$(BIN)/pytest -rs -n 2 --dist loadgroup $(SERVED))
 
 oldest:
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)

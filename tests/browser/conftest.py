@@ -40,14 +40,19 @@ def playwright():
     return pytest.importorskip("playwright.sync_api", reason="BROWSER TESTS NOT RUN: pip install playwright")
 
 
+def place(name: str, checkout: Path, *options: str):
+    """Of two processes one runs all tests of a place."""
+    return pytest.param((checkout, options), id=name, marks=pytest.mark.xdist_group(f"page {name}"))
+
+
 def places() -> list:
     """(checkout, options): the newest page on the newest ComfyUI, then each ComfyUI with its own page."""
     if not CHECKOUTS:
         return [pytest.param(None, marks=pytest.mark.skip(reason=MISSING))]
-    own = [pytest.param((checkout, ()), id=checkout.name) for checkout in CHECKOUTS]
+    own = [place(checkout.name, checkout) for checkout in CHECKOUTS]
     if not PAGE:
         return [*own, pytest.param(None, id="newest-page", marks=pytest.mark.skip(reason=NO_PAGE))]
-    return [pytest.param((CHECKOUTS[0], ("--front-end-root", PAGE)), id="newest-page"), *own]
+    return [place("newest-page", CHECKOUTS[0], "--front-end-root", PAGE), *own]
 
 
 PLACES = places()

@@ -24,7 +24,10 @@ downloads = load(Path(__file__).parents[1] / "test_download.py", "longlive_test_
 NO_CHECKOUT = "HOST TESTS NOT RUN: no ComfyUI checkout; clone one to ~/comfy/ComfyUI or set COMFYUI_PATH"
 SMALL_VAE_SINCE = (0, 27)  # older hosts build only the true size
 SMALL_VAE, TRUE_VAE = 16, 96
-CHECKOUTS = [pytest.param(path, id=path.name) for path in comfy.checkouts()] or [
+CHECKOUTS = [  # of two processes one runs all tests of a server
+    pytest.param(path, id=path.name, marks=pytest.mark.xdist_group(f"host {path.name}"))
+    for path in comfy.checkouts()
+] or [
     pytest.param(None, marks=pytest.mark.skip(reason=NO_CHECKOUT))
 ]
 
