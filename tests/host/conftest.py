@@ -27,9 +27,7 @@ SMALL_VAE, TRUE_VAE = 16, 96
 CHECKOUTS = [  # of two processes one runs all tests of a server
     pytest.param(path, id=path.name, marks=pytest.mark.xdist_group(f"host {path.name}"))
     for path in comfy.checkouts()
-] or [
-    pytest.param(None, marks=pytest.mark.skip(reason=NO_CHECKOUT))
-]
+] or [pytest.param(None, marks=pytest.mark.skip(reason=NO_CHECKOUT))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
