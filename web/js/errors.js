@@ -5,7 +5,8 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { nodeAt, openGraph } from "./live/graph.js";
 
-const TEXT = "progress_text"; // the page's own event: the page writes it on the node, as HTML
+const TEXT = "progress_text"; // the page's own event: the page writes it on the node, as HTML,
+const WIDGET = "$$node-text-preview"; // in this widget
 const places = new Map(); // type of node -> how it shows a sentence
 let workflow, failure;
 
@@ -17,6 +18,8 @@ export function showFailures(type, show) {
 function write(node, sentence, nodeId) {
   const text = sentence.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   api.dispatchEvent(new CustomEvent(TEXT, { detail: { nodeId, text } }));
+  const shown = node.widgets?.find((widget) => widget.name === WIDGET);
+  if (shown && !sentence) shown.value = ""; // the page ignores an empty text
 }
 
 function show({ id, type, workflow: of }, sentence) {
