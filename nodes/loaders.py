@@ -419,24 +419,28 @@ def metadata_of(path: Path | None) -> dict[str, str]:
     return open_tensors(path).metadata if is_read else {}
 
 
-def block_of(checkpoint: str, family: str) -> int:
-    """Latent frames in a block of a checkpoint, as LongLive: Load Model lists it; else LongLive's."""
+def block_of(checkpoint: str, family: str, stock: str = "") -> int:
+    """Latent frames in a block of a checkpoint of LongLive: Load Model, or of a `stock` loader's file.
+
+    LongLive's where nothing says more.
+    """
     preset = RELATIVES.get(family, LONGLIVE_1_3B)
     if family not in RELATIVES:
         if checkpoint in PUBLISHED:
             preset = preset_of_name(Path(DOWNLOADS[PUBLISHED[checkpoint]][0].name))
-        elif checkpoint in host.file_names(MODELS):
-            preset = preset_of_head(host.file_path(checkpoint, MODELS), host.file_stamp(checkpoint, MODELS))
+        elif (name := checkpoint or stock) in host.file_names(MODELS):
+            path, stamp = host.file_path(name, MODELS), host.file_stamp(name, MODELS)
+            preset = preset_of_head(path, stamp, is_stock=not checkpoint) or LONGLIVE_1_3B
     return preset.window.block_latent_frames
 
 
 @cache
-def preset_of_head(path: Path, _stamp: str) -> Preset:
-    """The preset by a file's metadata, else its name; LongLive's for a file that cannot be read."""
+def preset_of_head(path: Path, _stamp: str, is_stock: bool) -> Preset | None:
+    """The preset by a file's metadata, else its name; LongLive: Use Model does not go by names."""
     try:
-        return preset_of_metadata(metadata_of(path), path) or preset_of_name(path)
+        return preset_of_metadata(metadata_of(path), path) or (None if is_stock else preset_of_name(path))
     except ValueError:  # the run says why
-        return LONGLIVE_1_3B
+        return None
 
 
 def unused_changes(model: Any) -> list[str]:

@@ -91,7 +91,7 @@ async def show_video(request: web.Request) -> web.StreamResponse:
 
 @answered
 async def show_block(request: web.Request) -> web.Response:
-    names = (request.query.get(name, "") for name in ("checkpoint", "family"))
+    names = (request.query.get(name, "") for name in ("checkpoint", "family", "stock"))
     return web.json_response({"latent_frames": await asyncio.to_thread(block_of, *names)})
 
 

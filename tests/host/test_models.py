@@ -373,6 +373,10 @@ def test_the_page_asks_how_long_the_blocks_of_a_model_are(server, models):
     assert answer("SGF+ (download)") == 3
     assert answer("small_wan.safetensors", "sgf-framewise") == answer("", "causal-forcing-2step") == 1
     assert answer("small_ar.safetensors", "self-forcing") == 3
+    stock = [server.get(f"/longlive/block?family=auto&stock={name}")["latent_frames"] for name in names]
+    assert stock == [3, 1, 3], "a stock loader's file is known by its metadata alone"
+    query = "family=sgf-framewise&stock=small_wan.safetensors"
+    assert server.get(f"/longlive/block?{query}") == {"latent_frames": 1}
     outside = (
         "../sgf_framewise.pt",
         str(models / "sgf_framewise.pt"),

@@ -246,6 +246,13 @@ test("the model of a stream is found through reroutes, and named as the server a
   assert.equal(modelQuery(streamOf(reroute)), "checkpoint=sgf+framewise.pt&family=auto");
   loader.comfyClass = "LongLiveUseModel";
   assert.equal(modelQuery(streamOf(loader)), "family=auto");
+  const stock = { widgets: [{ name: "unet_name", value: "ar.safetensors" }] };
+  const lora = { inputs: [{ name: "model" }], getInputNode: () => ({ type: "Reroute", getInputNode: () => stock }) };
+  loader.inputs = [{ name: "model" }];
+  loader.getInputNode = () => lora;
+  assert.equal(modelQuery(streamOf(loader)), "family=auto&stock=ar.safetensors", "the file of a MODEL, through a LoRA");
+  lora.getInputNode = () => null;
+  assert.equal(modelQuery(streamOf(loader)), "family=auto");
   loader.inputs = [{ widget: { name: "family" }, link: 4 }];
   assert.equal(modelQuery(streamOf(loader)), "", "it comes from another node");
   assert.equal(modelQuery(streamOf({ comfyClass: "LongLiveLoadMini" })), "");

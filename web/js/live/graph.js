@@ -33,17 +33,27 @@ export function promptsWidget(stream) {
 }
 
 const NAMING = { LongLiveLoadModel: ["checkpoint", "family"], LongLiveUseModel: ["family"] };
+const STOCK_FILE = "unet_name"; // the widget of the stock loader of a MODEL
 
 /**
  * What names the model of a stream, as the query of the server's route about its blocks, reroutes passed; "" where
- * that is not known here, or is LongLive Mini.
+ * that is not known here, or is LongLive Mini. Of a MODEL it is the file of the stock loader, through LoRAs.
  */
 export function modelQuery(stream) {
-  let node = origin(stream, stream.inputs?.findIndex((input) => input.name === "model") ?? -1);
-  while (node?.type === REROUTE) node = origin(node, 0);
+  let node = modelOf(stream);
   const names = NAMING[node?.comfyClass] ?? [];
   if (names.some((name) => isLinked(node, name))) return "";
-  return new URLSearchParams(names.map((name) => [name, widgetOf(node, name)?.value ?? ""])).toString();
+  const values = names.map((name) => [name, widgetOf(node, name)?.value ?? ""]);
+  while (node && names.length === 1 && !widgetOf(node, STOCK_FILE)) node = modelOf(node);
+  if (node && names.length === 1) values.push(["stock", widgetOf(node, STOCK_FILE).value]);
+  return new URLSearchParams(values).toString();
+}
+
+/** Where the model of a node comes from, reroutes passed. */
+function modelOf(node) {
+  let from = origin(node, node.inputs?.findIndex((input) => input.name === "model") ?? -1);
+  while (from?.type === REROUTE) from = origin(from, 0);
+  return from;
 }
 
 /** Whether the value of a widget comes from another node. */
