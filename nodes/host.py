@@ -276,6 +276,12 @@ def file_stamp(name: str, *folders: str) -> str:
     return f"{path}:{status.st_mtime_ns}:{status.st_size}"
 
 
+def shown_path(path: Path) -> str:
+    """A file of the output folder as people find it, `output/longlive/x.mp4`: screenshots are shared."""
+    output = Path(folder_paths.get_output_directory())
+    return str(path.relative_to(output.parent)) if path.is_relative_to(output) else path.name
+
+
 def allowed_metadata(metadata: dict[str, T]) -> dict[str, T] | None:
     """What a file may say of how it was made: nothing where the user wants that (`--disable-metadata`)."""
     return None if args.disable_metadata else metadata

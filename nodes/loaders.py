@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ VAES = ("vae", "vae_approx")
 PUBLISHED = {
     "SGF+ (download)": "sgf-plus-transformer",
     "LongLive-1.3B (download)": "longlive-1.3b-transformer",
+}
+RENAMED = {  # LoRAs that a browser saves under the name of their publisher
+    file.name: name
+    for file in chain.from_iterable(DOWNLOADS.values())
+    if file.kind == LORAS and (name := Path(file.path).name) != file.name
 }
 FRAME_WISE = "causal-forcing-framewise"
 STRENGTHS = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
@@ -170,14 +176,14 @@ class LongLiveLoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=[NONE, *host.file_names(LORAS)],
+                    options=lora_names(),
                     default=NONE,
                     tooltip="A file in models/loras. LongLive's own LoRA belongs to longlive_base.",
                 ),
                 LoraStrengthInput,
                 io.Combo.Input(
                     "second_lora",
-                    options=[NONE, *host.file_names(LORAS)],
+                    options=lora_names(),
                     default=NONE,
                     tooltip="One more LoRA for Wan 2.1 1.3B, e.g. a style.",
                 ),
@@ -198,7 +204,7 @@ class LongLiveLoadModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, **_) -> str:
         """Changes with the files; what comes over a link is None here."""
-        files = ((checkpoint, MODELS), (lora, LORAS), (second_lora, LORAS))
+        files = ((checkpoint, MODELS), (lora_file(lora), LORAS), (lora_file(second_lora), LORAS))
         return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, *PUBLISHED))
 
     @classmethod
@@ -244,7 +250,7 @@ class LongLiveUseModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=[NONE, *host.file_names(LORAS)],
+                    options=lora_names(),
                     default=NONE,
                     tooltip="LongLive's own LoRA, unless the MODEL has it; stock nodes cannot read lora.pt.",
                 ),
@@ -260,7 +266,7 @@ class LongLiveUseModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora: str, **_) -> str:
         """Changes with the file; what comes over a link is None here."""
-        return "" if lora in (None, NONE) else host.file_stamp(lora, LORAS)
+        return "" if lora in (None, NONE) else host.file_stamp(lora_file(lora), LORAS)
 
     @classmethod
     def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
@@ -333,6 +339,18 @@ class LongLiveLoadVAE(io.ComfyNode):
         return io.NodeOutput(OwnVae(autoencoder, LONGLIVE_1_3B, tiled))
 
 
+def lora_names() -> list[str]:
+    """The files in models/loras, those that still have their publisher's name under ours too."""
+    names = host.file_names(LORAS)
+    return [NONE, *names, *(ours for ours in RENAMED if ours not in names and lora_file(ours) in names)]
+
+
+def lora_file(name: str | None) -> str | None:
+    """What a LoRA is called on this disk: its publisher's name where ours is not there."""
+    names = host.file_names(LORAS)
+    return RENAMED[name] if name in RENAMED and name not in names and RENAMED[name] in names else name
+
+
 def known_choices(speed: str, attention: str) -> tuple[str, str, list[str]]:
     """Speed and attention as they are now, and notes where a workflow names one that was replaced."""
     (speed, *notes), (attention, *more) = known_speed(speed), known_attention(attention)
@@ -392,7 +410,11 @@ def merged_file(
 
 def chosen_loras(chosen: Iterable[tuple[str, float]]) -> list[LoraChoice]:
     """(name, strength) of widgets -> files."""
-    return [LoraChoice(host.file_path(name, LORAS), strength) for name, strength in chosen if name != NONE]
+    return [
+        LoraChoice(host.file_path(lora_file(name), LORAS), strength)
+        for name, strength in chosen
+        if name != NONE
+    ]
 
 
 def added(choices: Sequence[LoraChoice], attention: str) -> dict[str, Any]:

@@ -373,7 +373,7 @@ class Run(Hook):
     def _kept(self, writer: VideoWriter) -> str:
         """What an error says of the part that was made."""
         seconds = seconds_in(writer)
-        return f"; the first {seconds:.1f} s are kept as {writer.path}" if seconds else ""
+        return f"; the first {seconds:.1f} s are kept as {host.shown_path(writer.path)}" if seconds else ""
 
     def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
         if chunk.block.opens_scene:
@@ -389,7 +389,7 @@ class Run(Hook):
 
     def _give_up(self, writer: VideoWriter) -> None:
         if seconds := seconds_in(writer):
-            self._progress.text(f"stopped at {seconds:.1f} s; kept as {writer.path}")
+            self._progress.text(f"stopped at {seconds:.1f} s; kept as {host.shown_path(writer.path)}")
 
     def _speed(self) -> float:
         return self._frames / max(time.monotonic() - self._start, 1e-3)

@@ -234,7 +234,8 @@ def test_out_of_memory_is_explained_and_the_server_goes_on(server, models):
     assert "not enough memory for 32x32, fp32, tiny decoder, window 12" in message
     assert re.search(r"weights 0\.\d\d GiB, kv cache .* total", message) and "what should fit" in message
     kept = re.search(r"the first (\S+) s are kept as (\S+\.mp4)", message)
-    assert float(kept[1]) == 0.6 and len(frames_of(kept[2])) == 9
+    assert float(kept[1]) == 0.6 and kept[2].startswith("output/longlive/"), "no folder of the user's"
+    assert len(frames_of(server.base / kept[2])) == 9
     fine = graph(own=own_model(), video=stream("own", seed=9), out=dump("after", latent=["video", 1]))
     run(server, fine)
     assert dumped(server, "after").isfinite().all()
@@ -299,6 +300,17 @@ def test_a_frame_wise_file_is_known_by_its_metadata(server, models):
     assert dumped(server, "own").shape[2] == 7, "blocks of one latent frame"
     if not server.version.startswith("0.3."):  # older ones do not read these metadata
         assert dumped(server, "stock").shape[2] == 7
+
+
+def test_a_lora_is_found_by_its_publishers_name_as_a_browser_saves_it(server, models, latents):
+    ours = models / "loras" / "longlive_lora.pt"
+    theirs = ours.rename(ours.with_name("lora.pt"))
+    try:
+        own = own_model("longlive_base.pt", ours.name)
+        run(server, graph(own=own, video=stream("own"), out=dump("renamed", latent=["video", 1])))
+    finally:
+        theirs.rename(ours)
+    assert torch.equal(dumped(server, "renamed"), latents["own_lora"])
 
 
 def test_two_sets_of_weights_make_a_video_with_lora_and_window(server, models):
