@@ -18,6 +18,7 @@ FILES = [ROOT / "__init__.py", *(f for folder in FOLDERS for f in sorted((ROOT /
 # room -> rooms it may import (itself always); a room is a folder or a file of longlive_core
 DOORS = {
     "geometry": set(),
+    "footage": {"geometry"},
     "config": {"geometry"},
     "fast": set(),
     "schedule": {"config", "geometry"},
