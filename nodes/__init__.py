@@ -2,7 +2,7 @@
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
-from . import routes
+from . import routes, stage
 from .decode import LongLiveDecode
 from .frame_sink import LongLiveFrameSink
 from .loaders import LongLiveLoadMini, LongLiveLoadModel, LongLiveLoadVAE, LongLiveUseModel
@@ -26,4 +26,5 @@ class LongLiveExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         routes.register()  # not in on_load, which 0.3.64 never calls
+        stage.register()
         return NODES

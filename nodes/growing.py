@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from aiohttp import web
 
-from ..longlive_core.output.growing import whole_bytes
+from ..longlive_core.output.growing import fragments_of, whole_bytes
 
 if sys.platform == "win32":
     import _winapi
@@ -17,14 +17,15 @@ if sys.platform == "win32":
 
 CHUNK_BYTES = 256 * 1024
 POLL_SECONDS = 0.05
+LATE_FRAGMENTS = 16  # 4 s of a frame-wise model, 12 s of others; a key frame comes every 3 s
 SHARE_READ, SHARE_WRITE, SHARE_DELETE = 1, 2, 4  # what others may do on Windows to a file that is open
 HEADERS = {"Content-Type": "video/mp4", "Cache-Control": "no-store"}
 
 
 async def send_video(
-    request: web.Request, path_of: Callable[[], Path], is_done: Callable[[], bool]
+    request: web.Request, path_of: Callable[[], Path], is_done: Callable[[], bool], is_late: bool = False
 ) -> web.StreamResponse:
-    """Answer with the whole video, also while it grows.
+    """Answer with the whole video, also while it grows; then, if `is_late`, with its newest seconds.
 
     `path_of` returns the current path of the file, which may be moved or replaced while it is read. `is_done`
     turns true once the file is complete and in its place: from then on byte ranges are served too, and the
@@ -37,7 +38,8 @@ async def send_video(
         with await opened(path_of, is_done) as file:
             await response.prepare(request)
             if request.method != "HEAD":
-                await follow(file, request, response, is_done)
+                start = await skip(file, response) if is_late else 0
+                await follow(file, request, response, is_done, start)
     except (FileNotFoundError, PermissionError):
         return gone()
     except ConnectionResetError:  # the watcher has left
@@ -79,14 +81,31 @@ def open_shared(path: Path) -> BinaryIO:
     return os.fdopen(msvcrt.open_osfhandle(handle, os.O_RDONLY), "rb")
 
 
+async def skip(file: BinaryIO, response: web.StreamResponse) -> int:
+    """Send what comes before the first fragment; returns where the newest fragments begin.
+
+    They hold a key frame: a player shows nothing before one.
+    """
+    fragments = list(fragments_of(file))
+    if len(fragments) <= LATE_FRAGMENTS:
+        return 0
+    file.seek(0)
+    await response.write(file.read(fragments[0]))
+    return fragments[-LATE_FRAGMENTS]
+
+
 async def follow(
-    file: BinaryIO, request: web.Request, response: web.StreamResponse, is_done: Callable[[], bool]
+    file: BinaryIO,
+    request: web.Request,
+    response: web.StreamResponse,
+    is_done: Callable[[], bool],
+    sent: int,
 ) -> None:
     """Send every box of a growing file as soon as it is whole; ConnectionResetError when the client has left.
 
     A file that is replaced stays open here, complete and fragmented.
     """
-    sent, was_done = 0, False
+    was_done = False
     while not was_done:
         was_done = is_done()
         end = file.seek(0, os.SEEK_END) if was_done else whole_bytes(file, sent)

@@ -369,6 +369,12 @@ def broadcast(event: str, data: dict[str, Any]) -> None:
         server.send_sync(event, data)
 
 
+def num_pages() -> int:
+    """How many pages of ComfyUI are open, here or elsewhere."""
+    server = getattr(PromptServer, "instance", None)
+    return len(server.sockets) if server else 0
+
+
 def later(seconds: float, call: Callable[[], None]) -> None:
     """Call something in the server's thread after so many seconds; nothing happens without a server."""
     server = getattr(PromptServer, "instance", None)

@@ -188,6 +188,17 @@ class Runs:
                 return self._runs[name]
         raise NoSuchRun(f"there is no run {name[:40]!r}; GET /longlive/runs lists them")
 
+    def newest_of(self, node_id: str, workflow: str | None) -> LiveRun | None:
+        """The newest run of a node of a workflow, ended or not; a run that a script queued is of any."""
+        with self._lock:
+            runs = [run for run in self._runs.values() if run.node_id == node_id]
+        return next((run for run in reversed(runs) if (run.workflow or workflow) == workflow), None)
+
+    def newest(self) -> LiveRun | None:
+        """The newest run of all."""
+        with self._lock:
+            return next(reversed(self._runs.values()), None)
+
     def snapshots(self) -> list[dict[str, Any]]:
         """Snapshots of all runs, the newest first; of ended ones those that are kept."""
         with self._lock:

@@ -95,28 +95,36 @@ async def show_block(request: web.Request) -> web.Response:
     return web.json_response({"latent_frames": await asyncio.to_thread(block_of, *names)})
 
 
-async def fields_of(request: web.Request) -> dict[str, Any]:
+async def fields_of(request: web.Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """The JSON object of a prompt; Refused if it is none, too large, or of another content type."""
-    if request.content_type != "application/json":
-        raise Refused(415, f"the body came as {request.content_type}; send it as application/json")
-    try:
-        body = json.loads(await body_of(request))
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f'the body is not JSON ({error}); send {{"prompt": "..."}}') from None
-    if not isinstance(body, dict) or "prompt" not in body:
+    body = await json_of(request, max_bytes)
+    if "prompt" not in body:
         raise Refused(400, 'the body names no prompt; send {"prompt": "..."}')
     if unknown := [name[:40] for name in body if name not in FIELDS]:
         raise Refused(400, f"unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
     return body
 
 
-async def body_of(request: web.Request) -> bytes:
+async def json_of(request: web.Request, max_bytes: int) -> dict[str, Any]:
+    """A JSON object; Refused if it is none, too large, or of another content type."""
+    if request.content_type != "application/json":
+        raise Refused(415, f"the body came as {request.content_type}; send it as application/json")
+    try:
+        body = json.loads(await body_of(request, max_bytes))
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f'the body is not JSON ({error}); send {{"prompt": "..."}}') from None
+    if not isinstance(body, dict):
+        raise Refused(400, 'the body names no prompt; send {"prompt": "..."}')
+    return body
+
+
+async def body_of(request: web.Request, max_bytes: int) -> bytes:
     """The body; Refused as soon as it is larger than the limit."""
     body = b""
     while part := await request.content.readany():
         body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise Refused(413, f"the body has more than {MAX_BODY_BYTES} bytes; a prompt is shorter")
+        if len(body) > max_bytes:
+            raise Refused(413, f"the body has more than {max_bytes} bytes; a prompt is shorter")
     return body
 
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -178,6 +178,17 @@ def replace_open(path: Path, new: Path) -> None:
             raise
         with suppress(PermissionError):
             aside.unlink()
+
+
+def fragments_of(file: BinaryIO) -> Iterator[int]:
+    """Where the complete fragments of a growing file begin."""
+    at, end = 0, whole_bytes(file, 0)
+    while at < end:
+        file.seek(at)
+        header = file.read(BOX_HEADER_BYTES)
+        if header[TYPE_BYTES] == b"moof":
+            yield at
+        at += int.from_bytes(header[: TYPE_BYTES.start], "big")
 
 
 def whole_bytes(file: BinaryIO, start: int) -> int:

@@ -1,5 +1,6 @@
 """A real ComfyUI for tests: where checkouts lie, a server of one, prompts run on it, workflows as prompts."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -28,6 +29,7 @@ START_SECONDS = 300  # 10 on an idle machine
 RUN_SECONDS = 180
 PREVIEW, TEXT = 1, 3  # kinds of binary messages
 DYNAMIC_LIST = "COMFY_DYNAMICCOMBO_V3"  # Save Video has them from 0.33 on
+EXTRAS = ("segno",)  # pure Python
 FRONTEND_ONLY = ("MarkdownNote", "Note")
 # Threads that spin while they wait would take the CPU from the browser and the tests.
 SURROUNDINGS = {"NO_PROXY": "127.0.0.1,localhost", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -106,7 +108,7 @@ class Server:
                 cwd=checkout,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | SURROUNDINGS | {"HF_ENDPOINT": hub},
+                env=os.environ | SURROUNDINGS | {"HF_ENDPOINT": hub, "PYTHONPATH": extras(base)},
             )
         self._wait_until_ready()
         self.start_log = self.log
@@ -216,6 +218,15 @@ def prepare_base(base: Path, pack: Path) -> None:
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"Comfy.TutorialCompleted": true}')
+
+
+def extras(base: Path) -> str:
+    """A PYTHONPATH with the packages of extras that no ComfyUI brings, as they are installed here."""
+    folder = base / "extras"
+    folder.mkdir()
+    for spec in filter(None, map(importlib.util.find_spec, EXTRAS)):
+        (folder / spec.name).symlink_to(Path(spec.origin).parent, target_is_directory=True)
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def command(checkout: Path, base: Path, address: str) -> list[str]:

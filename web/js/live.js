@@ -4,9 +4,10 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { showFailures } from "./errors.js";
 import { Client, RUN_EVENT } from "./live/client.js";
-import { nodeAt, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
+import { displayId, nodeAt, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
 import { Panel } from "./live/panel.js";
-import { Runs, isLive } from "./live/runs.js";
+import { Runs, isLive, isOf } from "./live/runs.js";
+import { STAGE_EVENT, STAGE_STYLE } from "./live/stage.js";
 import { STYLE } from "./live/style.js";
 import { isStrange, replayed } from "./live/view.js";
 import { loadTexts, t } from "./texts.js";
@@ -15,6 +16,7 @@ const NODE = "LongLiveStream";
 const STILL = "$$canvas-image-preview";
 const panels = new WeakMap(); // node -> Panel
 const runs = new Runs();
+let staged; // the Panel of the node that is on the stage
 const client = new Client((path, options) => api.fetchApi(path, options));
 
 /** Show every node of the page what is known about its run. */
@@ -43,6 +45,28 @@ async function refresh() {
   } catch (error) {
     console.warn(`LongLive: the runs of the server are not known: ${error.message}`);
   }
+}
+
+/** Show on the node whose runs are on the stage who is connected there, and on no other. */
+async function showDoor() {
+  const graph = openGraph(app);
+  const state = await client.door().catch(() => ({ is_open: false })); // the server is away
+  const node = state.is_open && isOf(state, graph?.id) ? nodeAt(graph, state.node) : undefined;
+  const panel = node && panels.get(node);
+  if (staged !== panel) staged?.stage.take({ is_open: false });
+  staged = panel;
+  panel?.stage.take(state);
+}
+
+/** Whose runs the stage shows: the node by its display id, and the workflow. */
+function placeOf(node) {
+  return { node: displayId(openGraph(app), node), workflow: openGraph(app)?.id ?? null };
+}
+
+/** Open the page of the stage on this machine. */
+function showStage(node) {
+  const place = Object.entries(placeOf(node)).filter(([, value]) => value !== null);
+  open(api.apiURL(`/longlive/stage?${new URLSearchParams(place)}`), "_blank", "noopener");
 }
 
 function replaceQuestion() {
@@ -80,6 +104,8 @@ function addPanel(node) {
     prompt: (run, message) => client.prompt(run, message),
     command: (run, name) => client.command(run, name),
     freeze: (snapshot) => freeze(node, snapshot),
+    setDoor: (body) => client.setDoor({ ...placeOf(node), ...body }),
+    showStage: () => showStage(node),
     videoUrl: (snapshot) => api.apiURL(snapshot.video),
     resized: () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]),
   });
@@ -108,13 +134,14 @@ function keepDefaults(node) {
 }
 
 api.addEventListener(RUN_EVENT, ({ detail }) => runs.take(detail) && show());
+api.addEventListener(STAGE_EVENT, showDoor);
 showFailures(NODE, (node, sentence) => panels.get(node)?.fail(sentence));
 
 app.registerExtension({
   name: "LongLive.Live",
   init: () => loadTexts(app, api), // before any node is made, those of timeline.js too
   setup() {
-    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
+    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE + STAGE_STYLE }));
     api.addEventListener("reconnected", refresh);
     return refresh();
   },
@@ -123,5 +150,8 @@ app.registerExtension({
     keepDefaults(node);
     addPanel(node);
   },
-  afterConfigureGraph: show,
+  afterConfigureGraph() {
+    show();
+    return showDoor();
+  },
 });

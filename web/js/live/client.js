@@ -3,6 +3,7 @@
 export const RUN_EVENT = "longlive.run";
 const RUNS = "/longlive/runs";
 const BLOCK = "/longlive/block";
+const DOOR = "/longlive/door";
 
 /** What the server refused, in its own words. */
 export class Refused extends Error {}
@@ -18,6 +19,17 @@ export class Client {
   /** Snapshots of all runs that the server remembers. */
   async runs() {
     return (await this.#call(RUNS)).runs;
+  }
+
+  /** Whether the stage is open to the network, and for which node: {is_open, node, workflow, link, qr, viewers}. */
+  door() {
+    return this.#call(DOOR);
+  }
+
+  /** Open the stage for a node, or close it. -> as door() */
+  setDoor(body) {
+    const headers = { "Content-Type": "application/json" };
+    return this.#call(DOOR, { method: "POST", headers, body: JSON.stringify(body) });
   }
 
   /** Send a prompt; `policy` and `blend` (seconds) only where they are given. -> ticket number */

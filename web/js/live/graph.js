@@ -17,6 +17,14 @@ export function nodeAt(graph, id) {
   return inner.length ? nodeAt(node?.subgraph, inner.join(":")) : node;
 }
 
+/** The display id of a node, the other way round of nodeAt; undefined if the graph has it nowhere. */
+export function displayId(graph, node) {
+  if (graph?.getNodeById(node.id) === node) return String(node.id);
+  const groups = (graph?.nodes ?? []).filter(({ subgraph }) => subgraph);
+  const inner = groups.map((group) => [group.id, displayId(group.subgraph, node)]).find(([, id]) => id !== undefined);
+  return inner?.join(":");
+}
+
 /** A widget of a node by name, or undefined. */
 export function widgetOf(node, name) {
   return node?.widgets?.find((widget) => widget.name === name);

@@ -35,15 +35,17 @@ function once(target, event) {
  * with --disable-api-nodes, the file is its `src` all the same: better late than never.
  */
 export function grow(video, url, onBytes) {
-  if (!globalThis.MediaSource) {
+  const Source = globalThis.MediaSource ?? globalThis.ManagedMediaSource; // iPhones have the other one only
+  if (!Source) {
     playPlainly(video, url);
     return () => {};
   }
-  const source = new MediaSource();
+  const source = new Source();
   const abort = new AbortController();
   const { signal } = abort;
   const blob = URL.createObjectURL(source);
   video.addEventListener("error", () => playPlainly(video, url), { once: true, signal });
+  video.disableRemotePlayback = true; // a ManagedMediaSource opens only then
   video.src = blob;
   feed(source, url, onBytes, signal)
     .catch(({ message }) => signal.aborted || console.warn(`LongLive: the growing video broke off: ${message}`))

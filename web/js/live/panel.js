@@ -6,6 +6,7 @@ import { changeOptions } from "../timeline/parts.js";
 import { t } from "../texts.js";
 import { Player } from "./player.js";
 import { isLive } from "./runs.js";
+import { StageDoor } from "./stage.js";
 import { fate, message, view } from "./view.js";
 
 const IDLE_HEIGHT = 215;
@@ -73,20 +74,25 @@ export class Panel {
 
   /**
    * `actions`: prompt(run, message) -> ticket, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
-   * all async; videoUrl(snapshot) -> url; resized() when `height` changed.
+   * setDoor(body) -> state of the stage, all async; showStage(); videoUrl(snapshot) -> url; resized() when
+   * `height` changed.
    */
   constructor(actions) {
     this.#actions = actions;
     const p = (this.#parts = parts(this));
     this.player = new Player(p.video);
+    this.stage = new StageDoor({
+      ...{ show: actions.showStage, setDoor: actions.setDoor, resized: actions.resized },
+      say: (sentence) => this.#say(sentence),
+    });
     this.screen = make("div", { className: "longlive-live-screen", hidden: true }, p.video, p.live);
     this.element = make(
       "div",
       { className: "longlive-live", role: "group", label: t("LongLive: live") },
       ...[this.screen, p.hint, p.status, p.error, p.strip, p.text],
       make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send),
-      make("div", { className: "longlive-live-row" }, p.pause, p.stop, p.freeze),
-      ...[p.pending, p.notice],
+      make("div", { className: "longlive-live-row" }, p.pause, p.stop, p.freeze, this.stage.page, this.stage.open),
+      ...[p.pending, p.notice, this.stage.element],
     );
     this.#listen();
     this.#render();
@@ -94,7 +100,7 @@ export class Panel {
 
   /** Pixels that the panel needs. */
   get height() {
-    return IDLE_HEIGHT + (this.screen.hidden ? 0 : SCREEN_HEIGHT);
+    return IDLE_HEIGHT + (this.screen.hidden ? 0 : SCREEN_HEIGHT) + this.stage.height;
   }
 
   /** Whether it shows a video: then nothing else need show its pictures. */

@@ -57,6 +57,8 @@ export class Player {
 
   #follow() {
     const isFirst = this.video.played.length === 0;
+    const { buffered, currentTime } = this.video;
+    if (isFirst && buffered.length && buffered.start(0) > currentTime + SAME_SECONDS) return this.goLive(); // joined late
     if (isFirst) this.#play();
     const isWatched = isFirst || !this.video.paused;
     if (this.#isFollowing && isWatched && this.lag > this.#run.block + SPARE_SECONDS) this.goLive();
