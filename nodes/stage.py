@@ -39,7 +39,8 @@ LOCAL_HOSTS = ("localhost", *LOOPBACK)
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 TOKEN_BYTES = 24
 MAX_CONNECTIONS, MAX_STREAMS, MAX_STREAMS_OF_ADDRESS = 128, 64, 12  # a page has two streams: events, video
-BACKLOG = 16  # that are accepted at once, before they are counted
+CLOSE_SECONDS = 0.1  # for answers under way; not 0, which is no limit
+BACKLOG = 64  # that are accepted at once, before they are counted
 MAX_PROMPTS, RATE_SECONDS = 4, 4.0  # of an address
 MAX_CHARACTERS, MAX_BODY_BYTES = 1000, 8 * 1024
 EVENT_SECONDS, BEAT_SECONDS = 0.25, 15.0
@@ -100,8 +101,11 @@ class Stage:
         """Show the runs of a node to who has the link, in place of what was shown.
 
         Pages find it at `address`; without one, at a server of its own on a port, any for 0. OSError if there
-        is none to be had.
+        is none to be had. Of the node that is shown already only `may_pause` changes.
         """
+        if place == self.place and not port:
+            self.may_pause = may_pause
+            return self.announce(place)
         await self.close()
         if not address:
             address = f"http://{own_address()}:{await self._serve(port)}"
@@ -121,7 +125,7 @@ class Stage:
                 stream.transport.abort()
         if server and runner:
             server.close()
-            await runner.server.shutdown(0)
+            await runner.server.shutdown(CLOSE_SECONDS)
             await runner.cleanup()
         if watch and watch is not asyncio.current_task():
             watch.cancel()

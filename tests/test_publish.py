@@ -139,7 +139,18 @@ def test_the_archive_holds_what_users_need_and_nothing_else(unpacked: Path) -> N
     about = {"pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE", "docs"}
     assert names == code | about
     suffixes = {path.suffix for path in unpacked.rglob("*") if path.is_file()} - {""}
-    assert suffixes == {".py", ".typed", ".js", ".json", ".jpg", ".md", ".txt", ".toml", ".safetensors"}
+    assert suffixes == {
+        ".py",
+        ".typed",
+        ".js",
+        ".html",
+        ".json",
+        ".jpg",
+        ".md",
+        ".txt",
+        ".toml",
+        ".safetensors",
+    }
     for folder in code - {"__init__.py"}:
         ours = {f.relative_to(ROOT) for f in (ROOT / folder).rglob("*") if f.is_file() and f.suffix != ".pyc"}
         assert ours == {f.relative_to(unpacked) for f in (unpacked / folder).rglob("*") if f.is_file()}

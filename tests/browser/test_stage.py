@@ -12,12 +12,14 @@ PHONE = {"width": 390, "height": 844}
 READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
 QUEUE = "async () => { await app.queuePrompt(0, 1) }"
-PLAYS = "() => { const video = document.querySelector('video'); return video.readyState > 2 && video.currentTime > 0.3 }"
 AT = "document.querySelector('video').currentTime"
+PLAYS = f"() => document.querySelector('video').readyState > 2 && {AT} > 0.3"
 SMALL = """() => [...document.querySelectorAll('textarea, button, label span, div')]
   .filter(element => element.offsetParent && parseFloat(getComputedStyle(element).fontSize) < 16).length"""
-SCROLLS = "() => document.documentElement.scrollHeight > innerHeight || document.documentElement.scrollWidth > innerWidth"
-COLOURS = "() => ['html', 'body', '#stage'].map(name => getComputedStyle(document.querySelector(name)).backgroundColor)"
+SCROLLS = """() => [document.documentElement, document.body]
+  .some(({ scrollHeight, scrollWidth }) => scrollHeight > innerHeight || scrollWidth > innerWidth)"""
+COLOURS = """() => ["html", "body", "#stage"]
+  .map(name => getComputedStyle(document.querySelector(name)).backgroundColor)"""
 # the only media source of an iPhone, which takes nothing while the video may be sent to a television
 ONLY_MANAGED = """window.ManagedMediaSource = window.MediaSource; delete window.MediaSource"""
 CLEAR = "rgba(0, 0, 0, 0)"
@@ -26,14 +28,14 @@ WAIT_MS = 60_000
 WITH_SEGNO = importlib.util.find_spec("segno") is not None
 
 
-def workflow(seconds: float = 0.0) -> dict:
-    """mini_live with a stream of its own number; 0 seconds are until stopped."""
+def workflow(pace: str) -> dict:
+    """mini_live with a stream of its own number, until stopped."""
     loaded = json.loads((ROOT / "workflows" / "mini_live.json").read_text())
     stream = next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")
     for link in loaded["links"]:
         link[1], link[3] = (NODE if end == stream["id"] else end for end in (link[1], link[3]))
     stream["id"] = loaded["last_node_id"] = NODE
-    stream["widgets_values"][2:6] = [seconds, 5, "fixed", "real time"]
+    stream["widgets_values"][2:6] = [0.0, 5, "fixed", pace]
     x, y = stream["pos"]
     loaded["extra"]["ds"] = {"scale": 1, "offset": [20 - x, 20 - y]}
     return loaded
@@ -60,11 +62,11 @@ def tabs(server, page):
     server.post("/interrupt", {})
 
 
-def panel_of(server, tabs):
+def panel_of(server, tabs, pace: str = "real time"):
     """ComfyUI's page with the workflow, and the panel."""
     tab = tabs(f"http://{server.address}", {"width": 760, "height": 1000})
     tab.wait_for_function(READY, timeout=120_000)
-    tab.evaluate(LOAD, workflow())
+    tab.evaluate(LOAD, workflow(pace))
     return tab, tab.get_by_role("group", name="LongLive: live")
 
 
@@ -77,7 +79,8 @@ def on_loopback(link: str) -> str:
 @pytest.mark.newest
 def test_a_phone_watches_and_steers_and_the_panel_shows_it(server, tabs):
     tab, panel = panel_of(server, tabs)
-    panel.get_by_role("button", name="open to the network").click()
+    network = panel.get_by_role("button", name="network", exact=True)
+    network.click()
     panel.get_by_text("Nobody is connected yet.").wait_for()
     assert panel.get_by_role("img", name="QR code of the link").is_visible() == WITH_SEGNO
     assert panel.get_by_text("segno").is_visible() != WITH_SEGNO
@@ -109,15 +112,21 @@ def test_a_phone_watches_and_steers_and_the_panel_shows_it(server, tabs):
     tab.evaluate(QUEUE)
     phone.get_by_text("running").wait_for(timeout=WAIT_MS)
     phone.wait_for_function(PLAYS, timeout=WAIT_MS)
-    panel.get_by_role("button", name="close to the network").click()
+    network.click()
     phone.get_by_text("Connecting").wait_for()
     panel.get_by_label("Link of the stage").wait_for(state="hidden")
+    network.click()
+    assert panel.get_by_label("Link of the stage").input_value() != link
+    phone.get_by_text("running").wait_for(
+        timeout=WAIT_MS
+    )  # by itself: a phone elsewhere would need the new link
+    phone.wait_for_function(PLAYS, timeout=WAIT_MS)
     assert not tab.errors and not phone.errors
 
 
 @pytest.mark.newest
 def test_the_page_opens_here_joins_late_and_shows_the_video_alone(server, tabs):
-    tab, panel = panel_of(server, tabs)
+    tab, panel = panel_of(server, tabs, "full speed")
     tab.evaluate(QUEUE)
     late = 16 * 0.75 + 3
     while not (run := current(server)) or run["seconds"] < late:

@@ -59,7 +59,8 @@ class Run:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         index = len(self.answers)
         self.answers.append("open")
-        response = await growing.send_video(request, lambda: self.path, lambda: self.is_done)
+        is_late = "late" in request.query
+        response = await growing.send_video(request, lambda: self.path, lambda: self.is_done, is_late)
         self.answers[index] = response.status
         return response
 
@@ -142,6 +143,25 @@ async def a_run_without_a_video(run: Run, session: aiohttp.ClientSession, url: s
     print("OK a run that ends without a video is said to")
 
 
+async def only_the_newest_blocks(run: Run, session: aiohttp.ClientSession, url: str) -> None:
+    run.is_done, num_blocks = False, growing.LATE_FRAGMENTS + 10
+    with VideoWriter(run.path, SIZE, SIZE) as writer:
+        for index in range(num_blocks):
+            writer.append(block(index))
+        early = Watcher(session, url)
+        assert await early.has(BLOCK * num_blocks)
+        late = Watcher(session, f"{url}?late")
+        await asyncio.sleep(0.2)
+        writer.append(block(num_blocks))
+        assert await early.has(BLOCK * (num_blocks + 1))
+        run.is_done = True
+        await asyncio.wait_for(asyncio.gather(early.task, late.task), 5)
+    shown, whole = frames_of(io.BytesIO(late.data)), frames_of(io.BytesIO(early.data))
+    assert len(shown) <= BLOCK * (growing.LATE_FRAGMENTS + 1) and len(late.data) < 0.7 * len(early.data)
+    assert np.array_equal(shown[-4 * BLOCK :], whole[-4 * BLOCK :])
+    print("OK who comes late gets the newest blocks and what follows")
+
+
 def how_windows_is_asked_for_a_file(folder: Path) -> None:
     """The calls of its own module, as CPython's multiprocessing makes them too."""
     path, platform, asked = folder / "asked.mp4", sys.platform, []
@@ -174,7 +194,8 @@ async def main() -> None:
         await site.start()
         url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/video"
         async with aiohttp.ClientSession() as session:
-            for part in (while_it_grows, once_it_is_done, a_run_without_a_video):
+            parts = (while_it_grows, once_it_is_done, a_run_without_a_video, only_the_newest_blocks)
+            for part in parts:
                 await part(run, session, url)
         assert "open" not in run.answers
         await runner.cleanup()

@@ -5,7 +5,7 @@ import { readdirSync } from "node:fs";
 import test from "node:test";
 
 import { Client, Refused } from "../../web/js/live/client.js";
-import { modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
+import { displayId, modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
 import { codecOf, joined } from "../../web/js/live/growing.js";
 import { Player } from "../../web/js/live/player.js";
 import { isLive, isOf, Runs } from "../../web/js/live/runs.js";
@@ -208,7 +208,7 @@ test("what the server refuses is told in its words", async () => {
 });
 
 function graph(nodes) {
-  return { getNodeById: (id) => nodes.find((node) => node.id === id) ?? null };
+  return { nodes, getNodeById: (id) => nodes.find((node) => node.id === id) ?? null };
 }
 
 test("nodes are found by display id, in subgraphs too, and nothing where there is none", () => {
@@ -218,6 +218,8 @@ test("nodes are found by display id, in subgraphs too, and nothing where there i
   assert.ok(nodeAt(root, "3").isOuter);
   for (const id of ["4", "3:3", "10:4", "x"]) assert.equal(nodeAt(root, id), undefined);
   assert.equal(nodeAt(undefined, "3"), undefined);
+  for (const id of ["10:3", "3"]) assert.equal(displayId(root, nodeAt(root, id)), id);
+  assert.equal(displayId(root, { id: 3 }), undefined);
   assert.equal(nodeAt(openGraph({ rootGraph: root, graph: graph([]) }), "10:3"), inner);
   assert.equal(openGraph({ graph: root }), root);
 });

@@ -8,6 +8,8 @@ export const STAGE_EVENT = "longlive.stage";
 export const STAGE_STYLE = `
 .longlive-stage { display: flex; flex: none; gap: 8px; min-height: ${HEIGHT - 12}px; padding: 6px; border-radius: 4px;
   border: 1px solid var(--border-color, #4e4e4e); }
+.longlive-live button[aria-pressed=true] { border-color: var(--p-primary-color, #4b8bd4);
+  background: color-mix(in srgb, var(--p-primary-color, #4b8bd4) 28%, transparent); }
 .longlive-stage img { flex: none; width: 150px; height: 150px; background: #fff; border-radius: 4px;
   image-rendering: pixelated; }
 .longlive-stage > div { display: flex; flex: 1; min-width: 0; flex-direction: column; gap: 5px; }
@@ -42,8 +44,8 @@ export class StageDoor {
     const onclick = () => actions.show();
     this.page = made("button", { type: "button", textContent: t("stage"), onclick });
     this.page.title = t("The video and a prompt box on a page of its own: for a second screen, OBS or a phone");
-    this.open = made("button", { type: "button", textContent: t("open to the network") });
-    this.open.title = t("Phones in your network may watch and send prompts, with the link that is shown then");
+    this.open = made("button", { type: "button", textContent: t("network") });
+    this.open.title = t("Open the stage to your network: who has the link that is shown then may watch and send prompts");
     this.open.onclick = () => this.#set({ is_open: !this.#state.is_open });
     this.#build();
     this.take(this.#state);
@@ -57,7 +59,7 @@ export class StageDoor {
     this.pause.onchange = () => this.#set({ is_open: true });
     this.viewers = made("ul", { label: t("Who is connected") });
     this.note = made("div", { className: "longlive-live-quiet" });
-    const may = made("label", {}, this.pause, t("viewers may pause (a new link)"));
+    const may = made("label", {}, this.pause, t("viewers may pause"));
     const words = made("div", {}, this.link, may, this.note, this.viewers);
     this.element = made("div", { className: "longlive-stage", hidden: true }, this.qr, words);
   }
@@ -72,7 +74,6 @@ export class StageDoor {
     const wasHidden = this.element.hidden;
     this.#state = state;
     this.element.hidden = !state.is_open;
-    this.open.textContent = state.is_open ? t("close to the network") : t("open to the network");
     this.open.setAttribute("aria-pressed", state.is_open);
     this.link.value = state.link ?? "";
     this.qr.hidden = !state.qr;
