@@ -285,5 +285,6 @@ test("the codec is read from the beginning of an mp4, however it is cut", () => 
 test("the host loads every module by itself: none does anything then, not even without a page", async () => {
   const before = Object.keys(globalThis);
   for (const name of readdirSync(MODULES)) await import(new URL(name, MODULES));
+  await import("../../web/js/stage/page.js");
   assert.deepEqual(Object.keys(globalThis), before);
 });

@@ -83,7 +83,9 @@ export class Player {
     if (!this.#stopGrowing) return;
     this.#stopGrowing();
     this.#stopGrowing = null;
-    this.video.src = this.#run.url;
-    this.video.addEventListener("loadedmetadata", () => this.#seek(this.video.duration), { once: true });
+    const run = this.#run;
+    this.video.src = run.url;
+    const toEnd = () => run === this.#run && this.#seek(this.video.duration); // unless it was let go meanwhile
+    this.video.addEventListener("loadedmetadata", toEnd, { once: true });
   }
 }
