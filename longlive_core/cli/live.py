@@ -12,7 +12,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from .stderr import as_json, show
+from . import osc
+from .stderr import STDERR, as_json, show
 
 HELP = "send a prompt to a run in ComfyUI, pause, resume or stop it, or save what it played"
 SERVER = "http://127.0.0.1:8188"
@@ -31,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         what.add_argument(f"--{signal}", dest="signal", action="store_const", const=signal)
     what.add_argument("--status", action="store_true", help="print the status of the run as JSON")
     what.add_argument("--freeze", type=Path, metavar="FILE", help="write what was played as a schedule")
+    hears = "send on what OSC messages ask for, until Ctrl-C; needs python-osc"
+    what.add_argument("--osc", type=osc.place, metavar="[HOST:]PORT", help=hears)
     add("--policy", help="recache, refresh, keep, cut or blend; default: the policy of the window")
     add("--blend", type=float, metavar="SECONDS", help="length of a blend")
 
@@ -44,11 +47,23 @@ def run(options: argparse.Namespace) -> None:
         show(f"{options.freeze}: the schedule that was played")
     elif options.status:
         print(as_json(answer_of(options), "the answer"))
+    elif options.osc:
+        for what, body in osc.requests(options.osc):
+            try:
+                send(options, what, body)
+            except ValueError as error:
+                show(str(error), STDERR)
     elif options.signal:
-        show(f"run {answer_of(options, options.signal, {})['run']}: {options.signal}")
+        send(options, options.signal, {})
     else:
-        answer = answer_of(options, "prompt", message(options))
-        show(f"run {answer['run']}: prompt {answer['ticket']} takes effect at the next block")
+        send(options, "prompt", message(options))
+
+
+def send(options: argparse.Namespace, what: str, body: dict[str, Any]) -> None:
+    """Send a prompt or a signal and print what came of it."""
+    answer = answer_of(options, what, body)
+    done = f"prompt {answer['ticket']} takes effect at the next block" if what == "prompt" else what
+    show(f"run {answer['run']}: {done}")
 
 
 def message(options: argparse.Namespace) -> dict[str, Any]:
