@@ -14,9 +14,11 @@ from . import host
 from .growing import send_video
 from .live import RUNS, LiveRun, NoSuchRun, TooManyPrompts
 from .loaders import block_of
+from .share import FORMATS, clip_of
 
 MAX_BODY_BYTES = 64 * 1024
 FIELDS = ("prompt", "policy", "blend")
+CLIPS = asyncio.Lock()  # one is made at a time: the model needs the CPU too
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -90,6 +92,21 @@ async def show_video(request: web.Request) -> web.StreamResponse:
 
 
 @answered
+async def make_clip(request: web.Request) -> web.Response:
+    run, kind = named(request), request.query.get("format", FORMATS[0])
+    if kind not in FORMATS:
+        raise Refused(400, f"there is no clip of format {kind[:40]!r}; choose {' or '.join(FORMATS)}")
+    try:
+        async with CLIPS:
+            clip = await asyncio.to_thread(clip_of, run, kind)
+    except (OSError, ValueError):
+        raise Refused(404, "the video of this run is gone or has no frames yet; run it again") from None
+    headers = {"Content-Disposition": f'attachment; filename="longlive_{run.id}.{kind}"'}
+    content_type = "video/mp4" if kind == "mp4" else "image/webp"
+    return web.Response(body=clip, content_type=content_type, headers=headers)
+
+
+@answered
 async def show_block(request: web.Request) -> web.Response:
     names = (request.query.get(name, "") for name in ("checkpoint", "family", "stock"))
     return web.json_response({"latent_frames": await asyncio.to_thread(block_of, *names)})
@@ -137,6 +154,7 @@ ROUTES = (
     ("POST", "/longlive/runs/{run}/stop", commanded(LiveControl.stop)),
     ("GET", "/longlive/runs/{run}/schedule", show_schedule),
     ("GET", "/longlive/runs/{run}/video", show_video),
+    ("POST", "/longlive/runs/{run}/clip", make_clip),
     ("GET", "/longlive/block", show_block),
 )
 

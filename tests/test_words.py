@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BANNED = {  # what not to write -> what to write
-    r"(?<!model )(?<![-\w])cards?": "GPU",
+    r"(?<!model )(?<!prompt )(?<![-\w])cards?": "GPU",
     r"the host(?:'s)?": "ComfyUI",
     r"widen(?:s|ed|ing)?": "dequantise, upcast",
     r"whoever": "the caller",

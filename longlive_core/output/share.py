@@ -2,7 +2,7 @@
 
 import os
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -137,9 +137,13 @@ def chosen(
 
 
 def best_start(end: float, switches: Sequence[float]) -> float:
-    """Where SECONDS have the most switches in them; the earliest such place."""
+    """Where SECONDS have the most of the switches, which are in order, in them; the earliest such place."""
     starts = [max(0.0, min(switch - LEAD_SECONDS, end - SECONDS)) for switch in switches]
-    return max([0.0, *starts], key=lambda at: sum(at < switch < at + SECONDS for switch in switches))
+
+    def count(at: float) -> int:
+        return bisect_left(switches, at + SECONDS) - bisect_right(switches, at)
+
+    return max([0.0, *starts], key=count)
 
 
 def share(

@@ -2,9 +2,11 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { showOwn } from "./drawn.js";
 import { showFailures } from "./errors.js";
+import { STYLE as CARDS_STYLE } from "./live/cards.js";
 import { Client, RUN_EVENT } from "./live/client.js";
-import { displayId, nodeAt, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
+import { displayId, nodeAt, noteChange, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
 import { Panel } from "./live/panel.js";
 import { Runs, isLive, isOf } from "./live/runs.js";
 import { STAGE_EVENT, STAGE_STYLE } from "./live/stage.js";
@@ -13,7 +15,9 @@ import { isStrange, replayed } from "./live/view.js";
 import { loadTexts, t } from "./texts.js";
 
 const NODE = "LongLiveStream";
+const CARDS = "Prompt cards"; // a property of the node: in the workflow, its copies and the video's metadata
 const STILL = "$$canvas-image-preview";
+const REVOKE_MS = 60_000; // until the browser has surely taken a download
 const panels = new WeakMap(); // node -> Panel
 const runs = new Runs();
 let staged; // the Panel of the node that is on the stage
@@ -98,6 +102,23 @@ async function copied(text) {
   throw new Error("this page may not write to the clipboard; use: longlive live --freeze played.txt");
 }
 
+/** Keep the prompt cards of a node; without any, nothing. */
+function keepCards(node, cards) {
+  if (cards.length) node.properties[CARDS] = cards;
+  else delete node.properties[CARDS];
+  noteChange(app);
+}
+
+/** Have the browser download a clip of a run. -> what was done, in a sentence */
+async function share({ run }, format) {
+  const clip = await client.clip(run, format);
+  const link = document.createElement("a");
+  Object.assign(link, { href: URL.createObjectURL(clip), download: `longlive_${run}.${format}` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), REVOKE_MS);
+  return t("{file} was downloaded ({size} MB).", { file: link.download, size: (clip.size / 1e6).toFixed(1) });
+}
+
 /** The panel of a node, as its last widget: neither saved with the workflow nor sent with the prompt. */
 function addPanel(node) {
   const panel = new Panel({
@@ -106,6 +127,8 @@ function addPanel(node) {
     freeze: (snapshot) => freeze(node, snapshot),
     setDoor: (body) => client.setDoor({ ...placeOf(node), ...body }),
     showStage: () => showStage(node),
+    share,
+    keepCards: (cards) => keepCards(node, cards),
     videoUrl: (snapshot) => api.apiURL(snapshot.video),
     resized: () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]),
   });
@@ -113,7 +136,12 @@ function addPanel(node) {
   options.hideInPanel = true; // the side panel would take it out of the node, at a width of its own
   node.addDOMWidget("live", "longlive.live", panel.element, options).serialize = false;
   panels.set(node, panel);
-  const { onRemoved } = node;
+  const { onConfigure, onRemoved } = node;
+  node.onConfigure = function (...args) {
+    panel.cards.show(node.properties[CARDS]);
+    showOwn(app, node, panel.element);
+    return onConfigure?.apply(this, args);
+  };
   node.onRemoved = function (...args) {
     panel.close();
     return onRemoved?.apply(this, args);
@@ -141,7 +169,8 @@ app.registerExtension({
   name: "LongLive.Live",
   init: () => loadTexts(app, api), // before any node is made, those of timeline.js too
   setup() {
-    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE + STAGE_STYLE }));
+    const textContent = STYLE + CARDS_STYLE + STAGE_STYLE;
+    document.head.append(Object.assign(document.createElement("style"), { textContent }));
     api.addEventListener("reconnected", refresh);
     return refresh();
   },

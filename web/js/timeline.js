@@ -3,9 +3,10 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { showOwn } from "./drawn.js";
 import { showFailures } from "./errors.js";
 import { Client, RUN_EVENT } from "./live/client.js";
-import { isLinked, modelQuery, nodeAt, openGraph, widgetOf } from "./live/graph.js";
+import { isLinked, modelQuery, nodeAt, noteChange, openGraph, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
 import { LATENT_FRAMES } from "./timeline/blocks.js";
 import { TimelineView } from "./timeline/view.js";
@@ -62,13 +63,8 @@ function writerOf(prompts) {
   return (text) => {
     prompts.value = text;
     clearTimeout(timer);
-    timer = setTimeout(noteChange, REST_MILLISECONDS);
+    timer = setTimeout(() => noteChange(app), REST_MILLISECONDS);
   };
-}
-
-function noteChange() {
-  app.canvas?.emitBeforeChange?.();
-  app.canvas?.emitAfterChange?.();
 }
 
 function showText(node, prompts, isShown) {
@@ -140,6 +136,7 @@ function addTimeline(node) {
   foldWhenHidden(prompts);
   after(prompts, "callback", () => view.show(prompts.value));
   after(node, "onConfigure", () => {
+    showOwn(app, node, view.element);
     view.reset(prompts.value);
     view.setTextShown(node.properties[TEXT_SHOWN] === true || view.error !== null);
   });

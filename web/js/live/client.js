@@ -49,15 +49,24 @@ export class Client {
     return this.#call(`${RUNS}/${run}/schedule`);
   }
 
+  /** A clip of the video with its prompts as captions, as a Blob: "mp4" or "webp". */
+  async clip(run, format) {
+    return (await this.#answer(`${RUNS}/${run}/clip?format=${format}`, { method: "POST" })).blob();
+  }
+
   /** How many latent frames a block of the model has that graph.js: modelQuery asks about. */
   async latentFrames(query) {
     return (await this.#call(`${BLOCK}?${query}`)).latent_frames;
   }
 
-  async #call(path, options = {}) {
+  async #call(path, options) {
+    return (await this.#answer(path, options)).json();
+  }
+
+  async #answer(path, options = {}) {
     const response = await this.#fetch(path, { cache: "no-store", ...options });
+    if (response.ok) return response;
     const answer = await response.json().catch(() => ({}));
-    if (!response.ok) throw new Refused(answer.error ?? `the server answered ${response.status}`);
-    return answer;
+    throw new Refused(answer.error ?? `the server answered ${response.status}`);
   }
 }

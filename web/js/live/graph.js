@@ -79,3 +79,9 @@ export function setWidget(node, widget, value) {
   widget.callback?.(value, undefined, node);
   node.setDirtyCanvas?.(true, true);
 }
+
+/** Let the page note a change of a node that no widget has: it can be undone there, and the tab is marked. */
+export function noteChange(app) {
+  app.canvas?.emitBeforeChange?.();
+  app.canvas?.emitAfterChange?.();
+}

@@ -4,6 +4,7 @@ import { blockLength } from "../timeline/blocks.js";
 import { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS } from "../timeline/cues.js";
 import { changeOptions } from "../timeline/parts.js";
 import { t } from "../texts.js";
+import { Cards } from "./cards.js";
 import { Player } from "./player.js";
 import { isLive } from "./runs.js";
 import { StageDoor } from "./stage.js";
@@ -13,7 +14,7 @@ const IDLE_HEIGHT = 215;
 const SCREEN_HEIGHT = 240;
 const LAG_MS = 250;
 const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not for the canvas
-const FIELDS = "video, textarea, select, input";
+const FIELDS = "video, textarea, select, input, [draggable=true]";
 const LINE = "longlive-live-line";
 const QUIET = `${LINE} longlive-live-quiet`;
 const NOTICE = `${QUIET} longlive-live-notice`;
@@ -61,6 +62,11 @@ function parts(panel) {
     freeze: button(t("freeze to schedule"), t("Write what was played into the schedule, and its seed"), () =>
       panel.freeze(),
     ),
+    share: button(
+      t("share"),
+      t("Download a short clip with the prompts as captions: an mp4; with Shift a WebP that loops by itself"),
+      ({ shiftKey }) => panel.share(shiftKey ? "webp" : "mp4"),
+    ),
   };
 }
 
@@ -71,10 +77,12 @@ export class Panel {
   #sent = new Map();
   #clock = null;
   #failure = "";
+  #isSharing = false;
 
   /**
    * `actions`: prompt(run, message) -> ticket, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
-   * setDoor(body) -> state of the stage, all async; showStage(); videoUrl(snapshot) -> url; resized() when
+   * share(snapshot, format) -> sentence, setDoor(body) -> state of the stage, all async; showStage();
+   * videoUrl(snapshot) -> url; keepCards(cards); resized() when
    * `height` changed.
    */
   constructor(actions) {
@@ -86,12 +94,18 @@ export class Panel {
       say: (sentence) => this.#say(sentence),
     });
     this.screen = make("div", { className: "longlive-live-screen", hidden: true }, p.video, p.live);
+    this.cards = new Cards({
+      send: ({ prompt, policy = "auto", blend }) => this.#post(message(prompt, policy, blend)),
+      changed: actions.keepCards,
+      say: (sentence) => this.#say(sentence),
+      resized: actions.resized,
+    });
     this.element = make(
       "div",
-      { className: "longlive-live", role: "group", label: t("LongLive: live") },
-      ...[this.screen, p.hint, p.status, p.error, p.strip, p.text],
+      { className: "longlive-live", role: "group", label: t("LongLive: live"), tabIndex: -1 },
+      ...[this.screen, this.cards.element, p.hint, p.status, p.error, p.strip, p.text],
       make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send),
-      make("div", { className: "longlive-live-row" }, p.pause, p.stop, p.freeze, this.stage.page, this.stage.open),
+      make("div", { className: "longlive-live-row" }, p.pause, p.stop, p.freeze, p.share, this.stage.page, this.stage.open),
       ...[p.pending, p.notice, this.stage.element],
     );
     this.#listen();
@@ -100,7 +114,7 @@ export class Panel {
 
   /** Pixels that the panel needs. */
   get height() {
-    return IDLE_HEIGHT + (this.screen.hidden ? 0 : SCREEN_HEIGHT) + this.stage.height;
+    return IDLE_HEIGHT + this.cards.height + (this.screen.hidden ? 0 : SCREEN_HEIGHT) + this.stage.height;
   }
 
   /** Whether it shows a video: then nothing else need show its pictures. */
@@ -127,9 +141,16 @@ export class Panel {
     const { text, blend } = this.#parts;
     const body = message(text.value, policy, Number(blend.value));
     if (!body.prompt || !view(this.#snapshot).canSend) return;
-    await this.#attempt(async () => {
-      const ticket = await this.#actions.prompt(this.#snapshot.run, body);
+    await this.#post(body, () => {
       if (text.value.trim() === body.prompt) text.value = "";
+    });
+  }
+
+  /** Send a prompt, and `then` follow what becomes of it. */
+  #post(body, then = () => {}) {
+    return this.#attempt(async () => {
+      const ticket = await this.#actions.prompt(this.#snapshot.run, body);
+      then();
       this.#sent.set(ticket, this.#snapshot.run);
       this.#tell(ticket);
     });
@@ -149,13 +170,25 @@ export class Panel {
     await this.#attempt(async () => this.#say(await this.#actions.freeze(this.#snapshot)));
   }
 
+  /** Download a clip of the video: "mp4" or "webp". */
+  async share(format) {
+    this.#isSharing = true;
+    this.#say(t("The clip is being made."));
+    this.#render();
+    await this.#attempt(async () => this.#say(await this.#actions.share(this.#snapshot, format)));
+    this.#isSharing = false;
+    this.#render();
+  }
+
   /** The node is gone. */
   close() {
     clearInterval(this.#clock);
+    this.cards.close();
     this.player.stop();
   }
 
   #listen() {
+    this.cards.listenTo(this.element);
     const { text, policy } = this.#parts;
     text.addEventListener("keydown", (event) => this.#key(event));
     text.addEventListener("input", () => this.#render());
@@ -231,6 +264,8 @@ export class Panel {
     p.pause.textContent = shown.isPaused ? t("resume") : t("pause");
     p.stop.disabled = !shown.canStop;
     p.freeze.disabled = !shown.canFreeze;
+    p.share.disabled = !this.#snapshot?.num_frames || this.#isSharing;
+    this.cards.canSend = shown.canSend;
     this.#renderStrip(shown.marks);
   }
 
