@@ -319,7 +319,7 @@ def check_the_route(server, run: str) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             asking(server, name, kind)
         assert refused.value.code == status and json.loads(refused.value.read())["error"]
-    assert server.status_of(f"/longlive/runs/{run}/clip") == 405
+    assert server.status_of(f"/longlive/runs/{run}/clip") == 404  # by GET
 
 
 def asking(server, run: str, kind: str):
