@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..longlive_core.output.sound import Sound
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.steering.inbox import Room
 from ..longlive_core.steering.live import LiveControl
@@ -86,9 +87,11 @@ class LiveRun:
         if self.control.was_steered or not self.settings["seconds"]:
             RUNS.count_steered(self)
 
-    def writer(self, video: host.VideoFile, metadata: dict[str, str]) -> VideoWriter:
-        """A writer for the video of this run; `metadata` are further texts in it."""
-        writer = VideoWriter(video.path, *self.size, host.allowed_metadata(self.settings), metadata)
+    def writer(
+        self, video: host.VideoFile, metadata: dict[str, str], sound: Sound | None = None
+    ) -> VideoWriter:
+        """A writer for the video of this run, with its sound; `metadata` are further texts in it."""
+        writer = VideoWriter(video.path, *self.size, host.allowed_metadata(self.settings), metadata, sound)
         self._video, self._num_frames = video, lambda: writer.num_frames
         return writer
 

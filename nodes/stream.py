@@ -1,6 +1,7 @@
 """LongLiveStream: model, schedule and decoder -> a video file that grows as it is made, and its latents."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..longlive_core.config import Preset, SigmaConfig
 from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
 from ..longlive_core.memory import GIB, Needs, Setting, estimate, fitting
+from ..longlive_core.output.sound import Sound
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, as_uint8, environment
 from ..longlive_core.resume import Ending, VideoState
@@ -73,11 +75,12 @@ class LongLiveStream(io.ComfyNode):
     def execute(cls, model, schedule, vae, window=None, continue_from=None, **made) -> io.NodeOutput:
         pace = made.pop("pace", FULL_SPEED)
         wanted = {name: made.pop(name, False) for name in ("keep_state", "whole_video")}
+        wanted["sound"] = sound = sound_of(made.pop("audio", None))
         parts = Parts(model, schedule, stream_vae(vae))
         past = Past(continue_from, parts.space)
         plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
         settings = plan.settings() | environment(host.device()) | model.settings()
-        settings |= {"past_latent_frames": past.num_frames}
+        settings |= {"past_latent_frames": past.num_frames} | ({"sound": sound.settings} if sound else {})
         steering = {"pace": pace, "room": UnloadingRoom(schedule.has_room, lambda: parts.load(plan))}
         steering |= {"on_switch": window.on_switch if window else None}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
@@ -85,7 +88,7 @@ class LongLiveStream(io.ComfyNode):
         run = Run(parts, plan, past, cls.hidden.unique_id, **wanted)
         is_passed_on = host.is_connected(cls.hidden, VIDEO)
         with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:
-            latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden)))
+            latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden), sound))
         return io.NodeOutput(video.as_input(), latent, ui=video.as_listing() | live.as_listing())
 
     @classmethod
@@ -176,6 +179,15 @@ INPUTS = [
         optional=True,
         tooltip="Begin the file with the video in continue_from, decoded again: one file of both.",
     ),
+    io.Audio.Input(
+        "audio",
+        optional=True,
+        tooltip=(
+            "The sound of the video, as Load Audio gives it. It begins with the file: with the new part, or "
+            "with the whole video if whole_video is on. It is cut, or goes on in silence, to be as long as "
+            "the video."
+        ),
+    ),
 ]
 OUTPUTS = [
     io.Video.Output(
@@ -256,6 +268,13 @@ class Parts:
         )
 
 
+def sound_of(audio: Mapping | None) -> Sound | None:
+    """The sound of an AUDIO of ComfyUI's; ValueError if it is empty."""
+    if audio is None:
+        return None
+    return Sound.of_waveform(audio["waveform"].float().cpu().numpy(), int(audio["sample_rate"]))
+
+
 def request_of(
     schedule: EncodedSchedule, window: WindowChoice | None, past: "Past", preset: Preset, **made
 ) -> Request:
@@ -299,7 +318,14 @@ class Run(Hook):
     """One video as it is made: what is kept of it, and what the node shows."""
 
     def __init__(
-        self, parts: Parts, plan: Plan, past: Past, node_id: str, keep_state: bool, whole_video: bool = False
+        self,
+        parts: Parts,
+        plan: Plan,
+        past: Past,
+        node_id: str,
+        keep_state: bool,
+        whole_video: bool = False,
+        sound: Sound | None = None,
     ):
         self._parts, self._plan, self._is_whole = parts, plan, whole_video
         self._progress = host.Progress(node_id, len(plan.blocks) * len(plan.sigmas))
@@ -309,7 +335,9 @@ class Run(Hook):
         self._past_frames = past.num_pixel_frames - past.cut_off
         self._ending = Ending() if keep_state else None
         self._frames = self._blocks = 0
-        self._notes: list[str] = []
+        earlier = self._past_frames if whole_video else 0
+        seconds = 0 if plan.is_until_stopped else (earlier + plan.frames) / FRAME_RATE
+        self._notes = sound.notes(seconds) if sound else []
         self._start = time.monotonic()
 
     def on_note(self, text: str) -> None:

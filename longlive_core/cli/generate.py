@@ -10,7 +10,9 @@ import torch
 from tqdm import tqdm
 
 from ..config import SWITCH_POLICIES, Policy, Preset
+from ..geometry import FRAME_RATE
 from ..output.contact_sheet import ContactSheet
+from ..output.sound import Sound
 from ..output.video import VideoWriter, read_frames
 from ..pipeline import ModelFiles, Pipeline, Plan, Request, checked_frames, load_pipeline
 from ..resume import Ending, VideoState
@@ -46,6 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", type=Path, metavar="STATE", help="continue from a --state; times count from its end")
     source = "the video that --resume continues: --out begins with its frames"
     add("--with-source", type=Path, metavar="MP4", help=source)
+    sound = "a sound file, or a video with sound: heard from the first frame of --out on"
+    add("--audio", type=Path, metavar="FILE", help=sound)
     no_metadata = "leave prompts, seed and all settings out of the video; a --state always has them"
     add("--no-metadata", action="store_true", help=no_metadata)
     add("--out", type=Path, default=DEFAULT_OUT, help=f"the mp4 to write (default: {DEFAULT_OUT})")
@@ -63,13 +67,27 @@ def run(options: argparse.Namespace) -> None:
     """Make the video; the file is playable while it grows."""
     check_outputs(options)
     checked_frames(options.seconds)  # a plan without end needs a LiveControl
+    sound = sound_from(options)
     with ending_like_ctrl_c():
         pipeline = pipeline_from(options)
         plan = pipeline.plan(request_from(options, pipeline.preset))
         check_source(plan, options.with_source)
         report(plan.timeline.report())
-        report(plan.timeline.warnings)
-        record(pipeline, plan, options)
+        report([*plan.timeline.warnings, *(sound.notes(seconds_of(plan, options)) if sound else ())])
+        record(pipeline, plan, options, sound)
+
+
+def sound_from(options: argparse.Namespace) -> Sound | None:
+    """The sound of the options; ValueError if the file has none."""
+    if not options.audio:
+        return None
+    return Sound.of_file(options.audio, *(() if options.with_source else (options.seconds,)))
+
+
+def seconds_of(plan: Plan, options: argparse.Namespace) -> float:
+    """How long the file will be."""
+    earlier = plan.request.state.num_frames if options.with_source else 0
+    return (earlier + plan.frames) / FRAME_RATE
 
 
 def check_source(plan: Plan, source: Path | None) -> None:
@@ -138,10 +156,11 @@ def report(lines: Sequence[str]) -> None:
         show(f"... and {len(lines) - MAX_LINES} more", STDERR)
 
 
-def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace) -> None:
+def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace, sound: Sound | None) -> None:
     """Write the video, its state, and the contact sheet, which is also written after an error."""
-    settings = None if options.no_metadata else pipeline.settings(plan)
-    writer = VideoWriter(options.out, plan.width, plan.height, settings)
+    settings = pipeline.settings(plan) | ({"sound": sound.settings} if sound else {})
+    settings = None if options.no_metadata else settings
+    writer = VideoWriter(options.out, plan.width, plan.height, settings, sound=sound)
     sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
     try:
         film(pipeline, plan, writer, sheet, ending, options.with_source)

@@ -1,4 +1,7 @@
-"""Frames -> an H.264 mp4 that is playable while it grows and carries the settings it was made with."""
+"""Frames -> an H.264 mp4 that is playable while it grows and carries the settings it was made with.
+
+With a sound it has an AAC track too, in the same fragments.
+"""
 
 import io
 import json
@@ -19,6 +22,7 @@ import numpy as np
 from ..geometry import FRAME_RATE
 from .background import BackgroundQueue
 from .growing import GrowingFile
+from .sound import Sound, SoundTrack
 
 METADATA_KEY = "longlive"
 _GROWING = {
@@ -42,7 +46,7 @@ class VideoWriter(AbstractContextManager):
     The growing file decodes to the `num_frames` frames written so far: every append adds a fragment, and a
     full disk or a kill leaves the earlier ones playable. `close` turns it into an ordinary mp4 with index and
     metadata first. `extra_metadata` are texts by name, next to `settings`; without either, the file does not
-    say how it was made.
+    say how it was made. A `sound` is cut, or goes on in silence, to be as long as the frames.
 
     An earlier file stays until the first fragment takes its place; a link stays, and its target is replaced.
     Raises OSError if no file can be written there, BlockingIOError while another writer is at it, and later
@@ -56,6 +60,7 @@ class VideoWriter(AbstractContextManager):
         height: int,
         settings: dict[str, Any] | None = None,
         extra_metadata: Mapping[str, str] | None = None,
+        sound: Sound | None = None,
     ):
         self.path = Path(path)
         self.num_frames = 0
@@ -64,18 +69,19 @@ class VideoWriter(AbstractContextManager):
         self._place = Path(os.path.realpath(self.path))
         self._file = GrowingFile(self._place)
         try:
-            self._open_encoder(width, height)
+            self._open_encoder(width, height, sound)
         except BaseException:
             self._file.close()
             raise
         self._queue = BackgroundQueue()
         self._is_open = True
 
-    def _open_encoder(self, width: int, height: int) -> None:
+    def _open_encoder(self, width: int, height: int, sound: Sound | None) -> None:
         header = io.BytesIO()
         self._encoder = av.open(header, "w", format="mp4", options=_GROWING)
         shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": Fraction(1, FRAME_RATE)}
         self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER | _COLOURS, **shape)
+        self._track = SoundTrack(sound, self._encoder) if sound else None
         self._encoder.start_encoding()
         # Fragments copy the stream of this header: before PyAV 17, a copy of the encoder's own stream starts
         # another encoder, whose setup does not fit our frames; an opaque copy of one that was read does not.
@@ -109,6 +115,8 @@ class VideoWriter(AbstractContextManager):
         try:
             self._queue.close()
         finally:
+            if self._track:
+                self._track.close()
             self._encoder.close()
             self._header.close()
             with closing(self._file):
@@ -122,22 +130,24 @@ class VideoWriter(AbstractContextManager):
             frame.pts = pts
             packets += self._stream.encode(frame)  # one a frame: the encoder looks at no later ones
         if packets:
-            self._file.add(self._fragment(packets))
+            end = (self.num_frames + len(packets)) / FRAME_RATE
+            self._file.add(self._fragment(packets, self._track.until(end) if self._track else ()))
             self.num_frames += len(packets)
 
-    def _fragment(self, packets: Sequence[av.Packet]) -> bytes:
-        """The boxes moof and mdat of encoded frames; before the first of them the header."""
+    def _fragment(self, images: Sequence[av.Packet], sounds: Sequence[av.Packet]) -> bytes:
+        """The boxes moof and mdat of encoded frames and their sound; before the first of them the header."""
         buffer = io.BytesIO()
         options = _GROWING | {"fragment_index": str(self.num_frames + 1)}  # may skip numbers, must grow
         with av.open(buffer, "w", format="mp4", options=options) as muxer:
-            stream = muxer.add_stream_from_template(self._header.streams.video[0], opaque=True)
-            stream.codec_context.extradata = self._stream.codec_context.extradata  # packets are in its format
+            streams = [muxer.add_stream_from_template(known, opaque=True) for known in self._header.streams]
+            streams[0].codec_context.extradata = self._stream.codec_context.extradata  # the packets' format
             muxer.metadata.update({} if self.num_frames else self._metadata)
             muxer.start_encoding()
             begin = buffer.tell() if self.num_frames else 0
-            for packet in packets:
-                packet.stream = stream
-                muxer.mux(packet)
+            for stream, packets in zip(streams, (images, sounds), strict=False):
+                for packet in packets:
+                    packet.stream = stream
+                    muxer.mux(packet)
         return buffer.getvalue()[begin:]
 
     def _finish(self) -> None:
@@ -155,10 +165,13 @@ class VideoWriter(AbstractContextManager):
         ):
             finished.metadata.update(self._metadata)
             # opaque: else PyAV 14 takes the packets for another kind of H.264 and writes none of their bytes
-            stream = finished.add_stream_from_template(grown.streams.video[0], opaque=True)
-            for packet in grown.demux(video=0):
+            streams = [finished.add_stream_from_template(stream, opaque=True) for stream in grown.streams]
+            if self._track:
+                self._track.start.stream = streams[1]
+                finished.mux(self._track.start)
+            for packet in grown.demux():
                 if packet.dts is not None:
-                    packet.stream = stream
+                    packet.stream = streams[packet.stream.index]
                     finished.mux(packet)
         if _contents(target) != _contents(self._place):
             raise OSError(f"PyAV {av.__version__} copies it wrongly")
@@ -173,11 +186,15 @@ class VideoWriter(AbstractContextManager):
 
 
 def _contents(path: Path) -> list:
-    """What two videos of the same frames share: the decoder's setup; time and checksum of every packet."""
+    """What two videos of the same frames share: the decoders' setup; time and checksum of every packet.
+
+    But not of the sound before the first frame, which only a finished file can have.
+    """
     with av.open(_FILE_URL.format(path)) as container:
-        setup = container.streams.video[0].codec_context.extradata
-        packets = (packet for packet in container.demux(video=0) if packet.dts is not None)
-        return [setup, *((packet.pts * packet.time_base, crc32(packet)) for packet in packets)]
+        setup = [stream.codec_context.extradata for stream in container.streams]
+        packets = (packet for packet in container.demux() if packet.dts is not None and packet.pts >= 0)
+        times = ((packet.stream.index, packet.pts * packet.time_base, crc32(packet)) for packet in packets)
+        return [*setup, *sorted(times)]
 
 
 def read_frames(path: str | Path) -> Iterator[np.ndarray]:

@@ -2,15 +2,36 @@
 
 const RETRY_MS = 500;
 
-/** The codec in the bytes of an mp4's beginning, as MediaSource wants it named; "" if it is not in them yet. */
-export function codecOf(bytes) {
-  for (let at = 0; at + 8 <= bytes.length; at++) {
-    if (String.fromCharCode(...bytes.subarray(at, at + 4)) === "avcC") {
-      const profile = [...bytes.subarray(at + 5, at + 8)]; // profile, constraints, level
-      return `avc1.${profile.map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+const HEADER_BYTES = 8; // a box of an mp4 begins with its length, then its type
+
+/** The codecs in an mp4's beginning, as MediaSource wants them named; "" until its header is there completely. */
+export function codecsOf(bytes) {
+  const header = headerOf(bytes);
+  const setup = header && find(header, "avcC");
+  if (!setup) return "";
+  const profile = [...header.subarray(setup + 5, setup + 8)]; // profile, constraints, level
+  const video = `avc1.${profile.map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  return find(header, "mp4a") ? `${video}, mp4a.40.2` : video;
+}
+
+/** The box moov, of the tracks alone: what comes after them, as a prompt, may hold any words. */
+function headerOf(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  for (let at = 0; at + HEADER_BYTES <= bytes.length; ) {
+    const end = at + view.getUint32(at);
+    if (find(bytes.subarray(at, at + HEADER_BYTES), "moov")) {
+      const moov = bytes.subarray(at, end);
+      return end > bytes.length ? null : moov.subarray(0, find(moov, "udta") || moov.length);
     }
+    at = Math.max(end, at + HEADER_BYTES);
   }
-  return "";
+  return null;
+}
+
+/** Where a box's type of four letters first stands; 0 if nowhere. */
+function find(bytes, type) {
+  const codes = [...type].map((letter) => letter.charCodeAt());
+  return Math.max(0, bytes.findIndex((_, at) => codes.every((code, index) => bytes[at + index] === code)));
 }
 
 /** `first` and then `second`. */
@@ -70,13 +91,13 @@ async function feed(source, url, onBytes, signal) {
   let head = new Uint8Array();
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     head = buffer ? part.value : joined(head, part.value);
-    buffer ??= opened(source, codecOf(head));
+    buffer ??= opened(source, codecsOf(head));
     if (buffer && (await append(buffer, head, signal))) onBytes();
   }
 }
 
-function opened(source, codec) {
-  return codec ? source.addSourceBuffer(`video/mp4; codecs="${codec}"`) : undefined;
+function opened(source, codecs) {
+  return codecs ? source.addSourceBuffer(`video/mp4; codecs="${codecs}"`) : undefined;
 }
 
 /** Browsers hold some minutes and drop what was played; what does not fit yet waits for that. */
