@@ -130,7 +130,7 @@ def as_frame(samples: np.ndarray, layout: str, rate: int) -> av.AudioFrame:
 
 
 def checked(path: Path, seconds: float) -> tuple[str, float]:
-    """Layout of the sound in a file, and its length as far as about `seconds`; ValueError if there is none."""
+    """Layout of the sound in a file, and its length up to about `seconds`; ValueError if there is none."""
     try:
         layout = layout_of(path)
         samples = 0
