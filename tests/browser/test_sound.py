@@ -1,4 +1,4 @@
-"""Sound in the live panel: with the picture while the video is made, and in the finished file; muted at first."""
+"""Sound in the live panel: while the video is made, and in the finished file; muted at first."""
 
 import json
 import wave
@@ -49,7 +49,7 @@ def tab(server, page):
 
 
 def workflow() -> dict:
-    """mini_live of SECONDS in real time, its stream by another number: the server remembers runs by theirs."""
+    """mini_live of SECONDS in real time, its stream by a number of its own: the server remembers runs."""
     loaded = json.loads((ROOT / "workflows" / "mini_live.json").read_text())
     stream = next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")
     for link in loaded["links"]:

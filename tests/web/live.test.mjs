@@ -6,7 +6,7 @@ import test from "node:test";
 
 import { Client, Refused } from "../../web/js/live/client.js";
 import { displayId, modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
-import { codecOf, joined } from "../../web/js/live/growing.js";
+import { codecsOf, joined } from "../../web/js/live/growing.js";
 import { Player } from "../../web/js/live/player.js";
 import { isLive, isOf, Runs } from "../../web/js/live/runs.js";
 import { clock, fate, isStrange, message, replayed, view } from "../../web/js/live/view.js";
@@ -272,13 +272,22 @@ test("a viewer jumps to a block behind the newest frames, of the model's length"
   }
 });
 
-test("the codec is read from the beginning of an mp4, however it is cut", () => {
-  const box = Uint8Array.from([0, 0, 0, 40, ...Buffer.from("avcC"), 1, 0x64, 0, 0x0a, 255]);
-  assert.equal(codecOf(box), "avc1.64000a");
-  for (let cut = 0; cut < 12; cut++) {
-    const head = box.subarray(0, cut);
-    assert.equal(codecOf(head), "");
-    assert.equal(codecOf(joined(head, box.subarray(cut))), "avc1.64000a");
+const boxOf = (type, ...parts) => {
+  const body = parts.reduce((whole, part) => joined(whole, part), Buffer.from(type));
+  return joined(Uint8Array.from([0, 0, (body.length + 4) >> 8, (body.length + 4) & 255]), body);
+};
+
+test("the codecs are read from the beginning of an mp4, however it is cut, and whatever its prompts say", () => {
+  const video = boxOf("trak", Uint8Array.from([0, 0, 0, 40, ...Buffer.from("avcC"), 1, 0x64, 0, 0x0a, 255]));
+  const sound = boxOf("trak", Buffer.from("mp4a"));
+  const words = boxOf("udta", Buffer.from("a prompt of mp4a and avcC"));
+  const begins = boxOf("ftyp", Buffer.from("isom"));
+  for (const [tracks, codecs] of [[video, "avc1.64000a"], [joined(video, sound), "avc1.64000a, mp4a.40.2"]]) {
+    const header = joined(begins, boxOf("moov", tracks, words));
+    const whole = joined(header, boxOf("moof"));
+    for (let cut = 0; cut <= whole.length; cut++) {
+      assert.equal(codecsOf(whole.subarray(0, cut)), cut < header.length ? "" : codecs, cut);
+    }
   }
 });
 
