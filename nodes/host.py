@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -262,6 +263,19 @@ def file_path(name: str, *folders: str) -> Path:
     raise ValueError(
         f"there is no {name} in models/{' or models/'.join(folders)}; refresh the page and choose again"
     )
+
+
+def sound_files() -> list[str]:
+    """Files of ComfyUI's input folder that may have sound, as Load Audio lists them."""
+    names = os.listdir(folder_paths.get_input_directory())
+    return sorted(folder_paths.filter_files_content_types(names, ["audio", "video"]))
+
+
+def sound_path(name: str) -> Path:
+    """The path of one of these files; ValueError if it is none of them."""
+    if name not in sound_files():
+        raise ValueError(f"there is no sound file {name[:80]!r} in ComfyUI's input folder; upload it there")
+    return Path(folder_paths.get_input_directory(), name)
 
 
 def models_folder() -> Path:

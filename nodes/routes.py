@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..longlive_core.output.beats import beats_of
 from ..longlive_core.schedule.cue import ScheduleError
 from ..longlive_core.steering.live import LiveControl, LiveError
 from . import host
@@ -112,6 +113,20 @@ async def show_block(request: web.Request) -> web.Response:
     return web.json_response({"latent_frames": await asyncio.to_thread(block_of, *names)})
 
 
+@answered
+async def list_sounds(request: web.Request) -> web.Response:
+    return web.json_response({"files": await asyncio.to_thread(host.sound_files)})
+
+
+@answered
+async def show_beats(request: web.Request) -> web.Response:
+    try:
+        path = host.sound_path(request.query.get("file", ""))
+        return web.json_response({"times": await asyncio.to_thread(beats_of, path)})
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
+
+
 async def fields_of(request: web.Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """The JSON object of a prompt; Refused if it is none, too large, or of another content type."""
     body = await json_of(request, max_bytes)
@@ -156,6 +171,8 @@ ROUTES = (
     ("GET", "/longlive/runs/{run}/video", show_video),
     ("POST", "/longlive/runs/{run}/clip", make_clip),
     ("GET", "/longlive/block", show_block),
+    ("GET", "/longlive/sounds", list_sounds),
+    ("GET", "/longlive/beats", show_beats),
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import wave
 from fractions import Fraction
 from hashlib import sha256
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+from longlive_core import PromptSchedule
 from longlive_core.cli import main
 from longlive_core.geometry import FRAME_RATE
 from longlive_core.output.sound import PACKET, RATE, Sound
@@ -300,3 +302,51 @@ def test_the_command_line_refuses_before_anything_is_loaded(tmp_path, monkeypatc
     monkeypatch.setattr("longlive_core.cli.generate.load_pipeline", lambda **_: pytest.fail("it was loaded"))
     assert generate(tmp_path, "--audio", audio) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "v.mp4").exists()
+
+
+def ticking(path: Path, beats_a_minute: float, seconds: float = 20) -> Path:
+    """A file that ticks from 0.5 s on."""
+    samples = np.zeros((1, 1, round(seconds * 22_050)), np.float32)
+    for at in np.arange(0.5, seconds - 0.1, 60 / beats_a_minute):
+        samples[..., round(at * 22_050) :][..., :2_000] = tone(2_000 / 22_050, 22_050, 1, 900.0)
+    return write_wav(path, samples, 22_050)
+
+
+@pytest.mark.parametrize("beats_a_minute", [90, 120])
+def test_beats_are_found(tmp_path, capsys, beats_a_minute) -> None:
+    pytest.importorskip("librosa", reason="BEATS NOT TESTED: pip install librosa")
+    assert main(["beats", str(ticking(tmp_path / "a.wav", beats_a_minute))]) == 0
+    lines = capsys.readouterr().out.split()
+    times = np.array([float(line.removesuffix("s")) for line in lines])
+    assert len(times) > 10 and np.median(np.diff(times)) == pytest.approx(60 / beats_a_minute, rel=0.05)
+    PromptSchedule.parse(f"0 a red circle\n{lines[3]} it turns blue")
+
+
+class Rhythm:
+    """What beats_of asks of librosa."""
+
+    def __init__(self, beats: list[float]):
+        self.beat = self.onset = self
+        self._beats = beats
+
+    def beat_track(self, y: np.ndarray, sr: int, units: str) -> tuple[float, np.ndarray]:
+        assert y.ndim == 1 and len(y) == pytest.approx(20 * sr, abs=2 * sr) and units == "time"
+        return 120.0, np.array(self._beats)
+
+    def onset_detect(self, y: np.ndarray, sr: int, units: str) -> np.ndarray:
+        return np.array([0.123456])
+
+
+@pytest.mark.parametrize(("beats", "lines"), [([0.5, 1.25, 10.0], "0.5s 1.25s 10s"), ([], "0.123s")])
+def test_beats_are_printed_as_a_schedule_takes_times(tmp_path, monkeypatch, capsys, beats, lines) -> None:
+    monkeypatch.setitem(sys.modules, "librosa", Rhythm(beats))
+    assert main(["beats", str(ticking(tmp_path / "a.wav", 120))]) == 0
+    assert capsys.readouterr().out.split() == lines.split()
+
+
+def test_beats_without_librosa_or_without_sound_are_one_sentence(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    assert main(["beats", str(ticking(tmp_path / "a.wav", 120, 1))]) == 2
+    assert "pip install librosa" in capsys.readouterr().err
+    assert main(["beats", str(tmp_path / "nowhere.wav")]) == 2
+    assert "does not exist" in capsys.readouterr().err

@@ -93,10 +93,10 @@ def in_range(samples: np.ndarray) -> np.ndarray:
     return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
 
 
-def resampled(frames: Iterator[av.AudioFrame], layout: str) -> Iterator[av.AudioFrame]:
-    """The frames in this layout at 48 kHz; their own rate and layout may change on the way."""
+def resampled(frames: Iterator[av.AudioFrame], layout: str, rate: int = RATE) -> Iterator[av.AudioFrame]:
+    """The frames in this layout and rate; their own rate and layout may change on the way."""
     for _, alike in groupby(frames, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
-        resampler = av.AudioResampler("fltp", layout, RATE)
+        resampler = av.AudioResampler("fltp", layout, rate)
         for frame in chain(alike, (None,)):
             yield from resampler.resample(frame)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from longlive_core import PromptSchedule
+
 ROOT = Path(__file__).parents[2]
 READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
@@ -23,6 +25,12 @@ STATUS = "document.querySelector('.longlive-live [role=status]')"
 HEARD = f"() => {PLAYER}.webkitAudioDecodedByteCount"
 RATE, SECONDS, STREAM_ID = 44_100, 6, 910
 WAIT_MS = 60_000
+SCHEDULE = "LongLivePromptSchedule"
+TWO_CUES = "0 a red circle drifts right over navy\n5s => it turns blue\n"
+TIMES = [2.0, 8.5, 12.0]
+TEXT = f"""() => app.graph.nodes.find(node => node.type === "{SCHEDULE}")
+  .widgets.find(widget => widget.name === "prompts").value"""
+PIXELS = "parseFloat(document.querySelectorAll('.ll-beat')[1].style.left) / 8.5"
 
 
 @pytest.fixture
@@ -77,3 +85,48 @@ def test_the_panel_plays_the_sound_while_the_video_is_made_and_after(server, tab
         "as the user left it"
     )
     assert tab.errors == []
+
+
+@pytest.mark.newest
+def test_a_dragged_edge_snaps_to_a_beat_and_the_workflow_keeps_the_beats(server, tab):
+    tab.route("**/longlive/beats?file=tone.wav", lambda route: route.fulfill(json={"times": TIMES}))
+    loaded = json.loads((ROOT / "workflows" / "mini_timeline.json").read_text())
+    next(node for node in loaded["nodes"] if node["type"] == SCHEDULE)["widgets_values"] = [TWO_CUES]
+    next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")["widgets_values"][2] = 20
+    tab.evaluate(LOAD, loaded)
+    tab.evaluate(ADD_SOUND)
+    timeline = tab.locator(".longlive-timeline")
+    timeline.get_by_role("button", name="Show the beats of a sound file", exact=False).click()
+    tab.wait_for_function("document.querySelectorAll('.ll-beat').length === 3")
+    assert "3 beats of tone.wav" in timeline.locator(".ll-status").text_content()
+    saved = tab.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
+    schedule = next(node for node in saved["nodes"] if node["type"] == SCHEDULE)
+    assert schedule["properties"]["Beats"] == {"file": "tone.wav", "times": TIMES}
+    for keys, begins in (
+        ([], 8.8125),
+        (["Alt"], 8.0625),
+    ):  # the blocks nearest to the beat, and to the pointer
+        drag_edge(tab, 8.25, keys)
+        assert begin_of_second(tab) == begins
+        tab.evaluate(LOAD, saved)
+        tab.wait_for_function("document.querySelectorAll('.ll-beat').length === 3")
+    assert tab.errors == []
+
+
+def drag_edge(tab, seconds: float, keys: list[str]) -> None:
+    """Drag the beginning of the second cue to a time, with keys held."""
+    edge = tab.locator(".longlive-timeline .ll-edge").nth(1).bounding_box()
+    lane = tab.locator(".longlive-timeline .ll-lane").bounding_box()
+    length = tab.evaluate("document.querySelector('.ll-lane').offsetWidth") / tab.evaluate(PIXELS)
+    for key in keys:
+        tab.keyboard.down(key)
+    tab.mouse.move(edge["x"] + edge["width"] / 2, edge["y"] + edge["height"] / 2)
+    tab.mouse.down()
+    tab.mouse.move(lane["x"] + lane["width"] * seconds / length, edge["y"] + edge["height"] / 2, steps=5)
+    tab.mouse.up()
+    for key in keys:
+        tab.keyboard.up(key)
+
+
+def begin_of_second(tab) -> float:
+    return PromptSchedule.parse(tab.evaluate(TEXT)).cues[1].seconds

@@ -4,6 +4,8 @@ import io
 import json
 import wave
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote
 
 import av
 import numpy as np
@@ -102,3 +104,19 @@ def test_a_run_that_is_interrupted_keeps_the_sound_of_what_it_made(server, click
 @pytest.mark.newest
 def test_a_sound_that_is_shorter_than_the_video_is_noted(server, clicks):
     assert any("audio ends after 3.0 s" in text for text in run(server, graph(seconds=4.0, seed=44)).texts)
+
+
+def test_beats_are_of_files_in_the_input_folder_alone(server, clicks):
+    assert "clicks.wav" in server.get("/longlive/sounds")["files"]
+    for name in ("../server.log", "/etc/passwd", "nowhere.wav", ""):
+        assert server.status_of(f"/longlive/beats?file={quote(name)}") == 400
+    status, answer = answer_of(server, "/longlive/beats?file=clicks.wav")
+    is_answer = answer["times"] == sorted(answer["times"]) if status == 200 else "librosa" in answer["error"]
+    assert is_answer, answer
+
+
+def answer_of(server, path: str) -> tuple[int, dict]:
+    try:
+        return 200, server.get(path)
+    except HTTPError as error:
+        return error.code, json.load(error)

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { isCommand, onKey } from "../../web/js/timeline/keys.js";
 import * as model from "../../web/js/timeline/model.js";
+import { checkedBeats, drawnBeats, snapped } from "../../web/js/timeline/beats.js";
 
 const THREE = "# a film\n0:00 a red circle\n\n3s => it turns blue\n6s => blend 3s: it rests\n   over navy\n# the end\n";
 const EDGES = [0, 0.5625, 1.3125, 2.0625, 2.8125, 3.5625, 4.3125, 5.0625];
@@ -366,4 +367,19 @@ test("any edit of any schedule leaves one that reads back", () => {
       assert.deepEqual(said(model.parse(model.serialise(schedule))), said(schedule));
     }
   }
+});
+
+test("a dragged edge snaps to the nearest beat within a few pixels", () => {
+  const times = [1, 2, 2.25];
+  assert.equal(snapped(times, 1.9, 40), 2);
+  assert.equal(snapped(times, 2.2, 40), 2.25);
+  assert.equal(snapped(times, 1.5, 40), 1.5);
+  assert.equal(snapped(times, 1.5, 10), 1, "zoomed out, pixels are more seconds");
+  assert.equal(snapped([], 1.5, 40), 1.5);
+});
+
+test("beats that were saved are read whatever they are, and only those with room are drawn", () => {
+  assert.deepEqual(checkedBeats(undefined), { file: "", times: [] });
+  assert.deepEqual(checkedBeats({ file: 3, times: [2, -1, "x", null, NaN, 1] }), { file: "3", times: [1, 2] });
+  assert.deepEqual(drawnBeats([0, 1, 1.1, 2, 9], 0.5, 3, 20), [1, 2]);
 });

@@ -6,13 +6,14 @@ import { app } from "../../../scripts/app.js";
 import { showOwn } from "./drawn.js";
 import { showFailures } from "./errors.js";
 import { Client, RUN_EVENT } from "./live/client.js";
-import { isLinked, modelQuery, nodeAt, noteChange, openGraph, widgetOf } from "./live/graph.js";
+import { isLinked, modelQuery, nodeAt, noteChange, openGraph, soundFile, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
 import { LATENT_FRAMES } from "./timeline/blocks.js";
 import { TimelineView } from "./timeline/view.js";
 
 const NODE = "LongLivePromptSchedule";
 const STREAM = "LongLiveStream";
+const BEATS = "Beats"; // a property of the node: so others see them who have no librosa
 const TEXT_SHOWN = "Show schedule text"; // a property of the node
 const MIN_HEIGHT = 250;
 const TEXT_HEIGHT = 130;
@@ -121,12 +122,25 @@ function watch(node, view) {
   });
 }
 
+function beatsOf(node) {
+  return {
+    files: () => client.sounds(),
+    times: (file) => client.beats(file),
+    connected: () => streamsOf(node).map(soundFile).find(Boolean) ?? "",
+    save: (beats) => {
+      node.properties[BEATS] = beats;
+      noteChange();
+    },
+  };
+}
+
 function addTimeline(node) {
   const prompts = widgetOf(node, "prompts");
   const view = new TimelineView({
     onEdit: writerOf(prompts),
     endSeconds: () => endSecondsOf(node),
     onToggleText: (isShown) => showText(node, prompts, isShown),
+    beats: beatsOf(node),
   });
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, getValue: () => "" };
   options.hideInPanel = true; // the side panel would take it out of the node, at a width of its own
@@ -138,6 +152,7 @@ function addTimeline(node) {
   after(node, "onConfigure", () => {
     showOwn(app, node, view.element);
     view.reset(prompts.value);
+    view.beats.restore(node.properties[BEATS]);
     view.setTextShown(node.properties[TEXT_SHOWN] === true || view.error !== null);
   });
   view.reset(prompts.value);

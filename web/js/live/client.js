@@ -4,6 +4,8 @@ export const RUN_EVENT = "longlive.run";
 const RUNS = "/longlive/runs";
 const BLOCK = "/longlive/block";
 const DOOR = "/longlive/door";
+const SOUNDS = "/longlive/sounds";
+const BEATS = "/longlive/beats";
 
 /** What the server refused, in its own words. */
 export class Refused extends Error {}
@@ -57,6 +59,16 @@ export class Client {
   /** How many latent frames a block of the model has that graph.js: modelQuery asks about. */
   async latentFrames(query) {
     return (await this.#call(`${BLOCK}?${query}`)).latent_frames;
+  }
+
+  /** Names of the files of ComfyUI's input folder that may have sound. */
+  async sounds() {
+    return (await this.#call(SOUNDS)).files;
+  }
+
+  /** The beats of one of them, in seconds. */
+  async beats(file) {
+    return (await this.#call(`${BEATS}?${new URLSearchParams({ file })}`)).times;
   }
 
   async #call(path, options) {

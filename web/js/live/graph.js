@@ -69,6 +69,13 @@ export function isLinked(node, name) {
   return node.inputs?.some((input) => input.widget?.name === name && input.link != null) ?? false;
 }
 
+/** The file that Load Audio has for the sound of a stream, reroutes passed; "" where another node makes it. */
+export function soundFile(stream) {
+  let node = origin(stream, stream.inputs?.findIndex((input) => input.name === "audio") ?? -1);
+  while (node?.type === REROUTE) node = origin(node, 0);
+  return node?.type === "LoadAudio" && !isLinked(node, "audio") ? (widgetOf(node, "audio")?.value ?? "") : "";
+}
+
 function origin(node, slot) {
   return slot < 0 ? undefined : (node.getInputNode(slot) ?? undefined);
 }

@@ -44,7 +44,8 @@ function follow(view, pointer, { move, drop }) {
 
 function edgeDrag(view, index) {
   const before = view.schedule;
-  const dragged = (event) => model.moveEdge(before, index, secondsAt(view, event));
+  const at = (event) => view.beats.near(secondsAt(view, event), event, view.pixels);
+  const dragged = (event) => model.moveEdge(before, index, at(event));
   return {
     move: (event) => {
       view.schedule = dragged(event);

@@ -22,6 +22,8 @@ export const STYLE = `
   color: var(--descrip-text, #999); font-size: 10px; }
 .longlive-timeline .ll-tick { position: absolute; top: 0; height: 100%; padding-left: 3px;
   border-left: 1px solid var(--descrip-text, #999); white-space: nowrap; }
+.longlive-timeline .ll-beat { position: absolute; bottom: 0; height: 45%; width: 3px; margin-left: -1px;
+  border-left: 1px solid var(--ll-accent); }
 .longlive-timeline .ll-track { position: relative; flex: 1; overflow: hidden;
   border-top: 1px solid var(--border-color, #4e4e4e); }
 .longlive-timeline .ll-grid { position: absolute; inset: 0; pointer-events: none; opacity: .22; z-index: 1;

@@ -3,6 +3,7 @@
 
 import { t } from "../texts.js";
 import * as model from "./model.js";
+import { Beats } from "./beats.js";
 import { isCommand, onKey, shortcuts } from "./keys.js";
 import { button, changeOptions, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
 import { onPress, secondsAt } from "./pointer.js";
@@ -21,13 +22,14 @@ export class TimelineView {
 
   /**
    * `onEdit(text)` is told every new text; `endSeconds()` is how long the video is (0: not known);
-   * `onToggleText(isShown)` shows or hides the text itself.
+   * `onToggleText(isShown)` shows or hides the text itself; `beats` is the source of a Beats.
    */
-  constructor({ onEdit, endSeconds, onToggleText }) {
+  constructor({ onEdit, endSeconds, onToggleText, beats }) {
     Object.assign(this, { onEdit, endSeconds, selected: 0, zoom: null, schedule: UNREAD });
     Object.assign(this, { isReadOnly: false, played: null, error: null, said: "", failure: "" });
     this.history = model.newHistory("");
     addStyle(document);
+    this.beats = new Beats(beats, (sentence, isError) => this.#say(sentence, isError), () => this.draw());
     this.element = this.#build(onToggleText);
     this.#listen();
     this.resized = new ResizeObserver(() => this.draw());
@@ -111,7 +113,7 @@ export class TimelineView {
     const closes = { title: t("Click to close"), onclick: () => this.showHelp(false) };
     this.help = made("div", { className: "ll-help", textContent: shortcuts(), hidden: true, ...closes });
     const [bar, fields] = [this.#bar(onToggleText), this.#fields()];
-    const rows = [bar, this.help, this.first, this.scroller, fields, this.prompt, this.status];
+    const rows = [bar, this.help, this.beats.row, this.first, this.scroller, fields, this.prompt, this.status];
     const root = made("div", { className: "longlive-timeline", role: "group", "aria-label": t("Timeline") }, ...rows);
     this.track.append(this.grid);
     return root;
@@ -127,6 +129,7 @@ export class TimelineView {
       this.textButton.setAttribute("aria-pressed", isShown);
       onToggleText(isShown);
     };
+    const snaps = t("Show the beats of a sound file; dragged edges snap to them (not with Alt)");
     const help = button("?", shortcuts(), () => this.showHelp(this.help.hidden));
     help.setAttribute("aria-label", t("Shortcuts"));
     return made(
@@ -144,6 +147,7 @@ export class TimelineView {
       button("\u2212", t("Zoom out (-)"), () => this.zoomBy(-1)),
       button(t("Fit"), t("Show everything (0)"), () => this.zoomTo(0)),
       button("+", t("Zoom in (+)"), () => this.zoomBy(1)),
+      button(t("Beats"), snaps, () => this.beats.toggle()),
       this.textButton,
       help,
     );
@@ -292,7 +296,7 @@ export class TimelineView {
     const from = this.scroller.scrollLeft / this.pixels;
     const last = this.lengthSeconds - TICK_PIXELS / this.pixels;
     const to = Math.min(last, from + this.scroller.clientWidth / this.pixels);
-    this.ruler.replaceChildren(...ticks(from, to, this.pixels));
+    this.ruler.replaceChildren(...ticks(from, to, this.pixels), ...this.beats.marks(from, to, this.pixels));
   }
 
   #drawFields() {
