@@ -17,6 +17,7 @@ const BEATS = "Beats"; // a property of the node: so others see them who have no
 const TEXT_SHOWN = "Show schedule text"; // a property of the node
 const MIN_HEIGHT = 250;
 const TEXT_HEIGHT = 130;
+const ROW_HEIGHT = 20; // of the folded text
 const WATCH_MILLISECONDS = 500;
 const REST_MILLISECONDS = 400;
 
@@ -68,22 +69,34 @@ function writerOf(prompts) {
   };
 }
 
-function showText(node, prompts, isShown) {
+function showText(node, isShown) {
   const change = Number(isShown) - Number(node.properties[TEXT_SHOWN] === true);
   if (change) node.setSize([node.size[0], node.size[1] + change * TEXT_HEIGHT]);
   node.properties[TEXT_SHOWN] = isShown;
-  prompts.hidden = !isShown;
-  prompts.options.hidden = !isShown;
-  node.widgets.push(node.widgets.pop()); // the new nodes look at their widgets again only when the list changes
   node.setDirtyCanvas?.(true, true);
 }
 
-/** A hidden widget takes no room; ComfyUI 0.3.64 would leave it empty. */
-function foldWhenHidden(widget) {
-  const layout = widget.computeLayoutSize;
-  widget.computeLayoutSize = function (node) {
-    return this.hidden ? { minHeight: 0, maxHeight: 0, minWidth: 0 } : layout.call(this, node);
-  };
+/**
+ * Fold the text to a row of its name on the classic node (style.js does so on the new nodes). A hidden widget would be
+ * hidden from subgraphs, side panel and links as well. Pages before 1.49 ask it for its copies on subgraph nodes too.
+ */
+function foldText(node, prompts, isFolded) {
+  const { computeLayoutSize, isVisible } = prompts;
+  const row = { minHeight: ROW_HEIGHT, maxHeight: ROW_HEIGHT, minWidth: 0 };
+  const isRow = () => isFolded() && app.canvas.graph === node.graph;
+  prompts.computeLayoutSize = (on) => (isRow() && on === node ? row : computeLayoutSize.call(prompts, on));
+  prompts.isVisible = () => !isRow() && isVisible.call(prompts);
+  after(node, "onDrawForeground", (pen, canvas) => {
+    if (isFolded() && !node.flags.collapsed && !canvas?.low_quality) drawName(pen, prompts);
+  });
+}
+
+function drawName(pen, { label, name, y }) {
+  pen.save();
+  const font = `${LiteGraph.NODE_SUBTEXT_SIZE}px ${LiteGraph.NODE_FONT}`;
+  Object.assign(pen, { font, textAlign: "left", textBaseline: "middle", fillStyle: LiteGraph.NODE_TEXT_COLOR });
+  pen.fillText(label ?? name, ROW_HEIGHT, y + ROW_HEIGHT / 2);
+  pen.restore();
 }
 
 /** Call `then` after every call of a method that others may have set already. */
@@ -139,7 +152,7 @@ function addTimeline(node) {
   const view = new TimelineView({
     onEdit: writerOf(prompts),
     endSeconds: () => endSecondsOf(node),
-    onToggleText: (isShown) => showText(node, prompts, isShown),
+    onToggleText: (isShown) => showText(node, isShown),
     beats: beatsOf(node),
   });
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, getValue: () => "" };
@@ -147,7 +160,7 @@ function addTimeline(node) {
   // After the text: values of a saved node are read by their number among its widgets.
   const widget = node.addDOMWidget("timeline", "longlive_timeline", view.element, options);
   widget.serialize = false;
-  foldWhenHidden(prompts);
+  foldText(node, prompts, () => !view.isTextShown);
   after(prompts, "callback", () => view.show(prompts.value));
   after(node, "onConfigure", () => {
     showOwn(app, node, view.element);

@@ -1,5 +1,8 @@
 // How the timeline looks: the host's own colours, in every theme.
 
+// The new nodes' widgets, of which the text is a row of its name while the timeline does not show it.
+const FOLDED = ".lg-node-widgets:has(.longlive-timeline:not(.ll-with-text))";
+
 export const STYLE = `
 .longlive-timeline { --ll-accent: #4a90e2; position: relative; display: flex; flex-direction: column; gap: 4px; height: 100%;
   min-height: 0; box-sizing: border-box; overflow: hidden; padding: 2px; color: var(--input-text, #ddd);
@@ -67,6 +70,9 @@ export const STYLE = `
   background: var(--comfy-menu-bg, #353535); white-space: pre-line; font-size: 11px; padding: 4px 6px;
   border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; color: var(--descrip-text, #999);
   max-height: calc(100% - 34px); overflow: auto; }
+${FOLDED} { grid-template-rows: min-content auto !important; grid-auto-rows: min-content; }
+${FOLDED} textarea:not(.longlive-timeline *) { display: none; }
+${FOLDED} :has(> .lg-slot) { opacity: 1; }
 .longlive-timeline [hidden] { display: none !important; }
 `;
 

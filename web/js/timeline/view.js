@@ -127,6 +127,7 @@ export class TimelineView {
     this.setTextShown = (isShown) => {
       this.isTextShown = isShown;
       this.textButton.setAttribute("aria-pressed", isShown);
+      this.element.classList.toggle("ll-with-text", isShown);
       onToggleText(isShown);
     };
     const snaps = t("Show the beats of a sound file; dragged edges snap to them (not with Alt)");
