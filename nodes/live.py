@@ -116,6 +116,7 @@ class LiveRun:
         names["video"] = f"/longlive/runs/{self.id}/video"
         width, height = self.size
         video = {"width": width, "height": height, "num_frames": self._num_frames()}
+        video["length"] = self.settings["seconds"]
         video["block_latent_frames"] = self.settings["window"]["block_latent_frames"]
         return names | self.control.snapshot() | video
 

@@ -11,6 +11,7 @@ from ..longlive_core.schedule.schedule import NEVER, PromptSchedule
 from ..longlive_core.text.tokens import TEXT_TOKENS, too_long
 from . import host
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType, found_by
+from .live import SCHEDULE_KEY
 
 EXAMPLE = """0:00 a red circle drifts right over navy
 3s => it turns into a blue star
@@ -69,7 +70,8 @@ class LongLivePromptSchedule(io.ComfyNode):
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
         lines = [*word_warnings(clip, schedule), *times(schedule)]
-        return io.NodeOutput(encoded(clip, schedule), ui=host.shown(cls.hidden.unique_id, lines))
+        shown = host.shown(cls.hidden.unique_id, lines).as_dict() | {SCHEDULE_KEY: [prompts]}
+        return io.NodeOutput(encoded(clip, schedule), ui=shown)
 
 
 def times(schedule: PromptSchedule) -> list[str]:

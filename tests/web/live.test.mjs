@@ -5,7 +5,7 @@ import { readdirSync } from "node:fs";
 import test from "node:test";
 
 import { Client, Refused } from "../../web/js/live/client.js";
-import { displayId, modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
+import { displayId, heldBy, modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
 import { codecsOf, joined } from "../../web/js/live/growing.js";
 import { Player } from "../../web/js/live/player.js";
 import { isLive, isOf, Runs } from "../../web/js/live/runs.js";
@@ -234,10 +234,32 @@ test("the connected schedule is found through reroutes and set as a user would",
   assert.equal(found.widget, widget);
   setWidget(found.node, found.widget, "new");
   assert.deepEqual([widget.value, seen], ["new", ["new"]]);
-  schedule.inputs = [{ widget: { name: "prompts" }, link: 4 }];
-  assert.deepEqual(promptsWidget(stream), { node: schedule, widget: undefined }, "the text comes from another node");
+  const text = { type: "Text" };
+  Object.assign(schedule, { inputs: [{ widget: { name: "prompts" }, link: 4 }], getInputNode: () => text });
+  assert.deepEqual(promptsWidget(stream), { node: text, widget: undefined }, "the text comes from another node");
   assert.equal(promptsWidget({ inputs: [], getInputNode: () => null }), undefined);
   assert.equal(promptsWidget({ inputs: [{ name: "schedule" }], getInputNode: () => null }), undefined);
+});
+
+test("the text of a schedule in a subgraph is that of the node that shows it there, at any depth", () => {
+  const nodeIn = (graph, link, origin, extra = {}) => ({
+    ...{ graph, widgets: [{ name: "prompts" }], inputs: [{ widget: { name: "prompts" }, link }], getInputNode: () => null },
+    ...{ getInputLink: () => ({ origin_id: origin, origin_slot: 0 }), ...extra },
+  });
+  const root = { nodes: [] };
+  const [outer, inner] = [{ rootGraph: root }, { rootGraph: root }];
+  const schedule = nodeIn(inner, 4, "-10");
+  const middle = nodeIn(outer, 5, -10, { subgraph: inner });
+  const host = nodeIn(root, null, null, { subgraph: outer });
+  [root.nodes, outer.nodes, inner.nodes] = [[host], [middle], [schedule]];
+  assert.equal(heldBy(schedule, "prompts").widget, host.widgets[0]);
+  assert.equal(heldBy(schedule, "prompts").node, host);
+  const text = {};
+  Object.assign(host, { inputs: [{ widget: { name: "prompts" }, link: 6 }], getInputNode: () => text });
+  assert.deepEqual(heldBy(schedule, "prompts"), { node: text, widget: undefined });
+  root.nodes = [];
+  assert.deepEqual(heldBy(schedule, "prompts"), { node: undefined, widget: undefined });
+  assert.equal(heldBy({ widgets: [{ name: "prompts", value: 1 }] }, "prompts").widget.value, 1, "no slot for it");
 });
 
 test("the model of a stream is found through reroutes, and named as the server asks for it", () => {

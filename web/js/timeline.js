@@ -6,8 +6,9 @@ import { app } from "../../../scripts/app.js";
 import { showOwn } from "./drawn.js";
 import { showFailures } from "./errors.js";
 import { Client, RUN_EVENT } from "./live/client.js";
-import { isLinked, modelQuery, nodeAt, noteChange, openGraph, soundFile, widgetOf } from "./live/graph.js";
+import { heldBy, modelQuery, nodeAt, noteChange, openGraph, setWidget, soundFile, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
+import { t } from "./texts.js";
 import { LATENT_FRAMES } from "./timeline/blocks.js";
 import { TimelineView } from "./timeline/view.js";
 
@@ -21,7 +22,10 @@ const ROW_HEIGHT = 20; // of the folded text
 const WATCH_MILLISECONDS = 500;
 const REST_MILLISECONDS = 400;
 
+const SCHEDULE_KEY = "longlive_schedule"; // of a run's outputs: the schedule text
+
 const views = new Map(); // node -> its timeline
+const lengths = new WeakMap(); // stream -> seconds of its last run
 const client = new Client((path, options) => api.fetchApi(path, options));
 
 /** The nodes that the schedule goes into. */
@@ -31,8 +35,14 @@ function streamsOf(node) {
   return targets.filter((target) => target?.comfyClass === STREAM);
 }
 
+/** How long a stream's video is: where another node says so, as long as that of the last run. */
+function lengthOf(stream) {
+  const { widget } = heldBy(stream, "seconds");
+  return widget ? Number(widget.value) || 0 : (lengths.get(stream) ?? 0);
+}
+
 function endSecondsOf(node) {
-  return Math.max(0, ...streamsOf(node).map((stream) => Number(widgetOf(stream, "seconds")?.value) || 0));
+  return Math.max(0, ...streamsOf(node).map(lengthOf));
 }
 
 /** Latent frames in a block of a model, if it is known: see modelQuery. */
@@ -60,10 +70,12 @@ function followModel(node, view) {
 }
 
 /** Set the text. The host notes the change once edits rest: it can be undone there too, and the tab is marked. */
-function writerOf(prompts) {
+function writerOf(node, prompts) {
   let timer = null;
   return (text) => {
-    prompts.value = text;
+    const held = heldBy(node, "prompts");
+    if (held.widget === prompts) prompts.value = text;
+    else setWidget(held.node, held.widget, text);
     clearTimeout(timer);
     timer = setTimeout(() => noteChange(app), REST_MILLISECONDS);
   };
@@ -109,17 +121,29 @@ function after(target, name, then) {
   };
 }
 
-/** What the host tells nobody: a stream's length and model, and whether the text comes from another node. */
+/** Show the text where it is held, in a subgraph too; of another node the one that ran last. */
+function followText(node, view) {
+  let place;
+  return () => {
+    const { node: holder, widget } = heldBy(node, "prompts");
+    const now = `${holder?.graph?.id} ${holder?.id} ${widget?.name} ${widget ? "" : holder?.title}`;
+    if (now !== place && widget) view.reset(widget.value);
+    else if (now !== place) view.showSource(holder?.title ?? t("another node"));
+    else if (widget) view.show(widget.value);
+    place = now;
+  };
+}
+
+/** What the host tells nobody: a stream's length and model, and where the text comes from. */
 function watch(node, view) {
-  let known, timer;
-  const follow = followModel(node, view);
+  let end, timer;
+  const [followsModel, followsText] = [followModel(node, view), followText(node, view)];
   const look = () => {
-    follow();
-    const now = `${endSecondsOf(node)} ${isLinked(node, "prompts")}`;
-    if (now === known) return;
-    known = now;
-    view.isReadOnly = isLinked(node, "prompts");
-    view.draw();
+    followsModel();
+    followsText();
+    const now = endSecondsOf(node);
+    if (now !== end) view.draw();
+    end = now;
   };
   // Not before: a node that is only made to be copied is never added, and so never removed.
   after(node, "onAdded", () => {
@@ -150,7 +174,7 @@ function beatsOf(node) {
 function addTimeline(node) {
   const prompts = widgetOf(node, "prompts");
   const view = new TimelineView({
-    onEdit: writerOf(prompts),
+    onEdit: writerOf(node, prompts),
     endSeconds: () => endSecondsOf(node),
     onToggleText: (isShown) => showText(node, isShown),
     beats: beatsOf(node),
@@ -161,7 +185,8 @@ function addTimeline(node) {
   const widget = node.addDOMWidget("timeline", "longlive_timeline", view.element, options);
   widget.serialize = false;
   foldText(node, prompts, () => !view.isTextShown);
-  after(prompts, "callback", () => view.show(prompts.value));
+  after(prompts, "callback", () => heldBy(node, "prompts").widget === prompts && view.show(prompts.value));
+  after(node, "onExecuted", (output) => view.showRunText(output?.[SCHEDULE_KEY]?.[0]));
   after(node, "onConfigure", () => {
     showOwn(app, node, view.element);
     view.reset(prompts.value);
@@ -178,6 +203,7 @@ function showRun(run) {
   const graph = openGraph(app);
   if (!isOf(run, graph?.id)) return;
   const stream = nodeAt(graph, run.node);
+  if (stream) lengths.set(stream, run.length);
   for (const [node, view] of views) {
     if (streamsOf(node).includes(stream)) view.showRun({ ...run, isLive: isLive(run) });
   }

@@ -1,6 +1,7 @@
 /** Nodes of the page's graph, found by what the server calls them. No DOM. */
 
 const REROUTE = "Reroute";
+const SUBGRAPH_INPUT = -10; // the host's id of what stands for the inputs of a subgraph, inside it
 
 /** The graph of the workflow that is open. */
 export function openGraph(app) {
@@ -31,13 +32,34 @@ export function widgetOf(node, name) {
 }
 
 /**
- * The `prompts` widget of the schedule that is connected to a stream, reroutes passed. No widget if its text
- * comes from another node; undefined without a schedule.
+ * The widget that holds the text of the schedule that is connected to a stream, reroutes passed: as heldBy has it;
+ * undefined without a schedule.
  */
 export function promptsWidget(stream) {
-  let node = origin(stream, stream.inputs?.findIndex((input) => input.name === "schedule") ?? -1);
-  while (node?.type === REROUTE) node = origin(node, 0);
-  return node && { node, widget: isLinked(node, "prompts") ? undefined : widgetOf(node, "prompts") };
+  const node = from(stream, stream.inputs?.findIndex((input) => input.name === "schedule") ?? -1);
+  return node && heldBy(node, "prompts");
+}
+
+/**
+ * Where the value of a widget is held: { node, widget } of the node itself, or of the subgraph's node that shows it
+ * in its place; { node } alone where another node makes the value (none, if that is not known).
+ */
+export function heldBy(node, name) {
+  const slot = node.inputs?.findIndex(({ widget }) => widget?.name === name) ?? -1;
+  return slot < 0 ? { node, widget: widgetOf(node, name) } : heldAt(node, slot);
+}
+
+function heldAt(node, slot) {
+  const { link, widget } = node.inputs[slot];
+  if (link == null) return { node, widget: widget && widgetOf(node, widget.name) };
+  const came = node.getInputLink?.(slot);
+  if (Number(came?.origin_id) !== SUBGRAPH_INPUT) return { node: from(node, slot), widget: undefined };
+  const shown = nodesWithin(node.graph.rootGraph).find(({ subgraph }) => subgraph === node.graph);
+  return shown ? heldAt(shown, came.origin_slot) : { node: undefined, widget: undefined };
+}
+
+function nodesWithin(graph) {
+  return graph.nodes.flatMap((node) => [node, ...(node.subgraph ? nodesWithin(node.subgraph) : [])]);
 }
 
 const NAMING = { LongLiveLoadModel: ["checkpoint", "family"], LongLiveUseModel: ["family"] };
@@ -57,11 +79,9 @@ export function modelQuery(stream) {
   return new URLSearchParams(values).toString();
 }
 
-/** Where the model of a node comes from, reroutes passed. */
+/** Where the model of a node comes from. */
 function modelOf(node) {
-  let from = origin(node, node.inputs?.findIndex((input) => input.name === "model") ?? -1);
-  while (from?.type === REROUTE) from = origin(from, 0);
-  return from;
+  return from(node, node.inputs?.findIndex((input) => input.name === "model") ?? -1);
 }
 
 /** Whether the value of a widget comes from another node. */
@@ -71,9 +91,15 @@ export function isLinked(node, name) {
 
 /** The file that Load Audio has for the sound of a stream, reroutes passed; "" where another node makes it. */
 export function soundFile(stream) {
-  let node = origin(stream, stream.inputs?.findIndex((input) => input.name === "audio") ?? -1);
-  while (node?.type === REROUTE) node = origin(node, 0);
+  const node = from(stream, stream.inputs?.findIndex((input) => input.name === "audio") ?? -1);
   return node?.type === "LoadAudio" && !isLinked(node, "audio") ? (widgetOf(node, "audio")?.value ?? "") : "";
+}
+
+/** The node that an input comes from, reroutes passed. */
+function from(node, slot) {
+  let source = origin(node, slot);
+  while (source?.type === REROUTE) source = origin(source, 0);
+  return source;
 }
 
 function origin(node, slot) {

@@ -26,22 +26,26 @@ export class TimelineView {
    */
   constructor({ onEdit, endSeconds, onToggleText, beats }) {
     Object.assign(this, { onEdit, endSeconds, selected: 0, zoom: null, schedule: UNREAD });
-    Object.assign(this, { isReadOnly: false, played: null, error: null, said: "", failure: "" });
+    Object.assign(this, { source: null, ran: null, played: null, error: null, said: "", failure: "" });
     this.history = model.newHistory("");
     addStyle(document);
     this.beats = new Beats(beats, (sentence, isError) => this.#say(sentence, isError), () => this.draw());
     this.element = this.#build(onToggleText);
     this.#listen();
     this.resized = new ResizeObserver(() => this.draw());
+    this.onWheel = (event) => this.#onWheel(event);
   }
 
   /** From now on it is on a page, until `remove`. */
   attach() {
     this.resized.observe(this.element);
+    // On its way down: the host's new nodes take it before it comes here.
+    window.addEventListener("wheel", this.onWheel, { capture: true, passive: false });
   }
 
   /** The text came anew: no way back behind it. */
   reset(text) {
+    this.source = null;
     this.history = model.newHistory(text);
     this.selected = 0;
     this.schedule = UNREAD;
@@ -53,6 +57,26 @@ export class TimelineView {
     if (text === this.history.text) return;
     this.history = model.recorded(this.history, text, "typing");
     this.#read(text);
+  }
+
+  /** The text comes from a node of that title: what it was in the last run, if there was one, is shown here. */
+  showSource(title) {
+    const sentence = t("Prompts come from {title}", { title });
+    const { cues, ...rest } = UNREAD;
+    this.reset(this.ran ?? "");
+    this.source = title;
+    if (this.ran === null) Object.assign(this, { error: null, schedule: { ...rest, cues: [{ ...cues[0], prompt: sentence }] } });
+    this.draw();
+  }
+
+  /** The text of the run that goes on, or of the last one. */
+  showRunText(text = null) {
+    this.ran = text;
+    if (this.source !== null) this.showSource(this.source);
+  }
+
+  get isReadOnly() {
+    return this.source !== null;
   }
 
   /** A run of this schedule: how far it is, and what was said while it ran. Null shows none. */
@@ -69,6 +93,7 @@ export class TimelineView {
 
   remove() {
     this.resized.disconnect();
+    window.removeEventListener("wheel", this.onWheel, { capture: true });
   }
 
   /** Latent frames in a block of the model that the schedule is for. */
@@ -202,9 +227,13 @@ export class TimelineView {
 
   /** What is wrong with the text comes first, what will be wrong when it runs last. */
   #drawStatus() {
-    this.status.textContent = this.error?.message ?? (this.said || this.failure || this.#warning());
+    this.status.textContent = this.error?.message ?? (this.said || this.failure || this.#whence() || this.#warning());
     const isFailure = !this.said && Boolean(this.failure);
     this.status.classList.toggle("ll-error", this.isRefusal || this.error !== null || isFailure);
+  }
+
+  #whence() {
+    return this.source !== null && this.ran !== null ? t("Prompts come from {title}", { title: this.source }) : "";
   }
 
   #warning() {
@@ -318,7 +347,7 @@ export class TimelineView {
 
   /** Take a new schedule, of an edit of this kind; false (and a sentence) where that is not possible now. */
   commit(schedule, kind = null) {
-    if (this.isReadOnly) return this.#refuse("the schedule comes from another node; change it there");
+    if (this.isReadOnly) return this.#refuse(t("Prompts come from {title}; change them there", { title: this.source }));
     if (this.error) return this.#refuse(this.error.message);
     this.schedule = schedule;
     this.#write(model.recorded(this.history, model.serialise(schedule), kind));
@@ -475,7 +504,6 @@ export class TimelineView {
     root.addEventListener("cut", (event) => event.stopPropagation());
     root.addEventListener("paste", (event) => this.#onPaste(event));
     this.scroller.addEventListener("scroll", () => this.#drawRuler());
-    this.scroller.addEventListener("wheel", (event) => this.#onWheel(event), { passive: false });
     this.track.addEventListener("pointerdown", (event) => onPress(this, event));
     this.track.addEventListener("dblclick", (event) => event.target.closest(".ll-cue") && this.editPrompt());
     this.ruler.addEventListener("dblclick", (event) => this.add(secondsAt(this, event)));
@@ -513,7 +541,7 @@ export class TimelineView {
   }
 
   #onWheel(event) {
-    if (!event.ctrlKey) return;
+    if (!event.ctrlKey || !this.scroller.contains(event.target)) return;
     event.preventDefault();
     event.stopPropagation();
     this.zoomBy(-Math.sign(event.deltaY));
