@@ -78,13 +78,15 @@ class StreamModel:
 class EncodedSchedule:
     """Timed prompts, and the embedding [1, text tokens, text dim] of every prompt with what is in all.
 
-    `encode` makes that of any other prompt; `has_room` says whether it may while a model samples.
+    `encode` makes that of any other prompt; `has_room` says whether it may while a model samples;
+    `warnings_of` has sentences about the words of a prompt.
     """
 
     schedule: PromptSchedule
     embeds: Mapping[str, Tensor] = field(repr=False)
     encode: Callable[[str], Tensor] = field(repr=False)
     has_room: Callable[[], bool] = field(repr=False)
+    warnings_of: Callable[[str], list[str]] = field(repr=False, default=lambda _: [])
 
     def embeds_of(self, prompt: str) -> Tensor:
         return self.embeds[prompt] if prompt in self.embeds else self.encode(prompt)

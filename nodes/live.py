@@ -62,15 +62,20 @@ class LiveRun:
         size: tuple[int, int],
         settings: dict[str, Any],
         workflow: str | None = None,
+        warnings_of: Callable[[str], list[str]] = lambda _: [],
         **steering: Any,
     ):
-        """`workflow` is the id of the node's workflow; `steering` are arguments of a LiveControl."""
+        """`workflow` is the id of the node's workflow; `warnings_of` has sentences about words of a prompt.
+
+        `steering` are arguments of a LiveControl.
+        """
         self.id = secrets.token_hex(3)
         self.node_id, self.size, self.settings, self.workflow = node_id, size, settings, workflow
         self.is_closed = False
         reporting = {"on_change": Announcer(self.snapshot), "check": host.throw_if_interrupted}
         self.control = LiveControl(**steering, **reporting)
         self._sent: deque[float] = deque(maxlen=MAX_PROMPTS)
+        self._warnings_of, self._warnings = warnings_of, {}  # by the number of a ticket
         self._video: host.VideoFile | None = None
         self._num_frames: Callable[[], int] = lambda: 0
 
@@ -118,7 +123,14 @@ class LiveRun:
         video = {"width": width, "height": height, "num_frames": self._num_frames()}
         video["length"] = self.settings["seconds"]
         video["block_latent_frames"] = self.settings["window"]["block_latent_frames"]
-        return names | self.control.snapshot() | video
+        return names | self._warned(self.control.snapshot()) | video
+
+    def _warned(self, control: dict[str, Any]) -> dict[str, Any]:
+        """A snapshot of the control in which a sent prompt has its `warnings`, if there are any."""
+        for cue in filter(None, (*control["cues"], control["pending"])):
+            if warnings := self._warnings.get(cue["ticket"]):
+                cue["warnings"] = warnings
+        return control
 
     def send(self, prompt: Any, policy: Any = None, blend: Any = None) -> dict[str, Any]:
         """Send a prompt; ScheduleError, LiveError or TooManyPrompts if it is not accepted."""
@@ -129,6 +141,7 @@ class LiveRun:
             )
         ticket = self.control.send(prompt, policy, blend)
         self._sent.append(now)
+        self._warnings[ticket.number] = self._warnings_of(prompt)
         return {"ticket": ticket.number, "run": self.id}
 
     def frozen(self) -> dict[str, Any]:

@@ -84,14 +84,16 @@ def times(schedule: PromptSchedule) -> list[str]:
 
 
 def word_warnings(clip, schedule: PromptSchedule) -> list[str]:
+    """Warnings about words of all prompts."""
+    return [warning for prompt in schedule.prompts for warning in warnings_of(clip, prompt)]
+
+
+def warnings_of(clip, prompt: str) -> list[str]:
     """Warnings about words that the encoder does not know (only Mini's says so), or that are cut off."""
-
-    def warnings_of_others(prompt: str) -> list[str]:
-        tokens = clip.tokenize(prompt)
-        return [too_long(prompt, TEXT_TOKENS)] if cut(tokens) != tokens else []
-
-    warnings_of = getattr(clip, "warnings", warnings_of_others)
-    return [warning for prompt in schedule.prompts for warning in warnings_of(prompt)]
+    if hasattr(clip, "warnings"):
+        return clip.warnings(prompt)
+    tokens = clip.tokenize(prompt)
+    return [too_long(prompt, TEXT_TOKENS)] if cut(tokens) != tokens else []
 
 
 def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:
@@ -100,7 +102,8 @@ def encoded(clip, schedule: PromptSchedule) -> EncodedSchedule:
     for prompt in schedule.prompts:
         host.throw_if_interrupted()
         embeds[prompt] = encode(clip, prompt)
-    return EncodedSchedule(schedule, embeds, partial(encode, clip), partial(host.has_room_for, clip))
+    about = (partial(encode, clip), partial(host.has_room_for, clip), partial(warnings_of, clip))
+    return EncodedSchedule(schedule, embeds, *about)
 
 
 @torch.inference_mode()

@@ -84,7 +84,7 @@ class LongLiveStream(io.ComfyNode):
         steering = {"pace": pace, "room": UnloadingRoom(schedule.has_room, lambda: parts.load(plan))}
         steering |= {"on_switch": window.on_switch if window else None}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
-        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, **steering)
+        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, schedule.warnings_of, **steering)
         run = Run(parts, plan, past, cls.hidden.unique_id, **wanted)
         is_passed_on = host.is_connected(cls.hidden, VIDEO)
         with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:

@@ -1,4 +1,4 @@
-"""Where a schedule's text comes from: a link, a subgraph, the side panel; and what the page then shows of it."""
+"""Where a schedule's text comes from: a link, a subgraph, the side panel; and what is then shown of it."""
 
 import json
 from itertools import count
@@ -13,13 +13,11 @@ QUEUE = "async () => { await app.queuePrompt(0, 1) }"
 VUE = "async isOn => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isOn) }"
 NODE = "app.graph.nodes.find(n => n.type === 'LongLivePromptSchedule')"
 TEXT_NODE = """title => {
-  const [source, node] = [LiteGraph.createNode('PrimitiveStringMultiline'), app.graph.nodes.find(
-    n => n.type === 'LongLivePromptSchedule')];
+  const source = window.source = LiteGraph.createNode('PrimitiveStringMultiline');
   source.title = title;
   source.widgets[0].value = "0 a blue star\\n0.8s => it turns red";
   source.pos = [node.pos[0] - 420, node.pos[1] + 200];
   app.graph.add(source);
-  [window.source, window.node] = [source, node];
   app.canvas.ds.scale = 0.9;
   app.canvas.ds.offset = [520 - node.pos[0], 150 - node.pos[1]];
   app.canvas.setDirty(true, true);
@@ -37,7 +35,7 @@ OUTPUT_AT = """() => {
   return [0, 1].map(i => (place[i] + ds.offset[i]) * ds.scale + (i ? box.y : box.x));
 }"""
 TO_SUBGRAPH = """() => {
-  const { subgraph, node } = app.graph.convertToSubgraph(new Set([%s]));
+  const { subgraph, node } = app.graph.convertToSubgraph(new Set([window.node]));
   window.inner = subgraph.nodes.find(n => n.type === 'LongLivePromptSchedule');
   const slot = inner.inputs.find(i => i.name === 'prompts');
   subgraph.addInput('prompts', 'STRING').connect(slot, inner);
@@ -47,12 +45,19 @@ TO_SUBGRAPH = """() => {
   app.canvas.ds.offset = [200 - node.pos[0], 150 - node.pos[1]];
   app.canvas.select?.(node);
   app.canvas.setDirty(true, true);
-}""" % NODE  # fmt: skip
+}"""
+LINK_SECONDS = """() => {
+  const source = LiteGraph.createNode('PrimitiveFloat');
+  app.graph.add(source);
+  source.widgets[0].value = 1.5;
+  const stream = app.graph.nodes.find(n => n.type === 'LongLiveStream');
+  source.connect(0, stream, stream.inputs.findIndex(i => i.name === 'seconds'));
+}"""
 OPEN_SUBGRAPH = "() => app.canvas.openSubgraph(subgraph, host)"
 SENT = """async () => Object.values((await app.graphToPrompt()).output)
   .find(n => n.class_type === 'LongLivePromptSchedule').inputs.prompts"""
 WORDS = "() => [...document.querySelectorAll('.ll-words')].map(words => words.textContent)"
-SIDE_PANEL = "async isOpen => { await app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', isOpen) }"
+SIDE_PANEL = "async on => { await app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', on) }"
 NOT_OURS = "textarea:visible:not(.longlive-timeline *):not(.longlive-live *)"
 OTHER = "0 a green square\n3s => it rests"
 SEEDS = count(1000)
@@ -79,6 +84,7 @@ def load(page, seconds: float = 2.0) -> None:
     stream["widgets_values"][2:4] = [seconds, next(SEEDS)]
     page.evaluate(LOAD, workflow)
     page.wait_for_selector(".longlive-timeline .ll-cue")
+    page.evaluate(f"() => {{ window.node = {NODE} }}")
     page.wait_for_timeout(700)  # the page lays nodes out, the timeline learns where the video ends
 
 
@@ -123,11 +129,7 @@ def test_linked_prompts_are_named_and_shown_after_a_run(page, rendering):
 
 def test_a_linked_length_is_the_rulers_end_after_a_run(page, rendering):
     load(page, 20.0)
-    page.evaluate(
-        f"""() => {{ const source = LiteGraph.createNode('PrimitiveFloat'); app.graph.add(source);
-        source.widgets[0].value = 1.5; const stream = app.graph.nodes.find(n => n.type === 'LongLiveStream');
-        source.connect(0, stream, stream.inputs.findIndex(i => i.name === 'seconds')); window.node = {NODE} }}"""
-    )
+    page.evaluate(LINK_SECONDS)
     end = page.locator(".longlive-timeline .ll-end")
     end.wait_for(state="hidden")
     page.evaluate(QUEUE)
@@ -161,7 +163,7 @@ def test_the_side_panel_shows_the_text_and_the_timeline_is_in_step(server, page,
     if server.version.startswith("0.3."):
         pytest.skip("the page of ComfyUI 0.3.64 has no side panel")
     load(page)
-    page.evaluate(f"() => app.canvas.select({NODE})")
+    page.evaluate("() => app.canvas.select(node)")
     page.evaluate(SIDE_PANEL, True)
     try:
         field = page.locator(f"[data-testid=properties-panel] {NOT_OURS}").first
@@ -179,7 +181,7 @@ def test_the_side_panel_shows_the_text_and_the_timeline_is_in_step(server, page,
 
 def test_the_wheel_with_ctrl_zooms_the_timeline_and_not_the_canvas(page, rendering):
     load(page)
-    page.evaluate(f"() => {{ app.canvas.ds.offset = [300 - {NODE}.pos[0], 200 - {NODE}.pos[1]] }}")
+    page.evaluate("() => { app.canvas.ds.offset = [300 - node.pos[0], 200 - node.pos[1]] }")
     page.evaluate("() => { app.canvas.ds.scale = 0.9; app.canvas.setDirty(true, true) }")
     page.wait_for_timeout(500)
     before = page.locator(".ll-lane").bounding_box()["width"]

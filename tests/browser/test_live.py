@@ -22,6 +22,8 @@ AS_PROMPT = "async () => (await app.graphToPrompt()).output"
 SAVED = "() => app.graph.serialize().nodes.find(node => node.type === 'LongLiveStream').widgets_values"
 PROMPTS = """() => app.graph.nodes.find(node => node.type === "LongLivePromptSchedule")
   .widgets.find(widget => widget.name === "prompts").value"""
+SET_PROMPTS = """text => { app.graph.nodes.find(node => node.type === "LongLivePromptSchedule")
+  .widgets.find(widget => widget.name === "prompts").value = text }"""
 VUE = "async on => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on) }"
 TELL = """async snapshot => {
   const { api } = await import("/scripts/api.js");
@@ -49,6 +51,7 @@ MAX_LAG_SECONDS = 1.5
 SEEN_SECONDS = 1.5  # after which a prompt must be visible
 SEED = 5
 STREAM_ID = 900
+PLAYED = "a red circle drifts right over navy"  # what mini_live has
 SNAPSHOT = {
     **{"run": "abc", "node": str(STREAM_ID), "state": "running", "block": 9, "num_blocks": None},
     "seconds": 7.3,
@@ -56,7 +59,7 @@ SNAPSHOT = {
     **{"video": "/longlive/runs/abc/video", "width": 64, "height": 64},
     "cues": [
         {
-            **{"block": 0, "seconds": 0, "prompt": "a red circle", "policy": None, "blend": None},
+            **{"block": 0, "seconds": 0, "prompt": PLAYED, "policy": None, "blend": None},
             **{"origin": "schedule", "ticket": None, "latency": None},
         }
     ],
@@ -253,7 +256,7 @@ def test_a_page_shows_runs_of_its_own_nodes_and_nothing_of_others(page):
     assert panel.status == before and panel.button("pause").is_disabled()
     page.evaluate(TELL, SNAPSHOT)
     assert panel.status == "running · block 10 · 7.3 s · 16 fps · real time"
-    assert panel.marks == ["a red circle"] and panel.button("pause").is_enabled()
+    assert panel.marks == [PLAYED] and panel.button("pause").is_enabled()
     page.evaluate(TELL, SNAPSHOT | {"state": "failed", "error": "memory ran out"})
     assert page.get_by_role("alert").filter(has_text="memory ran out").is_visible()
     assert panel.button("send").is_disabled()
@@ -280,11 +283,30 @@ def test_a_page_shows_no_run_of_another_workflow(page):
 
 
 @pytest.mark.newest
+def test_a_fresh_graph_shows_no_run_of_other_prompts(page):
+    loaded = workflow(seconds=2)
+    page.evaluate(LOAD, loaded)
+    panel = Panel(page)
+    before = panel.status
+    cues = [SNAPSHOT["cues"][0] | {"prompt": "a white circle over the sea"}]
+    page.evaluate(TELL, SNAPSHOT | {"run": "script", "cues": cues})
+    assert panel.status == before, "an API run of a node with the same number"
+    page.evaluate(TELL, SNAPSHOT | {"run": "script", "cues": cues, "state": "done"})
+    page.evaluate(TELL, SNAPSHOT | {"run": "copy", "workflow": loaded["id"], "cues": cues})
+    assert panel.status.startswith("running"), "its prompts may have been edited since"
+    page.evaluate(TELL, SNAPSHOT | {"run": "copy", "workflow": loaded["id"], "cues": cues, "state": "done"})
+    assert panel.status.startswith("done")
+    page.evaluate(LOAD, loaded)
+    assert panel.status == "", "the run was made in another copy of the workflow"
+    assert page.errors == []
+
+
+@pytest.mark.newest
 def test_freezing_a_run_of_other_prompts_asks_first(page):
     page.evaluate(LOAD, workflow(seconds=2))
     panel, asked = Panel(page), []
-    cues = [SNAPSHOT["cues"][0] | {"prompt": "something else"}]
-    page.evaluate(TELL, SNAPSHOT | {"run": "strange", "state": "done", "cues": cues})
+    page.evaluate(TELL, SNAPSHOT | {"run": "strange", "state": "done"})
+    page.evaluate(SET_PROMPTS, "0 something else")
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
     before = page.evaluate(PROMPTS)
     panel.button("freeze to schedule").click()

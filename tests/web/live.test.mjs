@@ -8,8 +8,8 @@ import { Client, Refused } from "../../web/js/live/client.js";
 import { displayId, heldBy, modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
 import { codecsOf, joined } from "../../web/js/live/growing.js";
 import { Player } from "../../web/js/live/player.js";
-import { isLive, isOf, Runs } from "../../web/js/live/runs.js";
-import { clock, fate, isStrange, message, replayed, view } from "../../web/js/live/view.js";
+import { isLive, isOf, Runs, Seen } from "../../web/js/live/runs.js";
+import { clock, fate, isShown, isStrange, message, replayed, view } from "../../web/js/live/view.js";
 
 const MODULES = new URL("../../web/js/live/", import.meta.url);
 const FIRST = { block: 0, seconds: 0, prompt: "a red circle", policy: null, blend: null, origin: "schedule" };
@@ -112,13 +112,33 @@ test("seconds are shown as people read them", () => {
   ]);
 });
 
-test("the strip shows cues where they took effect, schedule and live told apart", () => {
+test("the strip shows cues in order, schedule and live told apart", () => {
   const cues = [{ ...FIRST, ticket: null, latency: null }, { ...LIVE, ticket: 1, latency: 0.816 }];
   const [first, second] = view(snapshot({ cues })).marks;
-  assert.deepEqual([first.start, first.width, first.origin], [0, 50, "schedule"]);
-  assert.deepEqual([second.start, second.width, second.origin], [50, 50, "live"]);
+  assert.deepEqual([first.start, first.origin, second.origin], [0, "schedule", "live"]);
+  assert.ok(first.width < second.width && first.width + second.width === 100);
   assert.equal(first.label, "0.0 s, schedule: a red circle");
   assert.equal(second.label, "5.0 s, live, blend 3 s: it turns blue (0.82 s after it was sent)");
+});
+
+test("the newest prompt has the widest place of the strip, however many there are", () => {
+  const cues = Array.from({ length: 12 }, (_, index) => ({ ...LIVE, seconds: index / 8, ticket: index, latency: 0.5 }));
+  const places = view(snapshot({ cues, seconds: 600 })).marks;
+  const newest = places.at(-1);
+  assert.ok(newest.width > 35 && Math.abs(newest.start + newest.width - 100) < 1e-9);
+  for (const [index, { start, width }] of places.slice(0, -1).entries()) {
+    assert.ok(width > 2 && width < newest.width);
+    assert.ok(Math.abs(start + width - places[index + 1].start) < 1e-9, "in order and without gaps");
+  }
+});
+
+test("a sent prompt of unknown words says so while it waits and when it took effect", () => {
+  const warnings = ["Mini does not know dragon"];
+  const pending = { ticket: 4, prompt: "a dragon", policy: null, blend: null, state: "ready", warnings };
+  assert.equal(fate(snapshot({ pending }), 4).text, "Mini does not know dragon; #4 sent");
+  assert.match(view(snapshot({ pending })).pending, /^Mini does not know dragon; #4 takes effect/);
+  const cues = [{ ...LIVE, ticket: 4, latency: null, warnings }];
+  assert.equal(fate(snapshot({ cues }), 4).text, "Mini does not know dragon; #4 took effect at 5.0 s");
 });
 
 test("a strip of nothing yet has finite places", () => {
@@ -169,6 +189,26 @@ test("freezing asks where a run of an unknown workflow was made from other promp
     assert.ok(isStrange(steered, text), text);
     assert.ok(!isStrange({ ...steered, workflow: "w" }, text), "what is edited since is meant to be replaced");
   }
+});
+
+test("a freshly opened graph shows no run of other prompts, and of older ones only what goes on", () => {
+  const [text, other] = ["a red circle", "a blue star"];
+  const [running, done] = [snapshot({ workflow: "w" }), snapshot({ workflow: "w", state: "done" })];
+  assert.ok(isShown(running, text, true) && isShown(running, other, true), "it was edited since");
+  assert.ok(isShown(done, text, true) && isShown(done, undefined, true));
+  assert.ok(!isShown(done, text, false), "it ended before the page was opened");
+  assert.ok(!isShown(done, other, true), "it is of another copy of this workflow");
+  const script = snapshot({ workflow: null });
+  assert.ok(isShown(script, text, true) && !isShown(script, other, true));
+});
+
+test("which runs a page has seen is known after a reload", () => {
+  const stored = new Map();
+  const storage = { getItem: (key) => stored.get(key) ?? null, setItem: (key, value) => stored.set(key, value) };
+  const seen = new Seen(storage);
+  for (let number = 0; number < 80; number += 1) seen.add({ run: `${number}` });
+  const later = new Seen(storage);
+  assert.ok(seen.has({ run: "0" }) && !later.has({ run: "0" }) && later.has({ run: "79" }) && !later.has({ run: "80" }));
 });
 
 test("freezing sets the seed, and for good, and the length once that is known", () => {

@@ -8,10 +8,10 @@ import { STYLE as CARDS_STYLE } from "./live/cards.js";
 import { Client, RUN_EVENT } from "./live/client.js";
 import { displayId, nodeAt, noteChange, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
 import { Panel } from "./live/panel.js";
-import { Runs, isLive, isOf } from "./live/runs.js";
+import { Runs, Seen, isLive, isOf } from "./live/runs.js";
 import { STAGE_EVENT, STAGE_STYLE } from "./live/stage.js";
 import { STYLE } from "./live/style.js";
-import { isStrange, replayed } from "./live/view.js";
+import { isShown, isStrange, replayed } from "./live/view.js";
 import { loadTexts, t } from "./texts.js";
 
 const NODE = "LongLiveStream";
@@ -20,6 +20,7 @@ const STILL = "$$canvas-image-preview";
 const REVOKE_MS = 60_000; // until the browser has surely taken a download
 const panels = new WeakMap(); // node -> Panel
 const runs = new Runs();
+let seenRuns;
 let staged; // the Panel of the node that is on the stage
 const client = new Client((path, options) => api.fetchApi(path, options));
 
@@ -29,10 +30,26 @@ function show() {
   for (const snapshot of runs.of(graph?.id)) {
     const node = nodeAt(graph, snapshot.node);
     const panel = node && panels.get(node);
-    if (!panel) continue;
+    if (!panel || !(panel.run === snapshot.run || isShown(snapshot, textOf(node), seen().has(snapshot)))) continue;
     panel.take(snapshot);
     hideStill(node, panel);
   }
+}
+
+/** The schedule text of a stream; undefined if it is not known here. */
+function textOf(node) {
+  return promptsWidget(node)?.widget?.value;
+}
+
+/** The runs that this tab of the browser has seen, before a reload too. */
+function seen() {
+  return (seenRuns ??= new Seen(sessionStorage));
+}
+
+/** The server's news of a run. */
+function takeNews(snapshot) {
+  seen().add(snapshot);
+  if (runs.take(snapshot)) show();
 }
 
 /** Hide the host's still picture of the newest block, below a player that shows all of them (classic nodes). */
@@ -44,7 +61,9 @@ function hideStill(node, panel) {
 /** Ask the server: after a reload, in a second tab, after a lost connection. */
 async function refresh() {
   try {
-    (await client.runs()).reverse().forEach((snapshot) => runs.take(snapshot)); // they come newest first
+    const snapshots = await client.runs();
+    snapshots.filter(isLive).forEach((snapshot) => seen().add(snapshot));
+    snapshots.reverse().forEach((snapshot) => runs.take(snapshot)); // they come newest first
     show();
   } catch (error) {
     console.warn(`LongLive: the runs of the server are not known: ${error.message}`);
@@ -161,7 +180,7 @@ function keepDefaults(node) {
   };
 }
 
-api.addEventListener(RUN_EVENT, ({ detail }) => runs.take(detail) && show());
+api.addEventListener(RUN_EVENT, ({ detail }) => takeNews(detail));
 api.addEventListener(STAGE_EVENT, showDoor);
 showFailures(NODE, (node, sentence) => panels.get(node)?.fail(sentence));
 

@@ -6,7 +6,8 @@ import { app } from "../../../scripts/app.js";
 import { showOwn } from "./drawn.js";
 import { showFailures } from "./errors.js";
 import { Client, RUN_EVENT } from "./live/client.js";
-import { heldBy, modelQuery, nodeAt, noteChange, openGraph, setWidget, soundFile, widgetOf } from "./live/graph.js";
+import { heldBy, modelQuery, nodeAt, noteChange, onSwitch, openGraph } from "./live/graph.js";
+import { setWidget, soundFile, widgetOf } from "./live/graph.js";
 import { isLive, isOf } from "./live/runs.js";
 import { t } from "./texts.js";
 import { LATENT_FRAMES } from "./timeline/blocks.js";
@@ -43,6 +44,12 @@ function lengthOf(stream) {
 
 function endSecondsOf(node) {
   return Math.max(0, ...streamsOf(node).map(lengthOf));
+}
+
+/** What cues that name no change do, as far as the streams' nodes say it; undefined where they differ. */
+function onSwitchOf(node) {
+  const known = new Set(streamsOf(node).map(onSwitch));
+  return known.size === 1 ? [...known][0] : undefined;
 }
 
 /** Latent frames in a block of a model, if it is known: see modelQuery. */
@@ -136,14 +143,14 @@ function followText(node, view) {
 
 /** What the host tells nobody: a stream's length and model, and where the text comes from. */
 function watch(node, view) {
-  let end, timer;
+  let known, timer;
   const [followsModel, followsText] = [followModel(node, view), followText(node, view)];
   const look = () => {
     followsModel();
     followsText();
-    const now = endSecondsOf(node);
-    if (now !== end) view.draw();
-    end = now;
+    const now = `${endSecondsOf(node)} ${onSwitchOf(node)}`;
+    if (now !== known) view.draw();
+    known = now;
   };
   // Not before: a node that is only made to be copied is never added, and so never removed.
   after(node, "onAdded", () => {
@@ -176,6 +183,7 @@ function addTimeline(node) {
   const view = new TimelineView({
     onEdit: writerOf(node, prompts),
     endSeconds: () => endSecondsOf(node),
+    onSwitch: () => onSwitchOf(node),
     onToggleText: (isShown) => showText(node, isShown),
     beats: beatsOf(node),
   });

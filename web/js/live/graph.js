@@ -36,7 +36,7 @@ export function widgetOf(node, name) {
  * undefined without a schedule.
  */
 export function promptsWidget(stream) {
-  const node = from(stream, stream.inputs?.findIndex((input) => input.name === "schedule") ?? -1);
+  const node = connected(stream, "schedule");
   return node && heldBy(node, "prompts");
 }
 
@@ -63,6 +63,7 @@ function nodesWithin(graph) {
 }
 
 const NAMING = { LongLiveLoadModel: ["checkpoint", "family"], LongLiveUseModel: ["family"] };
+const MINI = "LongLiveLoadMini";
 const STOCK_FILE = "unet_name"; // the widget of the stock loader of a MODEL
 
 /**
@@ -81,7 +82,18 @@ export function modelQuery(stream) {
 
 /** Where the model of a node comes from. */
 function modelOf(node) {
-  return from(node, node.inputs?.findIndex((input) => input.name === "model") ?? -1);
+  return connected(node, "model");
+}
+
+/** What cues that name no change do in a stream: what its Frame Sink says, or its model learned; else undefined. */
+export function onSwitch(stream) {
+  const chosen = widgetOf(connected(stream, "window"), "on_switch")?.value ?? "auto";
+  if (chosen !== "auto") return chosen;
+  return modelOf(stream)?.comfyClass === MINI ? "recache" : undefined;
+}
+
+function connected(node, name) {
+  return from(node, node.inputs?.findIndex((input) => input.name === name) ?? -1);
 }
 
 /** Whether the value of a widget comes from another node. */

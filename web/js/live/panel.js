@@ -117,6 +117,11 @@ export class Panel {
     return IDLE_HEIGHT + this.cards.height + (this.screen.hidden ? 0 : SCREEN_HEIGHT) + this.stage.height;
   }
 
+  /** The run that it shows, if there is one. */
+  get run() {
+    return this.#snapshot?.run;
+  }
+
   /** Whether it shows a video: then nothing else need show its pictures. */
   get isShowing() {
     return !this.screen.hidden;
@@ -228,12 +233,13 @@ export class Panel {
   }
 
   #show(snapshot) {
-    const { run, pace, block_latent_frames: latentFrames } = snapshot;
+    const { run, state, pace, seconds, block_latent_frames: latentFrames } = snapshot;
     const wasHidden = this.screen.hidden;
     this.screen.hidden = false;
     this.player.show({
       ...{ run, url: this.#actions.videoUrl(snapshot) },
-      ...{ isLive: isLive(snapshot), isPaced: pace === "real time", latentFrames },
+      ...{ isLive: isLive(snapshot), isPaced: pace === "real time", isPaused: state === "paused" },
+      ...{ latentFrames, seconds },
     });
     this.#clock ??= setInterval(() => this.#renderLag(), LAG_MS);
     if (wasHidden) this.#actions.resized();

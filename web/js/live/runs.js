@@ -1,6 +1,7 @@
 /** Which run a node shows: snapshots in, the newest one of every node of a workflow out. No DOM. */
 
 const LIVE = ["starting", "running", "paused", "stopping"];
+const MAX_SEEN = 64; // runs, more than a server remembers
 
 /** Whether a run still goes on. */
 export function isLive(snapshot) {
@@ -50,5 +51,28 @@ export class Runs {
       if (!other || replaces(snapshot, other)) shown.set(String(snapshot.node), snapshot);
     }
     return [...shown.values()];
+  }
+}
+
+const KEY = "longlive.runs";
+
+/** The runs that a page has seen going on. `storage` outlives a reload of the page and is of no other one. */
+export class Seen {
+  #storage;
+  #runs;
+
+  constructor(storage) {
+    this.#storage = storage;
+    this.#runs = new Set(JSON.parse(storage.getItem(KEY) ?? "[]"));
+  }
+
+  add({ run }) {
+    if (this.#runs.has(run)) return;
+    this.#runs.add(run);
+    this.#storage.setItem(KEY, JSON.stringify([...this.#runs].slice(-MAX_SEEN)));
+  }
+
+  has({ run }) {
+    return this.#runs.has(run);
   }
 }

@@ -4,6 +4,7 @@ import { parse } from "../timeline/model.js";
 import { t } from "../texts.js";
 import { isLive } from "./runs.js";
 
+const MAX_HALVINGS = 4; // of a place in the strip
 const SENDABLE = ["starting", "running", "paused"];
 
 /** Seconds as people read them: 5.1 s, 1:02.3. */
@@ -56,21 +57,21 @@ function pending(waiting) {
   if (!waiting) return "";
   if (waiting.state === "failed") return t("#{ticket} failed: {error}", waiting);
   if (waiting.state === "encoding") return t("#{ticket} being read: {prompt}", waiting);
-  return t("#{ticket} takes effect at the next block: {prompt}", waiting);
+  return warned(t("#{ticket} takes effect at the next block: {prompt}", waiting), waiting.warnings);
 }
 
-/** Cues as stretches of the strip: `start` and `width` in percent of the video so far. */
-function marks({ cues, seconds }) {
-  const end = Math.max(seconds, cues.at(-1)?.seconds ?? 0, 1e-3);
+/**
+ * Cues as places of the strip, in order: `start` and `width` in percent. The newest has the widest place, every
+ * older one half of the next, down to a few that are equal.
+ */
+function marks({ cues }) {
+  const widths = cues.map((_, index) => 2 ** -Math.min(cues.length - 1 - index, MAX_HALVINGS));
+  const percent = 100 / widths.reduce((sum, width) => sum + width, 0);
+  let start = 0;
   return cues.map((cue, index) => {
-    const until = cues[index + 1]?.seconds ?? end;
-    return {
-      start: (100 * cue.seconds) / end,
-      width: (100 * (until - cue.seconds)) / end,
-      origin: cue.origin,
-      text: cue.prompt,
-      label: markLabel(cue),
-    };
+    const width = widths[index] * percent;
+    start += width;
+    return { start: start - width, width, origin: cue.origin, text: cue.prompt, label: markLabel(cue) };
   });
 }
 
@@ -95,21 +96,40 @@ export function fate(snapshot, ticket) {
   if (waiting > ticket || snapshot.cues.some((other) => other.ticket > ticket)) {
     return { kind: "replaced", text: t("#{ticket} was replaced by a newer prompt", { ticket }), isSettled: true };
   }
-  if (isLive(snapshot)) return { kind: "waiting", text: t("#{ticket} sent", { ticket }), isSettled: false };
+  const sent = warned(t("#{ticket} sent", { ticket }), snapshot.pending?.warnings);
+  if (isLive(snapshot)) return { kind: "waiting", text: sent, isSettled: false };
   return { kind: "late", text: t("#{ticket} came too late: the run has ended", { ticket }), isSettled: true };
 }
 
-function taken(ticket, { seconds, latency }) {
+function taken(ticket, { seconds, latency, warnings }) {
   const effect = { ticket, time: clock(seconds), seconds: latency?.toFixed(2) };
-  if (latency === null) return t("#{ticket} took effect at {time}", effect);
-  return t("#{ticket} took effect at {time}, first frames {seconds} s after it was sent", effect);
+  if (latency === null) return warned(t("#{ticket} took effect at {time}", effect), warnings);
+  return warned(t("#{ticket} took effect at {time}, first frames {seconds} s after it was sent", effect), warnings);
+}
+
+/** A sentence, and before it what a viewer will wonder about. */
+function warned(sentence, warnings = []) {
+  return [...warnings, sentence].join("; ");
 }
 
 /** Whether a run, not known to be of any workflow, was made from other prompts than those of a schedule text. */
-export function isStrange({ workflow, cues }, text) {
-  if (workflow) return false;
+export function isStrange(snapshot, text) {
+  return !snapshot.workflow && hasOtherPrompts(snapshot, text);
+}
+
+/** Whether a run was made from other prompts than those of a schedule text. */
+export function hasOtherPrompts({ cues }, text) {
   const prompts = promptsOf(text);
   return cues.some((cue) => cue.origin === "schedule" && !prompts.includes(cue.prompt));
+}
+
+/**
+ * Whether a node with this schedule text (undefined: not known) shows a run: one that goes on, or whose end the page
+ * has seen; none that was made from other prompts, unless it goes on in this very workflow.
+ */
+export function isShown(snapshot, text, isSeen) {
+  const isOther = isLive(snapshot) ? isStrange : hasOtherPrompts;
+  return (isLive(snapshot) || isSeen) && (text === undefined || !isOther(snapshot, text));
 }
 
 function promptsOf(text) {

@@ -40,17 +40,22 @@ export function clock(seconds) {
   return `${Math.floor(tenths / 600)}:${rest < 10 ? "0" : ""}${rest}`;
 }
 
-/** The choices of what happens to the past, each with what it does. */
-export function changeOptions() {
-  const effects = {
-    auto: t("what on_switch of Frame Sink says"),
+/** What every change does to the past, in plain words. */
+export function changeEffects() {
+  return {
+    auto: t("as Frame Sink says, else as the model learned it: recache, or keep for SGF"),
     recache: t("goes on smoothly"),
     refresh: t("goes on, and forgets the first look"),
     keep: t("changes slowly"),
     cut: t("a new scene"),
     blend: t("melts into it over some seconds"),
   };
-  return Object.entries(effects).map(([value, title]) => made("option", { value, textContent: value, title }));
+}
+
+/** The choices of what happens to the past, each with what it does. */
+export function changeOptions() {
+  const named = Object.entries(changeEffects());
+  return named.map(([value, title]) => made("option", { value, textContent: value, title }));
 }
 
 export function emptyCue() {

@@ -5,7 +5,7 @@ import { t } from "../texts.js";
 import * as model from "./model.js";
 import { Beats } from "./beats.js";
 import { isCommand, onKey, shortcuts } from "./keys.js";
-import { button, changeOptions, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
+import { button, changeEffects, changeOptions, clock, drawCue, drawRun, emptyCue, isTyping, made, ownKeys, ticks } from "./parts.js";
 import { onPress, secondsAt } from "./pointer.js";
 import { addStyle } from "./style.js";
 
@@ -22,10 +22,11 @@ export class TimelineView {
 
   /**
    * `onEdit(text)` is told every new text; `endSeconds()` is how long the video is (0: not known);
+   * `onSwitch()` is the change that "auto" comes to (undefined: not known);
    * `onToggleText(isShown)` shows or hides the text itself; `beats` is the source of a Beats.
    */
-  constructor({ onEdit, endSeconds, onToggleText, beats }) {
-    Object.assign(this, { onEdit, endSeconds, selected: 0, zoom: null, schedule: UNREAD });
+  constructor({ onEdit, endSeconds, onSwitch, onToggleText, beats }) {
+    Object.assign(this, { onEdit, endSeconds, onSwitch, selected: 0, zoom: null, schedule: UNREAD });
     Object.assign(this, { source: null, ran: null, played: null, error: null, said: "", failure: "" });
     this.history = model.newHistory("");
     addStyle(document);
@@ -185,7 +186,7 @@ export class TimelineView {
 
   #fields() {
     this.time = made("input", { "aria-label": t("Begins at"), title: t("When the cue begins: 5s, 0:05, 1:02.5") });
-    this.policy = made("select", { title: t("What happens to the past") }, ...changeOptions());
+    this.policy = made("select", {}, ...changeOptions());
     const blendTitle = t("Seconds from the prompt before to this one");
     this.blend = made("input", { type: "number", title: blendTitle, max: String(model.MAX_BLEND_SECONDS) });
     this.#setBlendStep();
@@ -336,11 +337,20 @@ export class TimelineView {
     if (document.activeElement !== this.time) this.time.value = model.shown(cue.seconds);
     this.time.disabled = this.selected === 0;
     this.policy.value = cue.policy ?? "auto";
+    this.policy.title = this.#effect(cue);
     this.blendLabel.hidden = cue.policy !== "blend";
     if (document.activeElement !== this.blend) this.blend.value = cue.blendSeconds ?? "";
     if (document.activeElement !== this.always) this.always.value = this.schedule.always;
     if (document.activeElement !== this.prompt) this.prompt.value = cue.prompt;
     for (const field of [this.always, this.policy, this.blend, this.prompt]) field.disabled = this.isReadOnly;
+  }
+
+  /** What the change to a cue does; an "auto" comes to what the nodes say. */
+  #effect({ policy, blendSeconds }) {
+    const effects = changeEffects();
+    if (policy === "blend") return t("melts into it over {seconds} s", { seconds: blendSeconds });
+    const [name, comesTo] = [policy ?? "auto", policy ? null : this.onSwitch()];
+    return comesTo ? t("auto is {change} here: {effect}", { change: comesTo, effect: effects[comesTo] }) : effects[name];
   }
 
   // Edits
