@@ -46,6 +46,17 @@ SHOWS = f"""colour => {{
   }}
   return strong[colour] > 200;
 }}"""
+# counts pictures of the page in which the player has none, and no last one over it
+WATCH = f"""() => {{
+  window.blank = 0;
+  const look = () => {{
+    const isCovered = document.querySelector(".longlive-live-screen canvas");
+    if (!isCovered && {PLAYER}.readyState < 2) window.blank += 1;
+    requestAnimationFrame(look);
+  }};
+  look();
+}}"""
+MAX_BLANK_PICTURES = 1  # the first of a new source may come between two pictures of the page
 WAIT_MS = 60_000
 MAX_LAG_SECONDS = 1.5
 SEEN_SECONDS = 1.5  # after which a prompt must be visible
@@ -206,16 +217,21 @@ def check_pause_and_stop(server, panel: Panel) -> None:
     held = server.get("/longlive/runs/current")["block"]
     panel.page.wait_for_timeout(800)
     assert server.get("/longlive/runs/current")["block"] == held
+    panel.until(f"() => {PLAYER}.paused")  # a video that waits has a spinner over it
     panel.button("resume").click()
     panel.until_status("running")
+    panel.until(f"() => !{PLAYER}.paused")
+    panel.page.evaluate(WATCH)
     panel.button("stop and keep").click()
     panel.until_status("stopped")
+    assert panel.page.locator(".longlive-live-screen button").is_hidden(), "nothing is to come"
     seconds = server.get("/longlive/runs")["runs"][0]["seconds"]
     panel.until(f"() => {PLAYER}.src.endsWith('/video') && {PLAYER}.currentTime > 1 && !{PLAYER}.seeking")
     assert abs(panel.page.evaluate(f"() => {PLAYER}.duration") - seconds) < 0.05
     panel.page.evaluate(f"() => {{ {PLAYER}.currentTime = 0.5 }}")
     panel.until(f"() => !{PLAYER}.seeking && {PLAYER}.readyState >= 2")
     assert panel.page.evaluate(SHOWS, "red")
+    assert panel.page.evaluate("() => blank") <= MAX_BLANK_PICTURES
 
 
 def check_what_was_made(server, panel: Panel) -> None:
@@ -280,6 +296,24 @@ def test_a_page_shows_no_run_of_another_workflow(page):
     assert " 4.2 s " in panel.status
     page.evaluate(TELL, SNAPSHOT | {"run": "ours", "workflow": loaded["id"], "state": "done"})
     assert page.errors == []
+
+
+@pytest.mark.newest
+def test_a_live_prompt_of_unknown_words_warns_as_a_scheduled_one_does(page):
+    page.evaluate(LOAD, workflow(seconds=0))
+    page.evaluate(QUEUE)
+    panel = Panel(page)
+    panel.until_status("running")
+    try:
+        panel.send("a dragon breathes fire")
+        panel.until("() => document.querySelector('.longlive-live').innerText.includes('does not know')")
+        panel.until_marked(PLAYED, "a dragon breathes fire")
+        widths = "() => [...document.querySelectorAll('.longlive-live-strip li')].map(m => m.offsetWidth)"
+        first, newest = page.evaluate(widths)
+        assert newest > first
+    finally:
+        panel.button("stop and keep").click()
+        panel.until_status("stopped")
 
 
 @pytest.mark.newest
