@@ -224,7 +224,7 @@ def check_pause_and_stop(server, panel: Panel) -> None:
     panel.page.evaluate(WATCH)
     panel.button("stop and keep").click()
     panel.until_status("stopped")
-    assert panel.page.locator(".longlive-live-screen button").is_hidden(), "nothing is to come"
+    panel.page.locator(".longlive-live-screen button").wait_for(state="hidden")  # nothing is to come
     seconds = server.get("/longlive/runs")["runs"][0]["seconds"]
     panel.until(f"() => {PLAYER}.src.endsWith('/video') && {PLAYER}.currentTime > 1 && !{PLAYER}.seeking")
     assert abs(panel.page.evaluate(f"() => {PLAYER}.duration") - seconds) < 0.05
