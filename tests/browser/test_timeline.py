@@ -447,7 +447,7 @@ def test_a_schedule_from_another_node_is_shown_and_left_alone(timeline, page):
     timeline.cue(0).click()
     timeline.press("Insert")
     assert timeline.text == ONE
-    assert "comes from another node" in timeline.status.text_content()
+    assert "change them there" in timeline.status.text_content()
 
 
 def test_a_running_video_is_shown_on_the_timeline(timeline, page):
