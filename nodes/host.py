@@ -397,10 +397,9 @@ def later(seconds: float, call: Callable[[], None]) -> None:
 
 
 class Progress:
-    """Progress bar, live preview and status text of one running node."""
+    """Progress bar and live preview of one running node."""
 
     def __init__(self, node_id: str, num_steps: int):
-        self._node_id = node_id
         self._num_steps = num_steps
         self._done = 0
         self._bar = comfy.utils.ProgressBar(num_steps, node_id=node_id)
@@ -422,9 +421,6 @@ class Progress:
         image = ("JPEG", Image.fromarray(frame), pixels)
         self._bar.update_absolute(self._done, self._num_steps, image)
 
-    def text(self, text: str) -> None:
-        """Replace the node's status text."""
-        show_text(self._node_id, text)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from inspect import signature
 from typing import Any
 
 from comfy_api.v0_0_2 import io
@@ -25,6 +26,9 @@ POSITIONS = (AUTO, "absolute", "endless")
 ModelType = io.Custom("LONGLIVE_MODEL")
 ScheduleType = io.Custom("LONGLIVE_SCHEDULE")
 WindowType = io.Custom("LONGLIVE_WINDOW")
+
+# of inputs that few people change: pages fold them away; 0.3.64 does not know the word
+ADVANCED = {"advanced": True} if "advanced" in signature(io.Int.Input.__init__).parameters else {}
 
 
 def found_by(words: str) -> dict[str, list[str]]:

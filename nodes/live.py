@@ -71,6 +71,7 @@ class LiveRun:
         """
         self.id = secrets.token_hex(3)
         self.node_id, self.size, self.settings, self.workflow = node_id, size, settings, workflow
+        self.notes: list[str] = []
         self.is_closed = False
         reporting = {"on_change": Announcer(self.snapshot), "check": host.throw_if_interrupted}
         self.control = LiveControl(**steering, **reporting)
@@ -118,7 +119,7 @@ class LiveRun:
     def snapshot(self) -> dict[str, Any]:
         """The state of the run, for JSON."""
         names = {"run": self.id, "node": self.node_id, "workflow": self.workflow}
-        names["video"] = f"/longlive/runs/{self.id}/video"
+        names |= {"video": f"/longlive/runs/{self.id}/video", "notes": self.notes}
         width, height = self.size
         video = {"width": width, "height": height, "num_frames": self._num_frames()}
         video["length"] = self.settings["seconds"]

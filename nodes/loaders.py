@@ -31,7 +31,7 @@ from ..longlive_core.weights.quantize import PRECISIONS, precision_of
 from ..longlive_core.weights.vae_files import load_vae
 from . import host
 from .adapters import MiniClip
-from .io_types import CATEGORY, ModelType, StreamModel, found_by
+from .io_types import ADVANCED, CATEGORY, ModelType, StreamModel, found_by
 from .shared_model import shared_config, shared_transformer, with_lora
 from .vaes import OwnVae
 
@@ -54,6 +54,7 @@ LoraStrengthInput = io.Float.Input(
 )
 AttentionInput = io.Combo.Input(
     "attention",
+    **ADVANCED,
     options=[AUTO, *BACKENDS],
     default=AUTO,
     tooltip=(
@@ -63,6 +64,7 @@ AttentionInput = io.Combo.Input(
 )
 FamilyInput = io.Combo.Input(
     "family",
+    **ADVANCED,
     options=[AUTO, *RELATIVES],
     default=AUTO,
     tooltip=(
@@ -72,6 +74,7 @@ FamilyInput = io.Combo.Input(
 )
 SpeedInput = io.Combo.Input(
     "speed",
+    **ADVANCED,
     options=list(SPEEDS),
     default=EAGER,
     optional=True,
@@ -103,6 +106,7 @@ LicenceInput = io.Boolean.Input(
 )
 SaveMergedInput = io.String.Input(
     "save_merged",
+    **ADVANCED,
     default="",
     optional=True,
     tooltip=(
@@ -183,12 +187,15 @@ class LongLiveLoadModel(io.ComfyNode):
                 LoraStrengthInput,
                 io.Combo.Input(
                     "second_lora",
+                    **ADVANCED,
                     options=lora_names(),
                     default=NONE,
                     tooltip="One more LoRA for Wan 2.1 1.3B, e.g. a style.",
                 ),
                 io.Float.Input(
-                    "second_strength", **STRENGTHS, tooltip="How much of the second LoRA is added."
+                    "second_strength",
+                    **ADVANCED | STRENGTHS,
+                    tooltip="How much of the second LoRA is added.",
                 ),
                 PrecisionInput,
                 AttentionInput,

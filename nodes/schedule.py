@@ -13,6 +13,7 @@ from . import host
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType, found_by
 from .live import SCHEDULE_KEY
 
+MOVED = 0.4  # seconds: that a cue takes effect so much later is worth a line
 EXAMPLE = """0:00 a red circle drifts right over navy
 3s => it turns into a blue star
 6s => it moves over plum and drifts up
@@ -33,9 +34,8 @@ class LongLivePromptSchedule(io.ComfyNode):
                 "prompt scheduling, multi prompt, long video"
             ),
             description=(
-                "Timed prompts for a video, on a timeline or one a line. The node shows when each of them "
-                "takes effect, in blocks of 3 latent frames (0.75 s), and in a frame-wise model where that "
-                "is another time."
+                "Timed prompts for a video, on a timeline or one a line. A prompt takes effect at the next "
+                "block (0.75 s; 0.25 s in a frame-wise model); the node says so where that is clearly later."
             ),
             inputs=[
                 io.Clip.Input(
@@ -75,12 +75,12 @@ class LongLivePromptSchedule(io.ComfyNode):
 
 
 def times(schedule: PromptSchedule) -> list[str]:
-    """When cues take effect, and which are never seen, in blocks of 3 latent frames and frame-wise."""
+    """Which cues are late, and which are never seen, in blocks of 3 latent frames and frame-wise."""
     usual, frame_wise = (schedule.resolve(block) for block in (WindowConfig().block_latent_frames, 1))
     unseen = [warning.partition(NEVER)[0] for warning in frame_wise.warnings]
     seen = "except in a frame-wise model, "
     warnings = [seen * (warning.partition(NEVER)[0] not in unseen) + warning for warning in usual.warnings]
-    return [*warnings, *usual.report(frame_wise)]
+    return [*warnings, *usual.report(frame_wise, MOVED)]
 
 
 def word_warnings(clip, schedule: PromptSchedule) -> list[str]:

@@ -1,6 +1,5 @@
 """LongLiveStream: model, schedule and decoder -> a video file that grows as it is made, and its latents."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,6 +20,7 @@ from ..longlive_core.schedule.cue import MAX_SECONDS
 from ..longlive_core.steering.live import FULL_SPEED, PACES
 from . import host
 from .io_types import (
+    ADVANCED,
     CATEGORY,
     FRAMES_KEY,
     SCENES_KEY,
@@ -85,7 +85,7 @@ class LongLiveStream(io.ComfyNode):
         steering |= {"on_switch": window.on_switch if window else None}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow, schedule.warnings_of, **steering)
-        run = Run(parts, plan, past, cls.hidden.unique_id, **wanted)
+        run = Run(parts, plan, past, cls.hidden.unique_id, live.notes, **wanted)
         is_passed_on = host.is_connected(cls.hidden, VIDEO)
         with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:
             latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden), sound))
@@ -131,6 +131,7 @@ INPUTS = [
     ),
     io.Combo.Input(
         "pace",
+        **ADVANCED,
         options=list(PACES),
         default=FULL_SPEED,
         optional=True,
@@ -141,6 +142,7 @@ INPUTS = [
     ),
     io.Boolean.Input(
         "keep_state",
+        **ADVANCED,
         default=False,
         optional=True,
         tooltip=(
@@ -163,6 +165,7 @@ INPUTS = [
     ),
     io.Int.Input(
         "steps",
+        **ADVANCED,
         default=max(STEPS),
         min=min(STEPS),
         max=max(STEPS),
@@ -175,6 +178,7 @@ INPUTS = [
     ),
     io.Boolean.Input(
         "whole_video",
+        **ADVANCED,
         default=False,
         optional=True,
         tooltip="Begin the file with the video in continue_from, decoded again: one file of both.",
@@ -315,7 +319,10 @@ class Past:
 
 
 class Run(Hook):
-    """One video as it is made: what is kept of it, and what the node shows."""
+    """One video as it is made: what is kept of it, and what the node shows.
+
+    `notes` takes what the panel says of it: warnings, what was changed on the way, where it is kept.
+    """
 
     def __init__(
         self,
@@ -323,6 +330,7 @@ class Run(Hook):
         plan: Plan,
         past: Past,
         node_id: str,
+        notes: list[str],
         keep_state: bool,
         whole_video: bool = False,
         sound: Sound | None = None,
@@ -334,15 +342,15 @@ class Run(Hook):
         self._scenes = list(past.scenes)
         self._past_frames = past.num_pixel_frames - past.cut_off
         self._ending = Ending() if keep_state else None
-        self._frames = self._blocks = 0
+        self._frames = 0
+        self._notes = notes
+        notes.extend(plan.timeline.warnings)
         earlier = self._past_frames if whole_video else 0
         seconds = 0 if plan.is_until_stopped else (earlier + plan.frames) / FRAME_RATE
-        self._notes = sound.notes(seconds) if sound else []
-        self._start = time.monotonic()
+        notes.extend(sound.notes(seconds) if sound else ())
 
     def on_note(self, text: str) -> None:
         self._notes.append(text)
-        self._progress.text(text)
 
     def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
         self._progress.step((block - self._plan.blocks.start) * len(self._plan.sigmas) + step + 1)
@@ -368,7 +376,6 @@ class Run(Hook):
         except BaseException:
             self._give_up(writer)
             raise
-        self._progress.text(host.some_lines([self._summary(), *self._notes, *self._plan.timeline.warnings]))
         return latent
 
     def _write_past(self, writer: VideoWriter) -> None:
@@ -411,28 +418,11 @@ class Run(Hook):
         frames = chunk.uint8()
         writer.append(frames)
         self._frames += len(frames)
-        self._blocks += 1
         self._progress.preview(frames[-1])
-        self._progress.text(self._status(chunk.block.index))
 
     def _give_up(self, writer: VideoWriter) -> None:
         if seconds := seconds_in(writer):
-            self._progress.text(f"stopped at {seconds:.1f} s; kept as {host.shown_path(writer.path)}")
-
-    def _speed(self) -> float:
-        return self._frames / max(time.monotonic() - self._start, 1e-3)
-
-    def _status(self, block: int) -> str:
-        blocks, speed = self._plan.blocks, self._speed()
-        number = block - blocks.start + 1
-        if self._plan.is_until_stopped:
-            return f"block {number} · {speed:.0f} fps · until stopped"
-        left = (self._plan.frames - self._frames) / speed
-        return f"block {number}/{len(blocks)} · {speed:.0f} fps · {left:.0f} s left"
-
-    def _summary(self) -> str:
-        seconds = self._frames / FRAME_RATE
-        return f"{seconds:.1f} s of video · {self._blocks} blocks · {self._speed():.0f} fps"
+            self._notes.append(f"the first {seconds:.1f} s are kept as {host.shown_path(writer.path)}")
 
 
 def seconds_in(writer: VideoWriter) -> float:

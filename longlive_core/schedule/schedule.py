@@ -51,8 +51,8 @@ class Timeline:
         segment = self.segment_at(block)
         return segment.cue if segment.block == block else None
 
-    def report(self, frame_wise: "Timeline | None" = None) -> tuple[str, ...]:
-        """One line a segment: the time its cue was written for, and when it takes effect.
+    def report(self, frame_wise: "Timeline | None" = None, moved: float = 0.0) -> tuple[str, ...]:
+        """One line a segment that begins `moved` seconds or more from its cue: the cue's time, and when it does.
 
         With the same schedule for a `frame_wise` model also when it does there, if that is another time.
         """
@@ -67,7 +67,7 @@ class Timeline:
             when = f"{shown(segment.cue.seconds)} {quoted(segment.cue.prompt)}"
             return f"{when} takes effect at {begins(segment)}{more}"
 
-        return tuple(map(line, self.segments))
+        return tuple(line(part) for part in self.segments if abs(part.seconds - part.cue.seconds) >= moved)
 
 
 @dataclass(frozen=True)

@@ -126,25 +126,25 @@ def a_decoder_is_built_once_for_the_weights_of_a_vae() -> None:
 
 def how_much_of_a_video_is_kept() -> None:
     """What was written, and only while it is there; more was made."""
-    texts, progress = [], host.Progress
-    host.Progress = lambda *_: SimpleNamespace(text=texts.append)
-    plan = SimpleNamespace(blocks=range(9), sigmas=range(4))
-    run = stream.Run(SimpleNamespace(space=SPACE), plan, stream.Past(None, SPACE), "1", keep_state=False)
-    host.Progress = progress
+    notes: list[str] = []
+    plan = SimpleNamespace(blocks=range(9), sigmas=range(4), timeline=SimpleNamespace(warnings=("late",)))
+    run = stream.Run(SimpleNamespace(space=SPACE), plan, stream.Past(None, SPACE), "1", notes, keep_state=False)
+    assert notes == ["late"]
     run._frames = 69
     with tempfile.TemporaryDirectory() as folder:
-        folder_paths.set_output_directory(folder)
-        writer = SimpleNamespace(num_frames=57, path=Path(folder, "v.mp4"))
-        shown = f"{Path(folder).name}/v.mp4"
+        folder_paths.set_output_directory(f"{folder}/output")
+        writer = SimpleNamespace(num_frames=57, path=Path(folder, "output", "longlive", "v.mp4"))
+        writer.path.parent.mkdir(parents=True)
+        shown = "output/longlive/v.mp4"
         for exists, text, kept in (
-            (True, f"stopped at 3.6 s; kept as {shown}", f"the first 3.6 s are kept as {shown}"),
+            (True, shown, f"the first 3.6 s are kept as {shown}"),
             (False, None, ""),
         ):
             writer.path.touch() if exists else writer.path.unlink()
+            notes.clear()
             run._give_up(writer)
-            assert texts == ([text] if exists else []), texts
+            assert notes == ([f"the first 3.6 s are kept as {text}"] if exists else []), notes
             assert run._kept(writer).removeprefix("; ") == kept
-            texts.clear()
     print("OK as much is said to be kept as was written")
 
 

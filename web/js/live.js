@@ -32,7 +32,6 @@ function show() {
     const panel = node && panels.get(node);
     if (!panel || !(panel.run === snapshot.run || isShown(snapshot, textOf(node), seen().has(snapshot)))) continue;
     panel.take(snapshot);
-    hideStill(node, panel);
   }
 }
 
@@ -52,10 +51,13 @@ function takeNews(snapshot) {
   if (runs.take(snapshot)) show();
 }
 
-/** Hide the host's still picture of the newest block, below a player that shows all of them (classic nodes). */
-function hideStill(node, panel) {
-  const still = widgetOf(node, STILL);
-  if (still) still.hidden = panel.isShowing;
+/** Hide the host's still picture of the newest block (classic nodes), before it makes the node larger. */
+function hideStill(node) {
+  const { addCustomWidget } = node;
+  node.addCustomWidget = function (widget) {
+    if (widget.name === STILL) widget.hidden = true;
+    return addCustomWidget.call(this, widget);
+  };
 }
 
 /** Ask the server: after a reload, in a second tab, after a lost connection. */
@@ -196,6 +198,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     keepDefaults(node);
+    hideStill(node);
     addPanel(node);
   },
   afterConfigureGraph() {

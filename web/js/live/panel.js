@@ -10,8 +10,7 @@ import { isLive } from "./runs.js";
 import { StageDoor } from "./stage.js";
 import { fate, message, view } from "./view.js";
 
-const IDLE_HEIGHT = 215;
-const SCREEN_HEIGHT = 240;
+const MIN_HEIGHT = 290;
 const LAG_MS = 250;
 const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not for the canvas
 const FIELDS = "video, textarea, select, input, [draggable=true]";
@@ -41,7 +40,8 @@ function parts(panel) {
     video,
     live: button(t("live"), t("Jump to the newest frames"), () => panel.player.goLive()),
     status: make("div", { className: LINE, role: "status", label: t("State of the run") }),
-    hint: make("div", { className: NOTICE }),
+    hint: make("div", { className: "longlive-live-hint" }),
+    notes: make("div", { className: `${LINE} longlive-live-notes`, role: "note", label: t("Warnings") }),
     error: make("div", { className: `${LINE} longlive-live-error`, role: "alert" }),
     strip: make("ul", { className: "longlive-live-strip", label: t("Prompts and when they took effect") }),
     pending: make("div", { className: QUIET, role: "status", label: t("The prompt that waits") }),
@@ -82,8 +82,7 @@ export class Panel {
   /**
    * `actions`: prompt(run, message) -> ticket, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
    * share(snapshot, format) -> sentence, setDoor(body) -> state of the stage, all async; showStage();
-   * videoUrl(snapshot) -> url; keepCards(cards); resized() when
-   * `height` changed.
+   * videoUrl(snapshot) -> url; keepCards(cards); resized() when `height` changed.
    */
   constructor(actions) {
     this.#actions = actions;
@@ -93,38 +92,35 @@ export class Panel {
       ...{ show: actions.showStage, setDoor: actions.setDoor, resized: actions.resized },
       say: (sentence) => this.#say(sentence),
     });
-    this.screen = make("div", { className: "longlive-live-screen", hidden: true }, p.video, p.live);
     this.cards = new Cards({
       send: ({ prompt, policy = "auto", blend }) => this.#post(message(prompt, policy, blend)),
       changed: actions.keepCards,
       say: (sentence) => this.#say(sentence),
       resized: actions.resized,
     });
+    const screen = make("div", { className: "longlive-live-screen" }, p.hint, p.video, p.live);
+    p.video.hidden = p.live.hidden = true;
     this.element = make(
       "div",
       { className: "longlive-live", role: "group", label: t("LongLive: live"), tabIndex: -1 },
-      ...[this.screen, this.cards.element, p.hint, p.status, p.error, p.strip, p.text],
-      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send),
-      make("div", { className: "longlive-live-row" }, p.pause, p.stop, p.freeze, p.share, this.stage.page, this.stage.open),
-      ...[p.pending, p.notice, this.stage.element],
+      ...[screen, this.cards.element, p.text],
+      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send, p.pause, p.stop, p.freeze),
+      ...[p.strip, p.error],
+      make("div", { className: "longlive-live-row" }, p.status, p.pending, p.share, this.stage.page, this.stage.open),
+      ...[p.notice, p.notes, this.stage.element],
     );
     this.#listen();
     this.#render();
   }
 
-  /** Pixels that the panel needs. */
+  /** Pixels that the panel needs at least. */
   get height() {
-    return IDLE_HEIGHT + this.cards.height + (this.screen.hidden ? 0 : SCREEN_HEIGHT) + this.stage.height;
+    return MIN_HEIGHT + this.cards.height + this.stage.height;
   }
 
   /** The run that it shows, if there is one. */
   get run() {
     return this.#snapshot?.run;
-  }
-
-  /** Whether it shows a video: then nothing else need show its pictures. */
-  get isShowing() {
-    return !this.screen.hidden;
   }
 
   /** Show a run. */
@@ -234,15 +230,13 @@ export class Panel {
 
   #show(snapshot) {
     const { run, state, pace, seconds, block_latent_frames: latentFrames } = snapshot;
-    const wasHidden = this.screen.hidden;
-    this.screen.hidden = false;
+    this.#parts.video.hidden = false;
     this.player.show({
       ...{ run, url: this.#actions.videoUrl(snapshot) },
       ...{ isLive: isLive(snapshot), isPaced: pace === "real time", isPaused: state === "paused" },
       ...{ latentFrames, seconds },
     });
     this.#clock ??= setInterval(() => this.#renderLag(), LAG_MS);
-    if (wasHidden) this.#actions.resized();
   }
 
   #renderLag() {
@@ -256,11 +250,9 @@ export class Panel {
     const p = this.#parts;
     const shown = view(this.#snapshot, this.#failure);
     p.status.textContent = shown.status;
-    p.status.hidden = !shown.status;
-    p.hint.hidden = !shown.hint;
     p.hint.textContent = shown.hint;
+    p.notes.textContent = p.notes.title = shown.notes;
     p.error.textContent = p.error.title = shown.error;
-    p.error.hidden = !shown.error;
     p.pending.textContent = p.pending.title = shown.pending;
     p.text.disabled = p.policy.disabled = p.blend.disabled = !shown.canSend;
     p.blend.min = p.blend.step = blockLength(this.#snapshot?.block_latent_frames);

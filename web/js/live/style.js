@@ -17,16 +17,22 @@ export const STYLE = `
 .longlive-live button:hover:enabled { border-color: var(--input-text, #ddd); }
 .longlive-live textarea { flex: none; height: 44px; padding: 4px 6px; resize: none; width: 100%; }
 .longlive-live input[type=number] { width: 58px; }
-.longlive-live-screen { position: relative; flex: 1 1 0; min-height: 180px; background: #000; border-radius: 4px; }
+.longlive-live-screen { position: relative; flex: 1 1 0; min-height: 110px; background: #000; border-radius: 4px; }
+.longlive-live-hint { position: absolute; inset: 0; display: grid; place-items: center; padding: 0 15%; color: #999;
+  text-align: center; }
 .longlive-live-screen video { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .longlive-live-screen button { position: absolute; top: 6px; right: 6px; background: #000a; color: #fff; }
 .longlive-live-row { display: flex; flex: none; flex-wrap: wrap; gap: 4px; align-items: center; }
-.longlive-live-row .longlive-live-main { margin-left: auto; background: var(--p-primary-color, #2f6db5);
+.longlive-live-row .longlive-live-main { margin-right: auto; background: var(--p-primary-color, #2f6db5);
   color: var(--p-primary-contrast-color, #fff); border-color: transparent; }
-.longlive-live-line { flex: none; min-height: 16px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.longlive-live-line { flex: none; max-width: 100%; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.longlive-live-row .longlive-live-quiet { flex: 1 1 0; min-width: 0; }
+.longlive-live-line:empty { display: none; }
 .longlive-live-quiet { color: var(--descrip-text, #999); }
 .longlive-live-error { color: var(--error-text, #ff4444); }
 .longlive-live .longlive-live-notice { white-space: normal; max-height: 33px; }
+.longlive-live .longlive-live-notes { white-space: pre-line; max-height: 49px; overflow-y: auto; user-select: text;
+  color: var(--warning-text, #e0a030); }
 .longlive-live .longlive-live-error { white-space: normal; max-height: 66px; overflow-y: auto; user-select: text; }
 .longlive-live-strip { position: relative; flex: none; height: 22px; margin: 0; padding: 0; list-style: none;
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; }
@@ -35,5 +41,5 @@ export const STYLE = `
   border-left: 2px solid var(--descrip-text, #999); }
 .longlive-live-strip li[data-origin=live] { border-left: 4px double var(--p-primary-color, #4b8bd4);
   background: color-mix(in srgb, var(--p-primary-color, #4b8bd4) 28%, transparent); }
-.lg-node:has(.longlive-live-screen:not([hidden])) [data-testid^=node-body] > :is(img, img + div) { display: none; }
+.lg-node:has(.longlive-live-screen) [data-testid^=node-body] > :is(img, img + div) { display: none; }
 `;

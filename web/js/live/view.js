@@ -32,6 +32,7 @@ export function view(snapshot, failure = "") {
     hint: snapshot || failure ? "" : t("Press Run: while the video is made you can watch it here and send prompts."),
     status: isOlder ? t("failed") : snapshot ? status(snapshot) : "",
     error: failure || (snapshot?.error ?? ""),
+    notes: (snapshot?.notes ?? []).join("\n"),
     canSend: SENDABLE.includes(state),
     canPause: state === "running" || state === "paused",
     canStop: SENDABLE.includes(state),
