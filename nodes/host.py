@@ -313,10 +313,10 @@ def workflow_id(hidden: Any) -> str | None:
     return workflow.get("id") if isinstance(workflow, dict) else None
 
 
-def is_connected(hidden: Any, slot: int) -> bool:
-    """Whether another node of the prompt takes this output of a running node."""
-    link = [hidden.unique_id, slot]
-    return any(link in node["inputs"].values() for node in (hidden.prompt or {}).values())
+def is_connected(hidden: Any, slot: int, **values: Any) -> bool:
+    """Whether another node of the prompt, with such inputs, takes this output of a running node."""
+    link, nodes = [hidden.unique_id, slot], (hidden.prompt or {}).values()
+    return any(link in node["inputs"].values() and values.items() <= node["inputs"].items() for node in nodes)
 
 
 def throw_if_interrupted() -> None:

@@ -39,7 +39,7 @@ from .live import RUNS, LiveRun, UnloadingRoom
 from .vaes import BLOCK, StreamVae, decoded, stream_vae
 
 PREFIX = "longlive/stream"
-VIDEO = 0  # the number of that output
+VIDEO, LATENT = 0, 1  # the numbers of these outputs
 STEPS = tuple(SigmaConfig().choices)
 MAX_CUT_OFF = num_frames(2 * BLOCK) - num_frames(BLOCK) - 1  # all frames of a block but one
 NUM_SHOWN = 3  # settings that would fit
@@ -86,7 +86,7 @@ class LongLiveStream(io.ComfyNode):
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow, schedule.warnings_of, **steering)
         run = Run(parts, plan, past, cls.hidden.unique_id, live.notes, **wanted)
-        is_passed_on = host.is_connected(cls.hidden, VIDEO)
+        is_passed_on = is_in_another_file(cls.hidden)
         with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:
             latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden), sound))
         return io.NodeOutput(video.as_input(), latent, ui=video.as_listing() | live.as_listing())
@@ -95,6 +95,11 @@ class LongLiveStream(io.ComfyNode):
     def fingerprint_inputs(cls, **_) -> int:
         """Changes after a steered run, so that ComfyUI runs the node again."""
         return RUNS.num_steered(cls.hidden.unique_id)
+
+
+def is_in_another_file(hidden) -> bool:
+    """Whether the video goes to another node, or a stream that continues it begins its file with it."""
+    return host.is_connected(hidden, VIDEO) or host.is_connected(hidden, LATENT, whole_video=True)
 
 
 INPUTS = [

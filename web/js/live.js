@@ -16,6 +16,7 @@ import { loadTexts, t } from "./texts.js";
 
 const NODE = "LongLiveStream";
 const CARDS = "Prompt cards"; // a property of the node: in the workflow, its copies and the video's metadata
+const SIZE = [520, 650]; // of a new node
 const STILL = "$$canvas-image-preview";
 const REVOKE_MS = 60_000; // until the browser has surely taken a download
 const panels = new WeakMap(); // node -> Panel
@@ -156,6 +157,7 @@ function addPanel(node) {
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.height };
   options.hideInPanel = true; // the side panel would take it out of the node, at a width of its own
   node.addDOMWidget("live", "longlive.live", panel.element, options).serialize = false;
+  node.setSize(SIZE);
   panels.set(node, panel);
   const { onConfigure, onRemoved } = node;
   node.onConfigure = function (...args) {

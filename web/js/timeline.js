@@ -18,6 +18,7 @@ const STREAM = "LongLiveStream";
 const BEATS = "Beats"; // a property of the node: so others see them who have no librosa
 const TEXT_SHOWN = "Show schedule text"; // a property of the node
 const MIN_HEIGHT = 250;
+const WIDTH = 480; // of a new node: its tools are one row
 const TEXT_HEIGHT = 130;
 const ROW_HEIGHT = 20; // of the folded text
 const WATCH_MILLISECONDS = 500;
@@ -193,6 +194,7 @@ function addTimeline(node) {
   const widget = node.addDOMWidget("timeline", "longlive_timeline", view.element, options);
   widget.serialize = false;
   foldText(node, prompts, () => !view.isTextShown);
+  node.setSize([WIDTH, Math.max(node.size[1], node.computeSize()[1])]);
   after(prompts, "callback", () => heldBy(node, "prompts").widget === prompts && view.show(prompts.value));
   after(node, "onExecuted", (output) => view.showRunText(output?.[SCHEDULE_KEY]?.[0]));
   after(node, "onConfigure", () => {

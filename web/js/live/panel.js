@@ -253,6 +253,7 @@ export class Panel {
     p.hint.textContent = shown.hint;
     p.notes.textContent = p.notes.title = shown.notes;
     p.error.textContent = p.error.title = shown.error;
+    p.error.hidden = !shown.error;
     p.pending.textContent = p.pending.title = shown.pending;
     p.text.disabled = p.policy.disabled = p.blend.disabled = !shown.canSend;
     p.blend.min = p.blend.step = blockLength(this.#snapshot?.block_latent_frames);

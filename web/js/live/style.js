@@ -27,7 +27,7 @@ export const STYLE = `
   color: var(--p-primary-contrast-color, #fff); border-color: transparent; }
 .longlive-live-line { flex: none; max-width: 100%; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 .longlive-live-row .longlive-live-quiet { flex: 1 1 0; min-width: 0; }
-.longlive-live-line:empty { display: none; }
+.longlive-live :is(.longlive-live-line, .longlive-live-strip):empty { display: none; }
 .longlive-live-quiet { color: var(--descrip-text, #999); }
 .longlive-live-error { color: var(--error-text, #ff4444); }
 .longlive-live .longlive-live-notice { white-space: normal; max-height: 33px; }

@@ -4,7 +4,7 @@
 const FOLDED = ".lg-node-widgets:has(.longlive-timeline:not(.ll-with-text))";
 
 export const STYLE = `
-.longlive-timeline { --ll-accent: #4a90e2; position: relative; display: flex; flex-direction: column; gap: 4px; height: 100%;
+.longlive-timeline { --ll-accent: #4a90e2; container-type: inline-size; position: relative; display: flex; flex-direction: column; gap: 4px; height: 100%;
   min-height: 0; box-sizing: border-box; overflow: hidden; padding: 2px; color: var(--input-text, #ddd);
   font: 12px/1.35 Inter, Arial, sans-serif; text-align: left; user-select: none; pointer-events: auto; }
 .longlive-timeline * { box-sizing: border-box; }
@@ -73,6 +73,9 @@ export const STYLE = `
 ${FOLDED} { grid-template-rows: min-content auto !important; grid-auto-rows: min-content; }
 ${FOLDED} textarea:not(.longlive-timeline *) { display: none; }
 ${FOLDED} :has(> .lg-slot) { opacity: 1; }
+@container (max-width: 420px) { /* as an input of an App: the tools stay one row */
+  .longlive-timeline .ll-bar { gap: 1px; }
+  .longlive-timeline .ll-bar button { min-width: 14px; padding: 2px 1px; font-size: 10px; } }
 .longlive-timeline [hidden] { display: none !important; }
 `;
 
