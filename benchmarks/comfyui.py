@@ -57,10 +57,10 @@ class Setting:
 
 
 SETTINGS = {
-    "fp8, tiny": Setting(6.5, "longlive_low_vram", "fp8"),
-    "fp8, fp8 cache, tiny": Setting(5, "longlive_low_vram", "fp8", "fp8"),
-    "bf16, tiny": Setting(8, "longlive_low_vram", "bf16"),
-    "bf16, Wan": Setting(10.5, "longlive_t2v", "bf16"),
+    "fp8, tiny": Setting(6.5, "LongLive-1.3B for 8 GB (download)", "fp8"),
+    "fp8, fp8 cache, tiny": Setting(5, "LongLive-1.3B for 8 GB (download)", "fp8", "fp8"),
+    "bf16, tiny": Setting(8, "LongLive-1.3B for 8 GB (download)", "bf16"),
+    "bf16, Wan": Setting(10.5, "LongLive-1.3B one prompt (download)", "bf16"),
 }
 
 

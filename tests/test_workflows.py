@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -41,11 +42,14 @@ STOCK = {
 KNOWN = schemas.declared() | STOCK
 NOTE = "MarkdownNote"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-EXPECTED = {
-    *("mini_prompt_switch", "mini_timeline", "mini_frame_sink_compare", "mini_endless", "mini_extend"),
-    *("longlive_t2v", "longlive_interactive_60s", "longlive_240s", "longlive_low_vram"),
-    *("sgf_t2v", "sgf_interactive_60s", "sgf_240s"),
-}
+MINI = [file for file in WORKFLOWS if file.stem[0].isdigit()]  # nothing to download, in this order
+DOWNLOADED = [file for file in WORKFLOWS if "(download)" in file.stem]
+APPS = [file for file in WORKFLOWS if file.stem.endswith(".app")]
+MODELS = {"LongLive-1.3B", "SGF+"}
+CANVAS = (1366, 768)  # pixels of a laptop
+FILLED = 0.75  # of the canvas, when a page fits a graph into it
+TITLE, MARGIN = 30, 10  # above a node, and around all of them
+MIN_ZOOM, FIRST_ZOOM = 0.6, 0.75  # pages draw no labels below 0.58
 LOADERS = {"LongLiveLoadModel", "LongLiveLoadVAE", "CLIPLoader", "VAELoader"}
 FOLDERS = {"diffusion_models", "loras", "text_encoders", "vae", "vae_approx"}
 
@@ -74,7 +78,50 @@ def values_of(node: dict) -> dict:
 
 
 def test_the_promised_workflows_are_there():
-    assert {file.stem for file in WORKFLOWS} >= EXPECTED
+    assert [file.stem[0] for file in MINI] == list("123456") and "Start here" in MINI[0].stem
+    for model in MODELS:
+        of_model = {file.stem.removeprefix(model) for file in DOWNLOADED}
+        assert of_model >= {f" {what} (download)" for what in ("one prompt", "six prompts", "four minutes")}
+    assert len(APPS) == 2 and set(MINI) | set(DOWNLOADED) | set(APPS) == set(WORKFLOWS)
+
+
+@pytest.mark.parametrize("file", APPS, ids=lambda file: file.stem)
+def test_an_app_shows_the_video_its_box_and_the_timeline(file: Path) -> None:
+    app = json.loads(file.read_text())
+    kinds = {str(node["id"]): node["type"] for node in working(app)}
+    assert app["extra"]["linearMode"] is True
+    shown = [(kinds[node], widget) for node, widget in app["extra"]["linearData"]["inputs"]]
+    assert shown == [
+        *(("LongLiveStream", "live"), ("LongLivePromptSchedule", "timeline"), ("LongLiveStream", "seconds")),
+    ]
+    assert [kinds[str(node)] for node in app["extra"]["linearData"]["outputs"]] == ["LongLiveStream"]
+
+
+def test_every_workflow_has_its_own_id_and_one_short_note(workflow):
+    """Ids tell runs apart; in the new nodes inline code cannot be read on the ground of a note."""
+    ids = [json.loads(file.read_text())["id"] for file in WORKFLOWS]
+    assert len(set(ids)) == len(ids)
+    (note,) = (node for node in workflow["nodes"] if node["type"] == NOTE)
+    text = re.sub(r"\(https.*?\)", "", note["widgets_values"][0])
+    assert len(text) < 900 and "`" not in text and note["title"] != "Read me"
+    assert not re.search(r"\b(lines?|polic(y|ies))\b", text), "a timeline has none"
+
+
+def zoom(workflow: dict) -> float:
+    """At what a page opens a template: LiteGraph's fitToBounds."""
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    left, top = min(box[0] for box in boxes), min(box[1] for box in boxes) - TITLE
+    right, bottom = max(x + width for x, _, width, _ in boxes), max(y + height for _, y, _, height in boxes)
+    sides = right - left + 2 * MARGIN, bottom - top + 2 * MARGIN
+    return min(FILLED * pixels / side for pixels, side in zip(CANVAS, sides, strict=True))
+
+
+def test_labels_can_be_read_on_a_laptop(workflow):
+    assert zoom(workflow) >= MIN_ZOOM
+
+
+def test_the_first_template_is_large_on_a_laptop():
+    assert zoom(json.loads(MINI[0].read_text())) >= FIRST_ZOOM
 
 
 def test_workflow_is_in_the_format_of_the_page(workflow):
@@ -143,12 +190,14 @@ def test_the_promised_settings_are_in_the_workflows():
     def values(workflow: str, kind: str) -> dict:
         return values_of(next(node for node in named[workflow]["nodes"] if node["type"] == kind))
 
-    for model in ("longlive", "sgf"):
-        minute = PromptSchedule.parse(values(f"{model}_interactive_60s", "LongLivePromptSchedule")["prompts"])
-        assert len(minute.cues) == 6 and values(f"{model}_interactive_60s", "LongLiveStream")["seconds"] == 60
-        assert values(f"{model}_240s", "LongLiveStream")["seconds"] == 240
-    assert values("longlive_low_vram", "LongLiveLoadModel")["precision"] == "fp8"
-    assert values("longlive_low_vram", "LongLiveLoadVAE")["vae_name"].startswith("taew2_1")
+    for model in MODELS:
+        minute = f"{model} six prompts (download)"
+        schedule = PromptSchedule.parse(values(minute, "LongLivePromptSchedule")["prompts"])
+        assert len(schedule.cues) == 6 and values(minute, "LongLiveStream")["seconds"] == 60
+        assert values(f"{model} four minutes (download)", "LongLiveStream")["seconds"] == 240
+    assert values("4 Continue a video", "LongLiveStream")["whole_video"] is False, "the first of two"
+    assert values("LongLive-1.3B for 8 GB (download)", "LongLiveLoadModel")["precision"] == "fp8"
+    assert values("LongLive-1.3B for 8 GB (download)", "LongLiveLoadVAE")["vae_name"].startswith("taew2_1")
 
 
 def test_nodes_do_not_overlap(workflow):
@@ -160,8 +209,8 @@ def test_nodes_do_not_overlap(workflow):
             assert apart or y + height <= other_y - title or other_y + other_height <= y - title
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "workflows").glob("mini_*.json")), ids=lambda file: file.stem)
-def test_what_mini_makes_of_it_is_on_its_card(file: Path) -> None:
-    """The host's page of templates shows the picture beside a workflow."""
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_square_picture_is_on_its_card(file: Path) -> None:
+    """The page of templates shows it; `python docs/cards.py` makes them."""
     picture = file.with_suffix(".jpg")
-    assert Image.open(picture).size == (480, 320) and picture.stat().st_size < 30_000
+    assert Image.open(picture).size == (480, 480) and picture.stat().st_size < 40_000

@@ -54,7 +54,7 @@ def run_and_watch(server, page, screenshot: Path) -> str:
     page.wait_for_function(PREVIEW, timeout=60_000)
     page.screenshot(path=screenshot)
     finish(server, num_runs)
-    page.wait_for_function(f"() => ({TEXTS})().some(t => t.includes('s of video'))", timeout=60_000)
+    page.locator(".longlive-live [role=status]").filter(has_text="done").wait_for(timeout=60_000)
     page.wait_for_timeout(1000)
     return page.evaluate(SHOWN)
 
@@ -72,7 +72,7 @@ def test_the_page_reads_a_workflow_as_we_do(server, page, comfy, file):
     "behind", [[], [None, "15.0 s of video"]], ids=["saved", "saved by 0.3.64 after a run"]
 )
 def test_a_workflow_saved_before_there_were_steps_takes_them_all(page, behind):
-    workflow = load_workflow(ROOT / "workflows" / "mini_prompt_switch.json")
+    workflow = load_workflow(ROOT / "workflows" / "1 Start here - four prompts.json")
     stream = next(node for node in workflow["nodes"] if node["type"] == "LongLiveStream")
     assert [stream["inputs"].pop()["name"] for _ in range(2)] == ["whole_video", "steps"]
     stream["widgets_values"][-2:] = behind
@@ -108,11 +108,11 @@ def test_choices_that_were_replaced_are_kept_and_queued(server, models, page):
 
 
 def test_a_workflow_is_queued_and_watched(server, page, tmp_path):
-    prompts = "0 a red circle drifts right over navy\n5s => it turns into a blue star\n"
-    workflow = edited(load_workflow(ROOT / "workflows" / "mini_prompt_switch.json"), prompts, 15.0)
+    prompts = "0 a red circle drifts right over navy\n5.2s => it turns into a blue star\n"
+    workflow = edited(load_workflow(ROOT / "workflows" / "1 Start here - four prompts.json"), prompts, 15.0)
     page.evaluate(LOAD, workflow)
     first = run_and_watch(server, page, tmp_path / "running.png")
-    assert any("takes effect at 5.1s" in text for text in page.evaluate(TEXTS))
+    assert any("takes effect at 5.8s" in text for text in page.evaluate(TEXTS))
     page.evaluate(OTHER_SEED)
     second = run_and_watch(server, page, tmp_path / "running_again.png")
     assert first and second and first != second, "live previews must come in every run"

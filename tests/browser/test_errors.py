@@ -50,7 +50,7 @@ def until_failed_no_more(page) -> None:
 
 
 def test_a_stream_that_cannot_begin_says_why_in_its_panel(page, rendering):
-    load(page, "mini_live", seconds=0.5, width=70)
+    load(page, "3 Direct a video live", seconds=0.5, width=70)
     page.evaluate(QUEUE)
     alert = page.locator(".longlive-live").get_by_role("alert").filter(has_text="multiples of 16")
     alert.wait_for(timeout=WAIT_MS)
@@ -66,7 +66,7 @@ def test_a_stream_that_cannot_begin_says_why_in_its_panel(page, rendering):
 
 
 def test_a_schedule_shows_it_in_its_timeline_and_another_node_as_a_line(page, rendering):
-    load(page, "mini_endless", seconds=0.5)
+    load(page, "5 A video without end", seconds=0.5)
     node = page.evaluate("() => app.graph.nodes.find(n => n.type === 'LongLivePromptSchedule').id")
     detail = {"node_id": str(node), "node_type": "LongLivePromptSchedule", "prompt_id": "x"}
     detail |= {"exception_message": "no <encoder> here\n", "exception_type": "ValueError", "traceback": []}

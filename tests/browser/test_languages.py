@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WORKFLOW = json.loads((ROOT / "workflows" / "mini_prompt_switch.json").read_text("utf-8"))
+WORKFLOW = json.loads((ROOT / "workflows" / "1 Start here - four prompts.json").read_text("utf-8"))
 READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
 TITLE = "() => LiteGraph.registered_node_types['LongLiveStream'].title"

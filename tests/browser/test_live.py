@@ -78,8 +78,8 @@ SNAPSHOT = {
 
 
 def workflow(seconds: float, pace: str = "real time") -> dict:
-    """mini_live, of another length and pace; 0 seconds are until stopped."""
-    loaded = json.loads((ROOT / "workflows" / "mini_live.json").read_text())
+    """3 Direct a video live, of another length and pace; 0 seconds are until stopped."""
+    loaded = json.loads((ROOT / "workflows" / "3 Direct a video live.json").read_text())
     renumber(loaded, STREAM_ID)
     stream = next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")
     stream["widgets_values"][2:6] = [seconds, SEED, "fixed", pace]

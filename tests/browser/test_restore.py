@@ -10,7 +10,7 @@ import numpy as np
 from longlive_core.output.video import VideoWriter
 
 ROOT = Path(__file__).parents[2]
-WORKFLOW = ROOT / "workflows" / "mini_extend.json"
+WORKFLOW = ROOT / "workflows" / "4 Continue a video.json"
 SECONDS = 0.75
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
 SHORTEN = """seconds => app.graph.nodes.filter(n => n.type === 'LongLiveStream').forEach(n => {

@@ -10,7 +10,7 @@ import pytest
 from longlive_core.schedule.schedule import PromptSchedule
 
 ROOT = Path(__file__).parents[2]
-WORKFLOW = json.loads((ROOT / "workflows" / "mini_timeline.json").read_text())
+WORKFLOW = json.loads((ROOT / "workflows" / "2 Blend and cut on the timeline.json").read_text())
 READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
 AS_PROMPT = "async () => (await app.graphToPrompt()).output"

@@ -33,7 +33,7 @@ def test_the_archive_runs_in_a_fresh_comfyui(checkout, comfy, tmp_path):
         assert len(nodes) == 8
         for language in LANGUAGES:
             assert nodes <= texts[language]["nodeDefs"].keys() and texts[language]["longlive"]
-        workflow = json.loads((pack / "workflows" / "mini_prompt_switch.json").read_text("utf-8"))
+        workflow = json.loads((pack / "workflows" / "1 Start here - four prompts.json").read_text("utf-8"))
         prompt = comfy.shortened(comfy.as_prompt(workflow, info), 1.5)
         assert server.run(prompt).has_succeeded
     finally:
