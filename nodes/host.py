@@ -422,7 +422,6 @@ class Progress:
         self._bar.update_absolute(self._done, self._num_steps, image)
 
 
-
 @dataclass
 class VideoFile:
     """A video that is being made, in the output folder until it is finished."""

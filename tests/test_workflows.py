@@ -211,6 +211,6 @@ def test_nodes_do_not_overlap(workflow):
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_a_square_picture_is_on_its_card(file: Path) -> None:
-    """The page of templates shows it; `python docs/cards.py` makes them."""
+    """The page of templates shows it; `python docs/thumbnails.py` makes them."""
     picture = file.with_suffix(".jpg")
     assert Image.open(picture).size == (480, 480) and picture.stat().st_size < 40_000

@@ -52,7 +52,9 @@ class Timeline:
         return segment.cue if segment.block == block else None
 
     def report(self, frame_wise: "Timeline | None" = None, moved: float = 0.0) -> tuple[str, ...]:
-        """One line a segment that begins `moved` seconds or more from its cue: the cue's time, and when it does.
+        """One line a segment: the time its cue was written for, and when it takes effect.
+
+        Only of those in which these differ by `moved` seconds or more.
 
         With the same schedule for a `frame_wise` model also when it does there, if that is another time.
         """

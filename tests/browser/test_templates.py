@@ -56,7 +56,9 @@ def open_template(page, click, name: str) -> None:
 def test_five_clicks_from_a_fresh_page_to_the_first_frames(fresh):
     page, click = fresh
     open_template(page, click, FIRST)
-    page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'LongLiveStream')", timeout=WAIT_MS)
+    page.wait_for_function(
+        "() => app.graph.nodes.some(node => node.type === 'LongLiveStream')", timeout=WAIT_MS
+    )
     page.wait_for_function("() => app.canvas.ds.scale >= 0.75", timeout=WAIT_MS)
     page.evaluate(SHORT)
     before = page.evaluate(SIZES)
@@ -90,13 +92,16 @@ def test_three_nodes_and_four_links_on_an_empty_canvas_make_a_video(fresh):
 @pytest.mark.newest
 def test_an_app_runs_and_takes_a_prompt(server, fresh):
     page, click = fresh
+    page.add_locator_handler(
+        page.get_by_role("button", name="Skip"), lambda tour: tour.click()
+    )  # of the page
     open_template(page, click, APP)
-    skip = page.get_by_role("button", name="Skip")  # the page's own tour of Apps
-    skip.click(timeout=WAIT_MS)
     page.wait_for_function(f"() => ({TOOLS})() === 1", timeout=WAIT_MS)
     page.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
     box = page.get_by_label("Live prompt")
-    page.wait_for_function("() => !document.querySelector('.longlive-live textarea').disabled", timeout=WAIT_MS)
+    page.wait_for_function(
+        "() => !document.querySelector('.longlive-live textarea').disabled", timeout=WAIT_MS
+    )
     box.fill("it turns blue")
     box.press("Enter")
     marks = page.locator(".longlive-live-strip li")
@@ -105,9 +110,9 @@ def test_an_app_runs_and_takes_a_prompt(server, fresh):
     page.locator(".longlive-live [role=status]").filter(has_text="stopped").wait_for(timeout=WAIT_MS)
     run = server.get("/longlive/runs")["runs"][0]
     assert [cue["prompt"] for cue in run["cues"]][-1] == "it turns blue"
-    page.locator("[data-testid=linear-outputs] video, [data-testid=linear-center-panel] video").first.wait_for(
-        timeout=WAIT_MS
-    )
+    page.locator(
+        "[data-testid=linear-outputs] video, [data-testid=linear-center-panel] video"
+    ).first.wait_for(timeout=WAIT_MS)
     assert page.errors == []
 
 
@@ -121,7 +126,12 @@ def test_inputs_that_few_people_change_are_folded(server, page):
         node.get_by_text("seconds", exact=True).wait_for(timeout=WAIT_MS)
         assert not node.get_by_text("keep_state", exact=True).count()
         declared = server.get("/object_info")["LongLiveLoadModel"]["input"]
-        folded = [name for part in declared.values() for name, (_, options) in part.items() if options.get("advanced")]
+        folded = [
+            name
+            for part in declared.values()
+            for name, (_, options) in part.items()
+            if options.get("advanced")
+        ]
         assert len(folded) == 6
     finally:
         page.evaluate(VUE, False)

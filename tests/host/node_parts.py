@@ -128,7 +128,9 @@ def how_much_of_a_video_is_kept() -> None:
     """What was written, and only while it is there; more was made."""
     notes: list[str] = []
     plan = SimpleNamespace(blocks=range(9), sigmas=range(4), timeline=SimpleNamespace(warnings=("late",)))
-    run = stream.Run(SimpleNamespace(space=SPACE), plan, stream.Past(None, SPACE), "1", notes, keep_state=False)
+    run = stream.Run(
+        SimpleNamespace(space=SPACE), plan, stream.Past(None, SPACE), "1", notes, keep_state=False
+    )
     assert notes == ["late"]
     run._frames = 69
     with tempfile.TemporaryDirectory() as folder:

@@ -96,7 +96,9 @@ def test_every_node_is_there_and_explains_itself(server, object_info):
             assert declared[1].get("tooltip"), (name, input_name)
         assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"]), name
         assert server.status_of(f"/extensions/ComfyUI-LongLive/docs/{name}.md") == 200, name
-    assert server.status_of("/api/workflow_templates/ComfyUI-LongLive/3%20Direct%20a%20video%20live.jpg") == 200
+    assert (
+        server.status_of("/api/workflow_templates/ComfyUI-LongLive/3%20Direct%20a%20video%20live.jpg") == 200
+    )
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)

@@ -1,4 +1,4 @@
-"""`python docs/cards.py` makes the pictures of workflows/: frames of Mini, drawn cards for what needs a download."""
+"""`python docs/thumbnails.py` makes the images of workflows/: frames of Mini, drawn ones for downloads."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ from longlive_core.pipeline import as_uint8
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 SIDE, QUALITY = 480, 80  # pixels, of the JPEG
-TYPED = "8s => it turns blue\n16s => blend 3s: it turns into a star\n23s => cut: a green square rests over slate\n"
+TYPED = """8s => it turns blue
+16s => blend 3s: it turns into a star
+23s => cut: a green square rests over slate
+"""
 
 
 def values_of(workflow: dict, kind: str) -> list[list]:
@@ -48,12 +51,13 @@ def frames(workflow: dict) -> Image.Image:
     return Image.fromarray(picture).resize((SIDE, SIDE))
 
 
-def card(workflow: dict, name: str) -> Image.Image:
+def drawn(workflow: dict, name: str) -> Image.Image:
     """The loop, the name, and the cues as bars over the length of the video."""
     image, draw = canvas((SIDE, SIDE))
     side = image.width
     loop(draw, (side / 2, 0.24 * side), 0.3 * side, 0.085 * side)
-    model, _, what = name.removesuffix(".app").removesuffix(" (download)").removeprefix("Direct ").partition(" ")
+    shown = name.partition(" (download)")[0].removeprefix("Direct ")
+    model, _, what = shown.partition(" ")
     centred(draw, model, 0.43 * side, 0.12 * side, PAPER)
     centred(draw, what, 0.6 * side, 0.075 * side, PAPER)
     seconds = values_of(workflow, "LongLiveStream")[0][2]
@@ -67,7 +71,9 @@ def card(workflow: dict, name: str) -> Image.Image:
     return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def centred(draw: ImageDraw.ImageDraw, text: str, top: float, size: float, fill: tuple[int, int, int]) -> None:
+def centred(
+    draw: ImageDraw.ImageDraw, text: str, top: float, size: float, fill: tuple[int, int, int]
+) -> None:
     font = ImageFont.load_default(size)
     draw.text(((draw.im.size[0] - draw.textlength(text, font)) / 2, top), text, fill, font)
 
@@ -75,7 +81,7 @@ def centred(draw: ImageDraw.ImageDraw, text: str, top: float, size: float, fill:
 def main() -> None:
     for file in sorted(WORKFLOWS.glob("*.json")):
         workflow = json.loads(file.read_text("utf-8"))
-        picture = card(workflow, file.stem) if "(download)" in file.stem else frames(workflow)
+        picture = drawn(workflow, file.stem) if "(download)" in file.stem else frames(workflow)
         picture.save(file.with_suffix(".jpg"), quality=QUALITY, optimize=True)
 
 
