@@ -589,6 +589,12 @@ def test_the_report_gives_the_time_in_a_frame_wise_model_where_it_is_another():
     )
 
 
+def test_the_report_may_leave_out_cues_that_are_nearly_on_time():
+    cues = schedule((0, "a"), (5, "b"), (5.2, "c"))
+    late = '5.2s "c" takes effect at 5.8s (block 8), in a frame-wise model at 5.3s (block 22)'
+    assert cues.resolve(BLOCK).report(cues.resolve(1), moved=0.4) == (late,)
+
+
 def test_a_cue_on_a_boundary_stays_there():
     on_boundary, after = geometry.block_seconds(4, BLOCK), geometry.block_seconds(4, BLOCK) + 1 / 16
     blocks = [s.block for s in schedule((0, "a"), (on_boundary, "b"), (after, "c")).resolve(BLOCK).segments]

@@ -51,6 +51,11 @@ test("a workflow shows its own runs, and those of which nobody knows the workflo
   assert.ok(isOf(snapshot(), "w") && isOf(snapshot(), undefined) && !isOf(theirs, undefined));
 });
 
+test("what is worth a warning is shown, a line each", () => {
+  assert.equal(view(snapshot({ notes: ["2 cues after 0:10 are not played", "kept"] })).notes, "2 cues after 0:10 are not played\nkept");
+  assert.equal(view(snapshot()).notes, "");
+});
+
 test("what failed before a run began is shown in place of the older run's state", () => {
   const failed = view(null, "width is odd");
   assert.deepEqual([failed.hint, failed.status, failed.error], ["", "failed", "width is odd"]);
