@@ -97,7 +97,7 @@ def test_an_app_runs_and_takes_a_prompt(server, fresh):
     )  # of the page
     open_template(page, click, APP)
     page.wait_for_function(f"() => ({TOOLS})() === 1", timeout=WAIT_MS)
-    page.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
+    page.get_by_test_id("linear-run-button").get_by_role("button").filter(has_text="Run").click()
     box = page.get_by_label("Live prompt")
     page.wait_for_function(
         "() => !document.querySelector('.longlive-live textarea').disabled", timeout=WAIT_MS
