@@ -57,7 +57,7 @@ RUNS = (f"made-up-{number}" for number in count())
 
 def workflow(*cards: dict, seconds: float = 0) -> dict:
     """mini_live with these cards on its stream, which alone is in view."""
-    loaded = json.loads((ROOT / "workflows" / "mini_live.json").read_text())
+    loaded = json.loads((ROOT / "workflows" / "3 Direct a video live.json").read_text())
     stream = next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")
     for link in loaded["links"]:
         link[1], link[3] = (STREAM_ID if end == stream["id"] else end for end in (link[1], link[3]))

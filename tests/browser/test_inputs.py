@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WORKFLOW = json.loads((ROOT / "workflows" / "mini_timeline.json").read_text())
+WORKFLOW = json.loads((ROOT / "workflows" / "2 Blend and cut on the timeline.json").read_text())
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
 QUEUE = "async () => { await app.queuePrompt(0, 1) }"
 VUE = "async isOn => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isOn) }"

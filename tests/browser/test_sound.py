@@ -58,7 +58,7 @@ def tab(server, page):
 
 def workflow() -> dict:
     """mini_live of SECONDS in real time, its stream by a number of its own: the server remembers runs."""
-    loaded = json.loads((ROOT / "workflows" / "mini_live.json").read_text())
+    loaded = json.loads((ROOT / "workflows" / "3 Direct a video live.json").read_text())
     stream = next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")
     for link in loaded["links"]:
         link[1], link[3] = (STREAM_ID if end == stream["id"] else end for end in (link[1], link[3]))
@@ -90,7 +90,7 @@ def test_the_panel_plays_the_sound_while_the_video_is_made_and_after(server, tab
 @pytest.mark.newest
 def test_a_dragged_edge_snaps_to_a_beat_and_the_workflow_keeps_the_beats(server, tab):
     tab.route("**/longlive/beats?file=tone.wav", lambda route: route.fulfill(json={"times": TIMES}))
-    loaded = json.loads((ROOT / "workflows" / "mini_timeline.json").read_text())
+    loaded = json.loads((ROOT / "workflows" / "2 Blend and cut on the timeline.json").read_text())
     next(node for node in loaded["nodes"] if node["type"] == SCHEDULE)["widgets_values"] = [TWO_CUES]
     next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")["widgets_values"][2] = 20
     tab.evaluate(LOAD, loaded)

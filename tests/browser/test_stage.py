@@ -31,7 +31,7 @@ WITH_SEGNO = importlib.util.find_spec("segno") is not None
 
 def workflow(pace: str) -> dict:
     """mini_live with a stream of its own number, until stopped."""
-    loaded = json.loads((ROOT / "workflows" / "mini_live.json").read_text())
+    loaded = json.loads((ROOT / "workflows" / "3 Direct a video live.json").read_text())
     stream = next(node for node in loaded["nodes"] if node["type"] == "LongLiveStream")
     for link in loaded["links"]:
         link[1], link[3] = (NODE if end == stream["id"] else end for end in (link[1], link[3]))

@@ -156,7 +156,7 @@ export class TimelineView {
       this.element.classList.toggle("ll-with-text", isShown);
       onToggleText(isShown);
     };
-    const snaps = t("Show the beats of a sound file; dragged edges snap to them (not with Alt)");
+    const snaps = t("Show the beats of a sound file; dragged edges snap to them, except with Alt held");
     const help = button("?", shortcuts(), () => this.showHelp(this.help.hidden));
     help.setAttribute("aria-label", t("Shortcuts"));
     return made(
