@@ -169,7 +169,8 @@ class Preset:
 
     `family` is a pattern of its files' names; `needs_lora`: the checkpoint alone is not the whole model;
     `has_ema`: of the two sections of the published file, the averaged one is meant to be run; `has_two_sets`:
-    a second set of weights, `memory_*`, fills the KV cache; `on_switch` is for cues that name no policy.
+    a second set of weights, `memory_*`, fills the KV cache; `on_switch` is for cues that name no policy;
+    `commits_past`: latents to begin with are whole blocks, committed one after the other, as SGF does.
     """
 
     name: str
@@ -179,6 +180,7 @@ class Preset:
     has_ema: bool = False
     has_two_sets: bool = False
     on_switch: Policy = Policy.RECACHE
+    commits_past: bool = False
     window: WindowConfig = field(default_factory=WindowConfig)
     sigmas: SigmaConfig = field(default_factory=SigmaConfig)
     width: int = 832
@@ -202,7 +204,14 @@ FRAMEWISE, SHORT = replace(FULL_CLIP, block_latent_frames=1), WindowConfig(windo
 SPAN_12, SPAN_21 = (WindowConfig(endless=True, positions_latent_frames=span) for span in (12, 21))
 LONG_FRAMEWISE = WindowConfig(1, 4, 21, endless=True, positions_latent_frames=21)
 LONGLIVE_1_3B = Preset("longlive-1.3b", family="longlive", needs_lora=True)
-SGF = Preset("sgf-chunkwise", family="sgf", has_ema=True, on_switch=Policy.KEEP, window=SPAN_21)
+SGF = Preset(
+    "sgf-chunkwise",
+    family="sgf",
+    has_ema=True,
+    on_switch=Policy.KEEP,
+    commits_past=True,
+    window=SPAN_21,
+)
 SGF_PLUS = replace(SGF, name="sgf-plus-chunkwise", family="sgf-plus", has_two_sets=True, window=SPAN_12)
 _RELATIVES = (  # a file is of the first whose family its name has
     LONGLIVE_1_3B,

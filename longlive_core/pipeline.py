@@ -1,10 +1,10 @@
 """Headless use: load a model once, then plan -> blocks -> frames as one generator."""
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,23 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import ABSOLUTE_LATENT_FRAMES, MINI, VERSION, Preset, WindowConfig
+from .config import MINI, VERSION, Preset
 from .fast.compiled import COMPILED, EAGER, known_speed
-from .geometry import FRAME_RATE, SPACE_STRIDE, frames_of_seconds, latent_size, num_blocks, num_frames
+from .geometry import SPACE_STRIDE, num_frames
 from .mini.loader import load_mini
 from .model.attention import AUTO, attention_backend, known_attention
 from .model.causal_wan import CausalWan
-from .resume import Ending, VideoState
-from .rollout.noise import SeededNoise, shifted_sigmas
+from .plan import UNTIL_STOPPED as UNTIL_STOPPED
+from .plan import Plan, Request
+from .plan import checked_frames as checked_frames
+from .resume import Ending
+from .rollout.noise import SeededNoise, shifted
 from .rollout.retry import SecondTry, free_unused
-from .rollout.rollout import Block, Hook, rollout
-from .schedule.cue import MAX_SECONDS
+from .rollout.rollout import Block, Footage, Hook, rollout
 from .schedule.schedule import PromptSchedule
+from .source import NO_ENCODER, SourceStream
+from .source import Source as Source
 from .steering.live import LiveControl
 from .steering.script import EncodeText, script_of
 from .text.cache import CachedEncoder, encode_all
 from .text.umt5 import encoder_identity, load_umt5
-from .vae.streaming import Decoder, StreamingDecoder
+from .vae.streaming import Decoder, Encoder, StreamingDecoder
 from .vae.tiled import TiledDecoder
 from .weights.checkpoints import load_transformer, settle
 from .weights.files import first_line, sha256_of
@@ -38,35 +42,9 @@ from .weights.vae_files import load_vae
 
 COMPILING = "compiling the layers: up to two minutes the first time, later runs find the result on disk"
 LOOKED_BACK = 42  # latent frames and more that a decoder's past depends on: 38 with the Wan VAE
-UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
 Note = Callable[[str], None]  # takes a sentence for the user
 
 logger = logging.getLogger("longlive")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to make: `seconds` long or UNTIL_STOPPED; None stands for the preset's size and window.
-
-    `positions`: auto (endless where a video outgrows absolute ones), absolute or endless. `past` are clean
-    latents [1, C, T, H, W] of an earlier video, which this one continues; `cut_off` pixel frames at their end
-    were not shown, so this one begins with them. A `state` instead of both is continued bit for bit. Times
-    and `seconds` count from the end of the earlier video. `steps` are the denoising steps of a block: 4, 3
-    or 2; None for those of the `state`, else all of the preset's. Fewer are faster; first blocks suffer, and
-    with 2 also what a switch keeps.
-    """
-
-    schedule: PromptSchedule
-    seconds: float
-    seed: int = 0
-    width: int | None = None
-    height: int | None = None
-    window: WindowConfig | None = None
-    positions: str = "auto"
-    past: Tensor | None = None
-    cut_off: int = 0
-    state: VideoState | None = None
-    steps: int | None = None
 
 
 class Chunk(NamedTuple):
@@ -90,7 +68,8 @@ class Pipeline:
     """A transformer, a decoder and a text encoder that belong together; `speed` is plain or compiled.
 
     `encode_ahead`, where given, encodes all prompts of a video before its rollout begins, so that a large
-    encoder can be unloaded. `source` names the files it was loaded from, for a video's metadata.
+    encoder can be unloaded. `source` names the files it was loaded from, for a video's metadata. `encoder`
+    makes latents of images and footage; None where the decoder is alone.
     """
 
     preset: Preset
@@ -100,6 +79,7 @@ class Pipeline:
     encode_ahead: Callable[[Iterable[str]], EncodeText] | None = field(default=None, repr=False)
     speed: str = EAGER
     source: dict[str, Any] = field(default_factory=dict)
+    encoder: Encoder | None = None
 
     def plan(self, request: Request) -> "Plan":
         """Check a request and settle everything that follows from it; ValueError says what is wrong."""
@@ -121,9 +101,10 @@ class Pipeline:
         hook = hook or Hook()
         tried = SecondTry(self.model.device, hook.on_note)
         decoding = tried(plan.first_block, Decoding, lambda: self._decoder_for(plan))
-        due, left = decoding.due, plan.frames
-        for block in self.blocks(plan, hook, live, ending):
-            frames = tried(block.index, decoding.push, block)[0]
+        due, left, unseen = decoding.due, plan.frames, max(0, -plan.cut_off)
+        for block in chain(plan.given_blocks(), self.blocks(plan, hook, live, ending)):
+            frames = tried(block.index, decoding.push, block)[0][unseen:]
+            unseen = 0
             if due is not None and len(due):
                 frames = torch.cat((due, frames))
             frames, due = frames[:left], frames[left:].clone()  # a view would keep all of them in memory
@@ -132,7 +113,7 @@ class Pipeline:
             if live:
                 live.out(block.index - plan.first_block, len(frames))
         if ending:
-            ending.keep(plan.preset, plan.made_with(), block.index + 1, decoding.decoder, due)
+            ending.keep(plan.preset, plan.facts(), block.index + 1, decoding.decoder, due)
 
     def _decoder_for(self, plan: "Plan") -> tuple[StreamingDecoder, Tensor | None]:
         """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it."""
@@ -141,9 +122,10 @@ class Pipeline:
             request.state.check_dtype(self.model.dtype)
             decoder.restore(request.state.decoder)
             return decoder, request.state.cut_off.to(self.model.device)
-        if request.past is not None:
-            return decoder, decoder.warm(plan.past.to(self.model.device), plan.cut_off)[0]
-        return decoder, None
+        if request.past is None or plan.whole_blocks is None:
+            return decoder, None
+        shown = decoder.warm(plan.whole_blocks.to(self.model.device), max(0, plan.cut_off))
+        return decoder, shown[0]
 
     def blocks(
         self,
@@ -174,10 +156,38 @@ class Pipeline:
             hook = ending.watching(script, hook)
         if self.model.compile_layers(self.speed == COMPILED):
             hook.on_note(COMPILING)
-        noise = SeededNoise(plan.request.seed, plan.block_shape)
+        noise = self._noise(plan, hook)
         made = rollout(self.model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
         made = self._noted(made, hook)
         return live.until_stopped(made) if live else made
+
+    def _noise(self, plan: Plan, hook: Hook) -> SeededNoise | Footage:
+        """What the blocks of a plan begin from; a source at strength 1 counts for nothing."""
+        source, state = plan.request.source, plan.request.state
+        noise = SeededNoise(plan.request.seed, plan.block_shape)
+        if source is None or source.strength == 1:
+            return noise
+        scene = state.num_blocks - state.rollout.end // plan.block_latent_frames if state else 0
+        like = torch.empty(plan.block_shape, device=self.model.device)
+        stream = SourceStream(source, self.encoder, like, plan.source_start, scene, hook.on_note)
+        return Footage(noise, stream, shifted(source.strength, self.preset.sigmas.shift))
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [F, H, W, 3] in [0, 1] -> latents [1, C, T, h, w] to begin a video with, or to continue.
+
+        T is 1 + (F - 1) // 4; frames beyond 4T - 3 are left out. Where a preset wants whole blocks, the last
+        frame is held until there is one. ValueError for no frames, sizes that are no multiples of 8, and
+        where there is no encoder.
+        """
+        if self.encoder is None:
+            raise ValueError(NO_ENCODER)
+        frames = frames[..., :3]
+        if self.preset.commits_past and len(frames):
+            missing = max(0, num_frames(self.preset.window.block_latent_frames) - len(frames))
+            frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
+        video = frames.to(self.model.device, torch.float32).permute(0, 3, 1, 2)[None]
+        return self.encoder.encode(video)
 
     def _noted(self, blocks: Iterator[Block], hook: Hook) -> Iterator[Block]:
         """The same blocks; a failure of the compiler is reported when it happened, once for the model."""
@@ -230,129 +240,6 @@ def environment(device: torch.device) -> dict[str, str]:
     """Versions and device, for a video's metadata."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"version": VERSION, "torch": torch.__version__, "device": name}
-
-
-class Plan:
-    """A checked request: how many frames and blocks, which window and sigmas, when each prompt begins."""
-
-    def __init__(self, preset: Preset, request: Request):
-        self.preset, self.request = preset, request
-        state = request.state
-        self.width = request.width or (state.width if state else preset.width)
-        self.height = request.height or (state.height if state else preset.height)
-        steps = state.steps if state and request.steps is None else request.steps
-        self.sigmas = shifted_sigmas(preset.sigmas if steps is None else preset.sigmas.fewer(steps))
-        latent_height, latent_width = latent_size(self.width, self.height)
-        self.is_until_stopped = request.seconds == UNTIL_STOPPED
-        seconds = MAX_SECONDS if self.is_until_stopped else request.seconds
-        self.frames = checked_frames(seconds)
-        window = request.window or (state.rollout.window if state else preset.window)
-        if self.is_until_stopped and window.window_latent_frames is None:
-            raise ValueError(
-                "full attention (a window of 0) needs a video of known length; "
-                "choose a window such as 12, or give the seconds"
-            )
-        block = self.block_latent_frames = window.block_latent_frames
-        self.block_shape = (1, preset.model.latent_channels, block, latent_height, latent_width)
-        self.notes: list[str] = []
-        self.past = state.rollout if state else self._whole_blocks(request.past)
-        self.first_block, self.cut_off = self._earlier()
-        past_frames = num_frames(self.first_block * block) - self.cut_off
-        self.blocks = range(self.first_block, num_blocks(past_frames + self.frames, block))
-        if not self.blocks:
-            raise ValueError(
-                f"the previous video already contains these {self.frames} frames; make the continuation "
-                f"longer than {self.cut_off / FRAME_RATE:g} s"
-            )
-        self.window = replace(window, endless=self._is_endless(window))
-        if state:
-            state.check(preset, self.width, self.height, self.window)
-        self.timeline = request.schedule.resolve(block, seconds, self.first_block, self.cut_off)
-
-    def _whole_blocks(self, past: Tensor | None) -> Tensor | None:
-        """The latents to continue, in whole blocks up to their end; a note if the beginning is left out."""
-        if past is None:
-            return None
-        check_past(past, self.block_shape)
-        left_out = past.shape[2] % self.block_latent_frames
-        if left_out:
-            seconds = num_frames(past.shape[2] - left_out) / FRAME_RATE
-            self.notes.append(f"the last {seconds:.1f} s of the earlier video are what this one goes on from")
-        return past[:, :, left_out:]
-
-    def _earlier(self) -> tuple[int, int]:
-        """Blocks of the earlier video, and the frames that its last one holds beyond its end."""
-        request, block = self.request, self.block_latent_frames
-        if request.state:
-            return request.state.num_blocks, len(request.state.cut_off)
-        if request.past is None:
-            return 0, 0
-        first_block = self.past.shape[2] // block
-        most = num_frames(first_block * block) - num_frames((first_block - 1) * block) - 1
-        if not 0 <= request.cut_off <= most:
-            raise ValueError(
-                f"{request.cut_off} frames cannot be cut off from a last block; choose 0 to {most}"
-            )
-        return first_block, request.cut_off
-
-    def _is_endless(self, window: WindowConfig) -> bool:
-        """What `positions` comes to for a video of this length."""
-        is_long = self.blocks.stop * window.block_latent_frames > ABSOLUTE_LATENT_FRAMES
-        auto = self.request.state.rollout.window.endless if self.request.state else window.endless or is_long
-        choices = {"auto": auto, "absolute": False, "endless": True}
-        if self.request.positions not in choices:
-            allowed = ", ".join(choices)
-            raise ValueError(f"unknown positions {self.request.positions!r}; choose one of {allowed}")
-        return choices[self.request.positions]
-
-    def made_with(self) -> dict[str, int]:
-        """Size, seed and steps, which a continuation must know."""
-        facts = {"seed": self.request.seed, "width": self.width, "height": self.height}
-        return facts | {"steps": len(self.sigmas)}
-
-    def settings(self) -> dict[str, Any]:
-        """What a video must carry to be made again with the same model."""
-        return {
-            "model": self.preset.name,
-            "schedule": self.request.schedule.to_text(),
-            "seconds": 0 if self.is_until_stopped else self.request.seconds,
-            **self.made_with(),
-            "window": asdict(self.window),
-            "past_latent_frames": self.first_block * self.block_latent_frames,
-        }
-
-
-def checked_frames(seconds: float) -> int:
-    """Pixel frames of a video of that length; ValueError if there can be no such video."""
-    if not math.isfinite(seconds) or seconds <= 0 or seconds > MAX_SECONDS:
-        raise ValueError(
-            f"a video of {seconds} seconds is not possible; choose more than 0 and at most {MAX_SECONDS:g}"
-        )
-    return max(1, frames_of_seconds(seconds))
-
-
-def check_past(past: Tensor, block_shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless these are latents of a video that one of blocks of that shape can continue."""
-    batch, channels, block, *size = block_shape
-    if past.ndim != 5 or past.shape[:2] != (batch, channels):
-        raise ValueError(
-            f"latents of shape {list(past.shape)} cannot be continued: expected [{batch}, {channels}, latent "
-            "frames, height, width]; use the latents of one video of this model"
-        )
-    if list(past.shape[3:]) != size:
-        (had, asked) = (
-            [side * SPACE_STRIDE for side in (width, height)] for height, width in (past.shape[3:], size)
-        )
-        sides = " and ".join(map(str, dict.fromkeys(had)))
-        raise ValueError(
-            f"the earlier video is {had[0]}x{had[1]}, this one {asked[0]}x{asked[1]}; "
-            f"set width and height to {sides}"
-        )
-    if past.shape[2] < block:
-        raise ValueError(
-            f"{num_frames(past.shape[2])} frames of an earlier video are not enough to go on from; "
-            f"use at least {num_frames(block)}"
-        )
 
 
 @dataclass(frozen=True)
@@ -453,7 +340,13 @@ def load_built_in(files: ModelFiles) -> Pipeline:
     mini = load_mini(attend=attention_backend(files.attention))
     source = {"precision": "fp32", "attention": files.attention}
     return Pipeline(
-        MINI, mini.transformer, mini.autoencoder, mini.encode_text, speed=files.speed, source=source
+        MINI,
+        mini.transformer,
+        mini.autoencoder,
+        mini.encode_text,
+        speed=files.speed,
+        source=source,
+        encoder=mini.autoencoder,
     )
 
 
@@ -469,23 +362,23 @@ def load_files(files: ModelFiles, on_progress: Callable[[int, int], None] | None
     )
     for note in (*loaded.notes, *settle(loaded.transformer, files.precision, device)):
         on_note(note)
-    encoder = text_encoder(files, device)
+    encoder, vae = text_encoder(files, device), load_vae(files.vae, loaded.transformer.dtype, device)
     return Pipeline(
         loaded.preset,
         loaded.transformer,
-        load_decoder(files, loaded.transformer.dtype, device),
+        in_tiles(vae, files.tile),
         encoder,
         lambda prompts: encode_all(encoder, prompts, files.keep_text_encoder),
         files.speed,
         files.source(),
+        vae if vae.encoder else None,
     )
 
 
-def load_decoder(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """The VAE or tiny decoder, in tiles if asked."""
-    decoder = load_vae(files.vae, dtype, device)
-    overlap = files.tile // 4 // SPACE_STRIDE * SPACE_STRIDE
-    return TiledDecoder(decoder, files.tile, overlap, "cpu") if files.tile else decoder
+def in_tiles(decoder: Decoder, tile: int) -> Decoder:
+    """The decoder in tiles of so many pixels, if any."""
+    overlap = tile // 4 // SPACE_STRIDE * SPACE_STRIDE
+    return TiledDecoder(decoder, tile, overlap, "cpu") if tile else decoder
 
 
 def text_encoder(files: ModelFiles, device: torch.device) -> CachedEncoder:

@@ -25,13 +25,13 @@ from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
 
 METADATA_KEY, CHECKSUM_KEY = "longlive_state", "longlive_checksum"  # older files have no check sum
 FORMAT = 1
-_FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps")
-_KINDS = {  # of all that a file says of a state; older ones have no seed and no steps
+_FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps", "source_start")
+_KINDS = {  # of all that a file says of a state; older ones have no seed, no steps and no source
     **dict.fromkeys(("format", "width", "height", "num_frames", "num_blocks"), (int,)),
     **dict.fromkeys(("end", "sink_position"), (int,)),
     **dict.fromkeys(("model", "dtype", "prompt"), (str,)),
     **dict.fromkeys(("blend", "decoder"), (list,)),
-    **dict.fromkeys(("seed", "steps"), (int, NoneType)),
+    **dict.fromkeys(("seed", "steps", "source_start"), (int, NoneType)),
     "window": (dict,),
 }
 _MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
@@ -42,7 +42,8 @@ class VideoState:
     """The state at the end of `num_frames` pixel frames in `num_blocks` blocks by the model of that name.
 
     `cut_off` [F, 3, H, W] in [0, 1] are the frames of the last block beyond the end. All tensors are on the
-    CPU, never written to, and together about as large as the KV cache. `seed` and `steps` may be None.
+    CPU, never written to, and together about as large as the KV cache. `seed` and `steps` may be None, as may
+    `source_start`: which pixel frame the first of a source stands at.
     """
 
     model: str
@@ -57,6 +58,7 @@ class VideoState:
     cut_off: Tensor = field(repr=False)
     seed: int | None = None
     steps: int | None = None
+    source_start: int | None = None
 
     @property
     def newest_latents(self) -> Tensor:
@@ -252,7 +254,7 @@ class Ending:
     def keep(
         self,
         preset: Preset,
-        made_with: Mapping[str, int],
+        made_with: Mapping[str, int | None],
         num_blocks: int,
         decoder: StreamingDecoder,
         cut_off: Tensor,

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 GOLDEN = ROOT / "tests" / "golden"
 ONLY_SGF = "train_frames", "position_mode", "initial_latents", "policy"  # settings of Self Gradient Forcing
+PICTURES = "given", "start_step"  # settings of videos that begin with an image or with footage
+FAMILIES = {"sgf_golden": "sgf", "picture_golden": "pictures"}  # fixture -> folder in tests/golden
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators have none
     # Large tensors stay with the process when they are freed: else every new one costs its page faults.
@@ -24,9 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every scenario in a golden folder becomes a test of its own: `dit_golden` of LongLive, `sgf_golden`."""
+    """Every scenario in a golden folder becomes a test of its own, in the fixture of its family."""
     given = metafunc.config.getoption("--golden-dir")
-    folders = {"dit_golden": given, "sgf_golden": sgf_folder(given)}
+    folders = {"dit_golden": given, **{name: own_folder(given, kind) for name, kind in FAMILIES.items()}}
     for name in folders.keys() & set(metafunc.fixturenames):
         missing = pytest.param(None, marks=pytest.mark.skip(f"no scenario in {folders[name]}"), id="none")
         files = [pytest.param(file, id=file.stem) for file in scenarios_in(folders[name], name)]
@@ -46,14 +48,18 @@ def scenarios_in(folder: Path, fixture: str) -> list[Path]:
 
 
 def family_of(settings: Iterable[str]) -> str | None:
-    """The fixture of a file with these settings in its metadata; None for one of neither family."""
-    if not {"scenario", "local_attn_size", "global_sink"} <= set(settings):
+    """The fixture of a file with these settings in its metadata; None for one of no family."""
+    settings = set(settings)
+    if {"scenario", "local_attn_size", *PICTURES} <= settings:
+        return "picture_golden"
+    if not {"scenario", "local_attn_size", "global_sink"} <= settings:
         return None
-    return "dit_golden" if {*ONLY_SGF}.isdisjoint(settings) else "sgf_golden"
+    return "dit_golden" if settings.isdisjoint(ONLY_SGF) else "sgf_golden"
 
 
-def sgf_folder(given: Path) -> Path:
-    return GOLDEN / "sgf" if given == GOLDEN else given
+def own_folder(given: Path, kind: str) -> Path:
+    """Where a family's own goldens are, unless another folder was given."""
+    return GOLDEN / kind if given == GOLDEN else given
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +76,7 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def sgf_dir(golden_dir: Path) -> Path:
-    return sgf_folder(golden_dir)
+    return own_folder(golden_dir, "sgf")
 
 
 @pytest.fixture(scope="session")

@@ -112,7 +112,7 @@ class Recorded:
         self.folder, self.meta = file.parent, metadata(file)
         self.golden = load_file(file)
         self.block, self.frames = int(self.meta["block"]), int(self.meta["frames"])
-        self.batch = int(self.meta["batch"])
+        self.batch = int(self.meta.get("batch", len(self.golden["latents"])))
         inputs = present(self.folder / "dit_inputs.safetensors")
         self.inputs, self.inputs_meta = load_file(inputs), metadata(inputs)
         self.seed = int(self.inputs_meta["seed"])

@@ -22,7 +22,7 @@ from longlive_core.rollout.noise import Sigmas, shifted_sigmas
 from longlive_core.rollout.rollout import Switch, rollout
 from longlive_core.weights.checkpoints import load_transformer
 from longlive_core.weights.names import from_wan, our_name
-from tests.conftest import scenarios_in
+from tests.conftest import FAMILIES, scenarios_in
 from tests.test_golden import (
     PATCH,
     Recorded,
@@ -192,7 +192,7 @@ def latents_of(recorded: Sgf, hook=None, **changes) -> Tensor:
     [
         ("batch global_sink infinity local_attn_size lora", "dit_golden"),
         ("global_sink local_attn_size initial_latents model policy position_mode train_frames", "sgf_golden"),
-        ("local_attn_size given start_step", None),
+        ("local_attn_size given start_step", "picture_golden"),
         ("window sink texts", None),
     ],
     ids=("longlive", "sgf", "pictures", "longlive 2"),
@@ -202,7 +202,7 @@ def test_each_family_has_a_fixture_of_its_own(settings: str, family: str | None,
     metadata = dict.fromkeys(settings.split(), "1")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata | {"scenario": "a"})
     save_file({"a": torch.zeros(1)}, tmp_path / "dit_inputs.safetensors", metadata)
-    for fixture in ("dit_golden", "sgf_golden"):
+    for fixture in ("dit_golden", *FAMILIES):
         found = [file.name for file in scenarios_in(tmp_path, fixture)]
         assert found == (["a.safetensors"] if fixture == family else [])
 

@@ -4,7 +4,7 @@ It sees the past only through the cache that the caller passes in, and the promp
 cache. It knows neither blocks, nor sigmas, nor seeds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil, log
 from typing import Any, NamedTuple
 
@@ -36,6 +36,13 @@ class Modulations(NamedTuple):
 
     layers: list[Modulation]
     head: tuple[Tensor, Tensor]
+
+
+class Clean(NamedTuple):
+    """The first `frames` latent frames of a pass are clean: their modulations are of noise level 0."""
+
+    frames: int
+    time: Modulations
 
 
 class CausalWan(nn.Module):
@@ -126,53 +133,79 @@ class CausalWan(nn.Module):
         )
 
     def forward(
-        self, latents: Tensor, time: Modulations, rotations: Tensor, cache: KVCache, text: TextCache
+        self,
+        latents: Tensor,
+        time: Modulations,
+        rotations: Tensor,
+        cache: KVCache,
+        text: TextCache,
+        clean: Clean | None = None,
     ) -> Tensor:
         """Noisy latents [B, C, T, H, W] at the noise level of `time` -> flow.
 
-        Writes the K and V of these latents into the frames that `cache` has open.
+        Writes the K and V of these latents into the frames that `cache` has open. A pass with `clean` frames
+        runs eagerly: its parts have sizes of their own, for which nothing is compiled.
         """
-        parts = self._embedded(latents)
-        for layer, *inputs in zip(self.layers, time.layers, cache.layers, text.layers, strict=True):
-            self._run(layer, parts, rotations, *inputs)
-        return self._unpatchify(torch.cat([self.head(x, time.head) for x in parts], dim=1), latents.shape)
+        calls, at_once = self._calls, [(latents, time)]
+        if clean:
+            given, made = latents.tensor_split([clean.frames], dim=2)
+            calls, at_once = LayerCalls(), [(given, clean.time), (made, time)]
+        embedded = [(part, of_part) for some, of_part in at_once for part in self._embedded(some)]
+        parts, times = map(list, zip(*embedded, strict=True))
+        del embedded  # it would keep the tokens of the first layer
+        by_layer = zip(*(time.layers for time in times), strict=True)
+        for layer, *inputs in zip(self.layers, by_layer, cache.layers, text.layers, strict=True):
+            self._run(calls, layer, parts, rotations, *inputs)
+        flow = [self.head(x, time.head) for x, time in zip(parts, times, strict=True)]
+        return self._unpatchify(torch.cat(flow, dim=1), latents.shape)
 
     def fill_cache(
         self, latents: Tensor, time: Modulations, rotations: Tensor, cache: KVCache, text: TextCache
     ) -> None:
         """As forward, but only for the K and V it leaves in the cache: stops at the last layer's."""
-        parts = self._embedded(latents)
-        *body, last = zip(self.layers, time.layers, cache.layers, text.layers, strict=True)
+        parts, calls = self._embedded(latents), self._calls
+        by_layer = ((own,) * len(parts) for own in time.layers)
+        *body, last = zip(self.layers, by_layer, cache.layers, text.layers, strict=True)
         for layer, *inputs in body:
-            self._run(layer, parts, rotations, *inputs)
-        layer, layer_time, layer_cache, _ = last
-        self._fill(layer, parts, rotations, layer_time, layer_cache)
+            self._run(calls, layer, parts, rotations, *inputs)
+        layer, layer_times, layer_cache, _ = last
+        self._fill(calls, layer, parts, rotations, layer_times, layer_cache)
 
     def _run(
         self,
+        calls: LayerCalls,
         layer: Layer,
         parts: list[Tensor],
         rotations: Tensor,
-        time: Modulation,
+        times: Sequence[Modulation],
         cache: LayerCache,
         text: LayerText,
     ) -> None:
-        """Put tokens in parts [B, L, E] through a layer, in place; all are cached before any attends."""
+        """Put tokens in parts [B, L, E] through a layer, in place; all are cached before any attends.
+
+        `times` are the layer's modulations, one a part.
+        """
         if len(parts) == 1:
-            parts[0] = self._calls.forward(layer, parts[0], rotations, time, cache, text)
+            parts[0] = calls.forward(layer, parts[0], rotations, times[0], cache, text)
             return
-        self._fill(layer, parts, rotations, time, cache)
+        self._fill(calls, layer, parts, rotations, times, cache)
         seen = cache.seen()
         for index, places in enumerate(split_like(rotations, parts)):
-            parts[index] = self._calls.on_filled(layer, parts[index], places, time, seen, text)
+            parts[index] = calls.on_filled(layer, parts[index], places, times[index], seen, text)
 
     def _fill(
-        self, layer: Layer, parts: list[Tensor], rotations: Tensor, time: Modulation, cache: LayerCache
+        self,
+        calls: LayerCalls,
+        layer: Layer,
+        parts: list[Tensor],
+        rotations: Tensor,
+        times: Sequence[Modulation],
+        cache: LayerCache,
     ) -> None:
         """Leave the K and V of all parts in the cache of a layer."""
         places = split_like(rotations, parts), split_like(cache.tokens, parts)
-        for x, part_rotations, tokens in zip(parts, *places, strict=True):
-            self._calls.fill_cache(layer, x, part_rotations, time, cache, tokens)
+        for x, time, part_rotations, tokens in zip(parts, times, *places, strict=True):
+            calls.fill_cache(layer, x, part_rotations, time, cache, tokens)
 
     def _embedded(self, latents: Tensor) -> list[Tensor]:
         """Latents [B, C, T, H, W] -> tokens [B, L, E] in parts; in one where gradients are asked for."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from .attention import Attend, sdpa
 from .cache import KVCache, TextCache
-from .causal_wan import CausalWan, Modulations
+from .causal_wan import CausalWan, Clean, Modulations
 
 Texts, Times = tuple[TextCache, TextCache], tuple[Modulations, Modulations]
 
@@ -33,9 +33,18 @@ class TwoSetWan(CausalWan):
     def modulations(self, timesteps: Tensor, tokens: int = 1) -> Times:
         return super().modulations(timesteps, tokens), self.memory.modulations(timesteps, tokens)
 
-    def forward(self, latents: Tensor, time: Times, rotations: Tensor, cache: KVCache, text: Texts) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        time: Times,
+        rotations: Tensor,
+        cache: KVCache,
+        text: Texts,
+        clean: Clean | None = None,
+    ) -> Tensor:
         """As of one set, by the first halves."""
-        return super().forward(latents, time[0], rotations, cache, text[0])
+        own = clean and clean._replace(time=clean.time[0])
+        return super().forward(latents, time[0], rotations, cache, text[0], own)
 
     def fill_cache(
         self, latents: Tensor, time: Times, rotations: Tensor, cache: KVCache, text: Texts

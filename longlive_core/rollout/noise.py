@@ -18,15 +18,24 @@ class Sigmas(tuple[float, ...]):
     first: tuple[float, ...]
 
 
+def shifted(share: float, shift: float) -> float:
+    """A share of noise in (0, 1], such as 0.75 for step 750 of 1000, warped by `shift`."""
+    return shift * share / (1 + (shift - 1) * share)
+
+
+def begun_at(sigmas: tuple[float, ...], sigma: float) -> tuple[float, ...]:
+    """The sigmas of a block that begins at noise level `sigma`: that one, then those below it."""
+    return sigma, *(level for level in sigmas if level < sigma)
+
+
 def shifted_sigmas(config: SigmaConfig) -> Sigmas:
     """The sigmas of a config; LongLive's are 1, 0.9375, 0.8333, 0.625, for every block."""
 
-    def shifted(steps: tuple[int, ...]) -> Sigmas:
-        levels = (step / TIMESTEP_SCALE for step in steps)
-        return Sigmas(config.shift * s / (1 + (config.shift - 1) * s) for s in levels)
+    def levels(steps: tuple[int, ...]) -> Sigmas:
+        return Sigmas(shifted(step / TIMESTEP_SCALE, config.shift) for step in steps)
 
-    sigmas = shifted(config.steps)
-    sigmas.first = shifted(config.first_steps or config.steps)
+    sigmas = levels(config.steps)
+    sigmas.first = levels(config.first_steps or config.steps)
     return sigmas
 
 

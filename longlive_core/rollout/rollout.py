@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Policy, WindowConfig
 from ..model.cache import KVCache, TextCache
 from ..model.causal_wan import CausalWan
-from .noise import Sigmas, clean_of, renoise, to_device
+from .noise import Sigmas, begun_at, clean_of, renoise, to_device
 from .retry import SecondTry
 from .scene import RolloutState, Scene
 
@@ -69,22 +69,43 @@ Script = Callable[[int], Switch | None]  # block -> the prompt that begins there
 Noise = Callable[[int, int], Tensor]  # (block, step) -> [B, C, T, H, W]; step 0 is what the block starts from
 
 
+@dataclass(frozen=True)
+class Footage:
+    """Noise for blocks that begin from footage, mixed with it at level `sigma` in (0, 1].
+
+    `latents` gives the clean latents [B, C, T, H, W] of a block, None after the footage's end; it is asked
+    for block after block, and told whether the block opens a scene.
+    """
+
+    noise: Noise
+    latents: Callable[[int, bool], Tensor | None]
+    sigma: float
+
+    def __call__(self, block: int, step: int) -> Tensor:
+        return self.noise(block, step)
+
+
+Past = Tensor | tuple[Tensor, ...] | RolloutState
+
+
 def rollout(
     model: CausalWan,
     script: Script,
-    noise: Noise,
+    noise: Noise | Footage,
     sigmas: Sigmas,
     window: WindowConfig,
     blocks: range,
-    past: Tensor | RolloutState | None = None,
+    past: Past | None = None,
     hook: Hook | None = None,
 ) -> Iterator[Block]:
     """Yield the blocks of one video as they are made; a block is committed when the next one is asked for.
 
-    `past`, clean latents [B, C, T, H, W] of an earlier video, is continued: the cache is rebuilt from its
-    sink and its last window, so the seam is smooth but not bit-identical; a first prompt that cuts drops it.
-    From a RolloutState it continues bit for bit, under the prompt in effect there unless the script has one
-    for the first block. What runs out of memory is tried once more, from the same noise, with a note.
+    `past`, clean latents [B, C, T, H, W] of any length T, is continued: the cache is rebuilt from its sink
+    and its last window, so the seam is smooth but not bit-identical; a tuple of its blocks is committed one
+    after the other instead. What is beyond whole blocks begins the first block, which is made around it.
+    A first prompt that cuts drops the past. From a RolloutState it continues bit for bit, under the prompt in
+    effect there unless the script has one for the first block. Noise that is Footage is transformed footage.
+    What runs out of memory is tried once more, from the same noise, with a note.
     Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite,
     torch.OutOfMemoryError when memory does not suffice for a second try either.
     """
@@ -98,6 +119,7 @@ def rollout(
     tried = SecondTry(model.device, hook.on_note)
     text = tried(blocks.start, encode_prompt, model, switch)
     like = noise(blocks.start, 0)
+    past, given = parted(past, like.shape[2])
     scene = tried(blocks.start, open_scene, model, text, like, window, len(blocks), past)
     hook.on_open(scene)
     for index in blocks:
@@ -107,7 +129,12 @@ def rollout(
                 hook.on_recache(index, scene.cache)
         is_first = not scene.end or (index == blocks.start and not is_resumed)
         levels = sigmas.first if is_first else sigmas
-        latents = tried(index, denoise, scene, text, noise, levels, index, hook)
+        is_footage = isinstance(noise, Footage)
+        begin = tried(index, noise.latents, index, scene.end == 0) if is_footage else None
+        if begin is not None:
+            levels = begun_at(levels, noise.sigma)
+        latents = tried(index, denoise, scene, text, noise, levels, index, hook, given, begin)
+        given = None
         yield Block(index, latents, opens_scene=scene.end == 0)
         tried(index, commit, scene, text, latents)
         hook.on_commit(index, scene.cache)
@@ -121,17 +148,35 @@ def encode_prompt(model: CausalWan, switch: Switch) -> TextCache:
 
 @torch.no_grad()
 def denoise(
-    scene: Scene, text: TextCache, noise: Noise, sigmas: tuple[float, ...], block: int, hook: Hook
+    scene: Scene,
+    text: TextCache,
+    noise: Noise,
+    sigmas: tuple[float, ...],
+    block: int,
+    hook: Hook,
+    given: Tensor | None = None,
+    begin: Tensor | None = None,
 ) -> Tensor:
-    """Noise -> clean latents of the next block, one model call a sigma; RolloutError unless finite."""
+    """Noise -> clean latents of the next block, one model call a sigma; RolloutError unless finite.
+
+    `given` are its first frames: clean, and at noise level 0, in every step. With `begin`, clean latents of
+    footage, the block begins from these at the first sigma.
+    """
     x = to_device(noise(block, 0), scene.model.device)
+    if begin is not None:
+        x = renoise(begin.to(x), x, sigmas[0])
+    num_given = 0 if given is None else given.shape[2]
     scene.open(scene.end, x.shape[2])
     clean = x
     for step, sigma in enumerate(sigmas):
         if step:
             x = renoise(clean, to_device(noise(block, step), x.device), sigma)
-        flow = scene.flow(x, sigma, text)
+        if num_given:
+            x = torch.cat((given.to(x), x[:, :, num_given:]), dim=2)
+        flow = scene.flow(x, sigma, text, num_given)
         clean = clean_of(x, flow, sigma)
+        if num_given:
+            clean[:, :, :num_given] = given
         hook.on_step(block, step, flow, clean)
     if not torch.isfinite(clean).all():
         raise RolloutError(block, "the model's output is not finite; check the weights and the precision")
@@ -165,29 +210,42 @@ def recache(scene: Scene, text: TextCache, policy: Policy) -> bool:
     return True
 
 
+def parted(past: Past | None, block: int) -> tuple[Past | None, Tensor | None]:
+    """A past in whole blocks, and the latents [B, C, T, H, W] that begin the next one; None for none."""
+    given = None
+    if isinstance(past, tuple) and past[-1].shape[2] % block:
+        *past, given = past
+        past = tuple(past) or None
+    elif isinstance(past, Tensor) and (beyond := past.shape[2] % block):
+        past, given = past.tensor_split([past.shape[2] - beyond], dim=2)
+        past = past if past.shape[2] else None
+    return past, given
+
+
 @torch.no_grad()
 def open_scene(
-    model: CausalWan,
-    text: TextCache,
-    like: Tensor,
-    window: WindowConfig,
-    num_blocks: int,
-    past: Tensor | RolloutState | None,
+    model: CausalWan, text: TextCache, like: Tensor, window: WindowConfig, num_blocks: int, past: Past | None
 ) -> Scene:
-    """An empty past, that of a state, or that of latents: the first blocks the sink, the last the ring."""
+    """An empty past, that of a state, or that of latents in whole blocks.
+
+    Blocks in a tuple are committed; else, where there are more than fit the window, the first ones alone
+    become the sink, and the others are computed in one recache.
+    """
     is_resumed, block = isinstance(past, RolloutState), like.shape[2]
-    past_frames = 0 if past is None else past.end if is_resumed else past.shape[2]
+    alone = past if isinstance(past, tuple) else ()
+    latents = torch.cat(alone, dim=2) if alone else past
+    past_frames = 0 if past is None else past.end if is_resumed else latents.shape[2]
     scene = Scene(model, like, window, num_blocks * block + past_frames)
     if is_resumed:
         scene.restore(past)
     elif past is not None:
-        past = past.to(model.device)
-        is_long = past_frames > scene.cache.frames
-        for first in range(0, scene.cache.sink if is_long else past_frames, block):
-            latents = past[:, :, first : first + block]
-            scene.open(first, latents.shape[2])
-            scene.fill_cache(latents, text)
-        scene.append(past)
-        if is_long:
+        latents = latents.to(model.device)
+        if not alone and past_frames > scene.cache.frames:
+            alone = latents[:, :, : scene.cache.sink].split(block, dim=2)
+        for index, piece in enumerate(alone):
+            scene.open(index * block, piece.shape[2])
+            scene.fill_cache(piece.to(model.device), text)
+        scene.append(latents)
+        if not isinstance(past, tuple):
             recache(scene, text, Policy.RECACHE)
     return scene

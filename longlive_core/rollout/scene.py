@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import WindowConfig
 from ..geometry import tokens_per_frame
 from ..model.cache import Grid, KVCache, TextCache
-from ..model.causal_wan import CausalWan, Modulations
+from ..model.causal_wan import CausalWan, Clean, Modulations
 from .noise import TIMESTEP_SCALE
 
 
@@ -54,9 +54,10 @@ class Scene:
         positions = torch.arange(first, first + count, device=self.model.device)
         self.rotations = self.model.rotations(positions, self.height, self.width)
 
-    def flow(self, latents: Tensor, sigma: float, text: TextCache) -> Tensor:
-        """The model's flow for the open frames at noise level `sigma`."""
-        return self.model(latents, self._modulations_at(sigma), self.rotations, self.cache, text)
+    def flow(self, latents: Tensor, sigma: float, text: TextCache, num_clean: int = 0) -> Tensor:
+        """The model's flow for the open frames at noise level `sigma`; the first `num_clean` are at 0."""
+        clean = Clean(num_clean, self._modulations_at(0.0)) if num_clean else None
+        return self.model(latents, self._modulations_at(sigma), self.rotations, self.cache, text, clean)
 
     def fill_cache(self, latents: Tensor, text: TextCache) -> None:
         """Leave the K and V of clean latents in the open frames' slots."""

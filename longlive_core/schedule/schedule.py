@@ -167,13 +167,14 @@ class PromptSchedule:
     ) -> Timeline:
         """Snap each cue to the first block that begins at its time or later; of two on one, the later wins.
 
-        Blocks count from `first_block`, the first of a continuation; times from `cut_off` pixel frames before
-        that block. Cues at or beyond `total_seconds`, the length of the video, are not played.
+        Blocks count from `first_block`, the first to be made; times from `cut_off` pixel frames before that
+        block, or behind its beginning if less than 0. What is due earlier begins with that block. Cues at or
+        beyond `total_seconds`, the length of the video, are not played.
         """
         start = geometry.block_seconds(first_block, block_latent_frames) - cut_off / geometry.FRAME_RATE
 
         def begins(block: int) -> float:
-            return geometry.block_seconds(first_block + block, block_latent_frames) - start
+            return max(0.0, geometry.block_seconds(first_block + block, block_latent_frames) - start)
 
         last_block = inf
         if total_seconds is not None:
@@ -184,7 +185,8 @@ class PromptSchedule:
         unseen: list[tuple[int, str]] = []  # index of a cue and why no block shows it
         played = [cue for cue in self.cues if total_seconds is None or not 0 < cue.seconds >= total_seconds]
         for index, cue in enumerate(played):
-            block = geometry.block_at(start + cue.seconds, block_latent_frames) - first_block
+            at = geometry.block_at(start + cue.seconds, block_latent_frames) - first_block
+            block = max(0, at) if cue.seconds else 0
             if block > last_block:
                 why = f"the video's last block begins at {shown(begins(last_block))}"
                 unseen.append((index, f"{why}; move it there or earlier, or raise seconds"))

@@ -4,11 +4,10 @@ Both ways go piece by piece, with bounded memory and the past handed on, so deco
 the whole, bit for bit. Knows neither prompts nor files.
 """
 
-import torch
 from torch import Tensor, nn
 
 from ..config import WanAutoencoderConfig
-from ..geometry import SPACE_STRIDE, TIME_STRIDE
+from ..geometry import SPACE_STRIDE
 from .layers import (
     CausalConv,
     ChannelNorm,
@@ -24,7 +23,7 @@ from .layers import (
     through_by_frame,
     used_up,
 )
-from .streaming import RGB, decoded_by_latent
+from .streaming import RGB, decoded_by_latent, encoded_by_latent
 
 
 class Head(nn.Module):
@@ -114,14 +113,20 @@ class WanAutoencoder(nn.Module):
                 f"{count} frames of {width}x{height} cannot be encoded; "
                 f"give at least one, with sides that are multiples of {SPACE_STRIDE}"
             )
-        firsts = range(1, count - TIME_STRIDE + 1, TIME_STRIDE)  # of the full groups of four
-        pieces, past = [], None
-        for piece in (frames[:, :1], *(frames[:, first : first + TIME_STRIDE] for first in firsts)):
-            video = (piece * 2 - 1).transpose(1, 2).to(self.decoder.stem.weight)
-            moments, past = self.encoder(video, past)
-            pieces.append(moments)
-        means, _ = torch.cat(pieces, dim=2).float().chunk(2, dim=1)
-        return self.space.normalised(means)
+        return self.encode_next(frames)[0]
+
+    def encode_next(self, frames: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Frames [B, F, 3, 8H, 8W] in [0, 1] -> (normalised latents [B, C, T, H, W] in fp32, new past).
+
+        Without a past this is the start of a video: F = 4T - 3, else 4T. One latent frame at a time; the past
+        has the same size whatever T is, and is emptied by its use.
+        """
+        moments, past = encoded_by_latent(self._moments, frames, past)
+        means, _ = moments.float().chunk(2, dim=1)
+        return self.space.normalised(means), past
+
+    def _moments(self, frames: Tensor, past: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        return self.encoder((frames * 2 - 1).transpose(1, 2).to(self.decoder.stem.weight), past)
 
     def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past).

@@ -1,4 +1,4 @@
-"""Latents in, frames out, piece by piece: exactly the frames of decoding the whole at once."""
+"""Latents <-> frames, piece by piece: exactly what decoding or encoding the whole at once gives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +45,51 @@ def decoded_by_latent(
         frames[:, end : end + video.shape[2]] = video.transpose(1, 2)
         end += video.shape[2]
     return frames, past
+
+
+class Encoder(Protocol):
+    """What a StreamingEncoder needs of an autoencoder."""
+
+    def encode_next(self, frames: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+        """Frames [B, F, 3, 8H, 8W] in [0, 1] and the past -> normalised latents [B, C, T, H, W], new past.
+
+        F is 1 + 4n at the start of a video, where there is no past, else 4n. The past is emptied by its use.
+        """
+
+
+def encoded_by_latent(
+    encode: Callable[[Tensor, Any], tuple[Tensor, Any]], frames: Tensor, past: Any
+) -> tuple[Tensor, Any]:
+    """Encode [B, F, 3, 8H, 8W] one latent frame at a time -> (what `encode` gives for all, new past).
+
+    `encode` takes the frames of one latent frame, 1 without a past, else 4. What is left over is left out.
+    """
+    count, first = frames.shape[1], int(past is None)
+    starts = range(first, count - TIME_STRIDE + 1, TIME_STRIDE)
+    groups = [*([frames[:, :1]] if first else []), *(frames[:, i : i + TIME_STRIDE] for i in starts)]
+    made = []
+    for group in groups:
+        latent, past = encode(group, past)
+        made.append(latent)
+    return torch.cat(made, dim=2), past
+
+
+class StreamingEncoder:
+    """`push(frames)` returns the latents they add: 3 for the first 9 frames, then 3 for every 12."""
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._past: Any = None
+
+    @torch.no_grad()
+    def push(self, frames: Tensor, opens_scene: bool = False) -> Tensor:
+        """Frames [B, F, 3, 8H, 8W] in [0, 1] -> latents [B, C, T, H, W]: F is 4T, at a scene's start 4T - 3.
+
+        A push that fails changes nothing: the past that it used is kept until the new one is there.
+        """
+        past = None if opens_scene or self._past is None else list(self._past)
+        latents, self._past = self._encoder.encode_next(frames, past)
+        return latents
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import TinyAutoencoderConfig
 from ..geometry import TIME_STRIDE
 from .layers import LatentSpace, Olds, counts_as_gpu, used_up
-from .streaming import decoded_by_latent
+from .streaming import decoded_by_latent, encoded_by_latent
 
 LATENT_BOUND = 3.0  # raw latents reach the decoder through a soft clamp to (-3, 3)
 _UNSHUFFLE = 4
@@ -152,8 +152,11 @@ class TinyEncoder(nn.Module):
         """
         groups = (frames.shape[1] - 1) // TIME_STRIDE
         first = frames[:, :1].expand(-1, TIME_STRIDE, -1, -1, -1)
-        x = torch.cat((first, frames[:, 1 : 1 + groups * TIME_STRIDE]), dim=1)
-        x = x.unflatten(1, (groups + 1, TIME_STRIDE)).flatten(2, 3)  # -> [B, T, 12, 8H, 8W]
+        return self.of_groups(torch.cat((first, frames[:, 1 : 1 + groups * TIME_STRIDE]), dim=1))
+
+    def of_groups(self, frames: Tensor) -> Tensor:
+        """The same for [B, 4T, 3, 8H, 8W], four frames for every latent frame."""
+        x = frames.unflatten(1, (-1, TIME_STRIDE)).flatten(2, 3)  # -> [B, T, 12, 8H, 8W]
         return self.net(x.flatten(0, 1) * 2 - 1).unflatten(0, x.shape[:2]).transpose(1, 2)
 
 
@@ -173,7 +176,15 @@ class TinyAutoencoder(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [B, F, 3, 8H, 8W] in [0, 1] -> normalised latents [B, C, T, H, W]."""
-        return LatentSpace(self.mean, self.std).normalised(self.encoder(frames))
+        return self.encode_next(frames)[0]
+
+    def encode_next(self, frames: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The same in pieces: without a past the start of a video. The past is empty: nothing looks back."""
+        raw, past = encoded_by_latent(self._encode_one, frames, past)
+        return LatentSpace(self.mean, self.std).normalised(raw), past
+
+    def _encode_one(self, frames: Tensor, past: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        return self.encoder.of_groups(frames.expand(-1, TIME_STRIDE, -1, -1, -1)), []
 
     def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past)."""
