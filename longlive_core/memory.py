@@ -1,8 +1,9 @@
 """The memory that a run needs: a closed formula and an upper bound. No module is built for it.
 
 A run holds weights, KV cache, text cache, decoder and the decoder's past, and the larger of two working sets
-that alternate: a pass of the transformer, the decoding of a block. Tensors are counted, on the meta device
-too; a GPU adds its context and fragments, as an H200 showed with torch 2.11 (benchmarks/README.md).
+that alternate: a pass of the transformer, the decoding of a block or the encoding of one.
+Tensors are counted, on the meta device too; a GPU adds its context and fragments, as an H200 showed with torch 2.11
+(benchmarks/README.md).
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 
 from .config import MAX_TOKENS, ModelConfig, Preset, WindowConfig
 from .geometry import PATCH, latent_size
-from .vae.memory import decoder_bytes
+from .vae.memory import decoder_bytes, encoder_bytes
 from .weights.quantize import PRECISIONS, compute_dtype
 
 GIB, FLOAT_BYTES = 2**30, torch.float32.itemsize
@@ -43,20 +44,25 @@ class Needs:
     working: int
     fragments: int = 0
     gpu_context: int = 0
+    encoder_past: int = 0
 
     @property
     def total(self) -> int:
         return sum(vars(self).values())
 
     def lines(self) -> list[str]:
-        """A table, in GiB."""
-        parts = vars(self) | {"total": self.total}
+        """A table, in GiB; the encoder is named where there is a source."""
+        parts = {name: size for name, size in vars(self).items() if size or name != "encoder_past"}
+        parts |= {"total": self.total}
         return [f"{name.replace('_', ' '):<13}{size / GIB:8.2f} GiB" for name, size in parts.items()]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a user may choose to make a run fit; with full attention the window is `num_blocks` long."""
+    """What a user may choose to make a run fit; with full attention the window is `num_blocks` long.
+
+    With `has_source` footage is encoded while the video is made.
+    """
 
     width: int
     height: int
@@ -64,6 +70,7 @@ class Setting:
     decoder: str = "wan"
     window: WindowConfig = field(default_factory=WindowConfig)
     num_blocks: int = 1
+    has_source: bool = False
 
     @property
     def frames(self) -> int:
@@ -81,10 +88,11 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     cache, text, passing = transformer_bytes(preset, setting, compute)
     size, block = (setting.width, setting.height), setting.window.block_latent_frames
     decoder, past, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
-    working = max(passing, decoding)
-    fragments = int(WORKING_FRAGMENTS * working + PAST_FRAGMENTS * past)
-    gpu = () if is_cpu else (fragments, GPU_CONTEXT)
-    return Needs(weights, cache, text, decoder, past, working, *gpu)
+    encoding = encoder_bytes(preset, block, size, compute, is_cpu) if setting.has_source else (0, 0)
+    working = max(passing, decoding, encoding[1])
+    fragments = int(WORKING_FRAGMENTS * working + PAST_FRAGMENTS * (past + encoding[0]))
+    gpu = (0, 0) if is_cpu else (fragments, GPU_CONTEXT)
+    return Needs(weights, cache, text, decoder, past, working, *gpu, encoding[0])
 
 
 def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> int:
@@ -145,4 +153,6 @@ def smaller(wanted: Setting) -> Iterator[Setting]:
     decoders = DECODERS[DECODERS.index(wanted.decoder) :]
     all_of_them = [size, *sizes], [window, *windows], [wanted.precision, *precisions], decoders
     for (width, height), shorter, precision, decoder in product(*all_of_them):
-        yield Setting(width, height, precision, decoder, shorter, wanted.num_blocks)
+        yield replace(
+            wanted, width=width, height=height, precision=precision, decoder=decoder, window=shorter
+        )

@@ -24,7 +24,7 @@ from .plan import checked_frames as checked_frames
 from .resume import Ending
 from .rollout.noise import SeededNoise, shifted
 from .rollout.retry import SecondTry, free_unused
-from .rollout.rollout import Block, Footage, Hook, rollout
+from .rollout.rollout import Block, Hook, SourceNoise, rollout
 from .schedule.schedule import PromptSchedule
 from .source import NO_ENCODER, SourceStream
 from .source import Source as Source
@@ -161,7 +161,7 @@ class Pipeline:
         made = self._noted(made, hook)
         return live.until_stopped(made) if live else made
 
-    def _noise(self, plan: Plan, hook: Hook) -> SeededNoise | Footage:
+    def _noise(self, plan: Plan, hook: Hook) -> SeededNoise | SourceNoise:
         """What the blocks of a plan begin from; a source at strength 1 counts for nothing."""
         source, state = plan.request.source, plan.request.state
         noise = SeededNoise(plan.request.seed, plan.block_shape)
@@ -170,7 +170,7 @@ class Pipeline:
         scene = state.num_blocks - state.rollout.end // plan.block_latent_frames if state else 0
         like = torch.empty(plan.block_shape, device=self.model.device)
         stream = SourceStream(source, self.encoder, like, plan.source_start, scene, hook.on_note)
-        return Footage(noise, stream, shifted(source.strength, self.preset.sigmas.shift))
+        return SourceNoise(noise, stream, shifted(source.strength, self.preset.sigmas.shift))
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

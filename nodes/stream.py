@@ -253,7 +253,9 @@ class Parts:
     def needs(self, plan: Plan) -> tuple[Setting, Needs]:
         """What the memory of a run depends on, and how much it takes."""
         model, kind = self.model, self.vae.kind
-        setting = Setting(plan.width, plan.height, model.precision, kind, plan.window, plan.blocks.stop)
+        has_source = plan.request.source is not None
+        blocks = plan.blocks.stop
+        setting = Setting(plan.width, plan.height, model.precision, kind, plan.window, blocks, has_source)
         return setting, estimate(model.preset, setting, host.device())
 
     def run_bytes(self, plan: Plan) -> int:

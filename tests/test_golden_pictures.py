@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longlive_core.config import WindowConfig
 from longlive_core.model.causal_wan import CausalWan
-from longlive_core.rollout.rollout import Footage, Hook, Noise, Switch, rollout
+from longlive_core.rollout.rollout import Hook, Noise, SourceNoise, Switch, rollout
 from tests.test_golden import PATCH, Recorded, close, golden_model, in_time_order, metadata
 
 KV_END = re.compile(r"kv\.end\.([kv])\.layer_?(last|\d+)\.(slotmean|full)")
@@ -53,10 +53,10 @@ class Picture(Recorded):
         """Latents [B, C, T, H, W] of a block among those of a name."""
         return self.golden[name][:, block * self.block : (block + 1) * self.block].transpose(1, 2)
 
-    def begin(self) -> Footage | Noise:
+    def begin(self) -> SourceNoise | Noise:
         """What blocks begin from."""
         is_footage = "source" in self.golden
-        return Footage(self.noise, self.source, self.sigmas()[self.start]) if is_footage else self.noise
+        return SourceNoise(self.noise, self.source, self.sigmas()[self.start]) if is_footage else self.noise
 
     def latents(self, hook: Hook) -> Tensor:
         """All latents [B, T, C, H, W], those of given whole blocks first."""

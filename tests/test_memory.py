@@ -10,7 +10,7 @@ from torch import nn
 
 from longlive_core.bench.random_model import build_decoder
 from longlive_core.config import LONGLIVE_1_3B, MINI, ModelConfig, Preset, TinyAutoencoderConfig, WindowConfig
-from longlive_core.geometry import latent_size, tokens_per_frame
+from longlive_core.geometry import TIME_STRIDE, latent_size, tokens_per_frame
 from longlive_core.memory import (
     GIB,
     GPU_CONTEXT,
@@ -25,8 +25,8 @@ from longlive_core.memory import (
 from longlive_core.model.cache import TextCache
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.scene import Scene
-from longlive_core.vae.memory import decoder_bytes
-from longlive_core.vae.streaming import StreamingDecoder
+from longlive_core.vae.memory import decoder_bytes, encoder_bytes
+from longlive_core.vae.streaming import StreamingDecoder, StreamingEncoder
 from longlive_core.vae.tiled import TiledDecoder, num_tiles
 from longlive_core.vae.tiny import TinyAutoencoder
 from longlive_core.weights.quantize import PRECISIONS, layer_linears, stored_small
@@ -198,6 +198,32 @@ def test_the_formula_of_a_decoder_is_what_decoding_allocates(preset, name, block
     assert weights == pytest.approx(sum(tensor.nbytes for tensor in state.values()), rel=0.01)
     assert planned_past == past
     assert peak <= working <= 1.12 * peak
+
+
+@pytest.mark.parametrize("size", SIZES[:2], ids=str)
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("preset", [LONGLIVE_1_3B, MINI], ids=lambda preset: preset.name)
+def test_the_formula_of_an_encoder_is_what_encoding_allocates(preset, block, size) -> None:
+    frames = torch.empty(1, TIME_STRIDE * block, 3, *size[::-1], device=META)
+    with META, torch.inference_mode():
+        stream = StreamingEncoder(build_decoder(preset, "wan").bfloat16())
+        with LiveBytes() as live:
+            stream.push(frames[:, :1])
+            for _ in range(3):
+                latents = stream.push(frames)
+    planned_past, working = encoder_bytes(preset, block, size, torch.bfloat16)
+    past, video = live.now - latents.nbytes, 2 * frames.nbytes
+    assert planned_past == pytest.approx(past, rel=0.01)
+    peak = live.peak - past + video
+    assert peak <= working <= 1.15 * peak
+
+
+def test_a_source_is_counted_in_a_plan() -> None:
+    setting = Setting(832, 480, window=WindowConfig())
+    text, source = (estimate(LONGLIVE_1_3B, replace(setting, has_source=has), CUDA) for has in (False, True))
+    assert source.encoder_past > 0 and not text.encoder_past and source.total > text.total
+    assert len(source.lines()) == len(text.lines()) + 1
+    assert all(one.has_source for one in smaller(replace(setting, has_source=True)))
 
 
 def test_the_formula_of_tiles_bounds_their_working_set() -> None:

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -298,13 +299,13 @@ def test_an_exact_state_is_continued_across_the_edges_of_window_and_span(name: s
 @pytest.mark.parametrize("frames", [1, 3, 4, 21, 40])
 @pytest.mark.parametrize("has_two", [False, True])
 def test_latents_continue_also_where_the_sink_is_longer_than_a_block(has_two, frames: int, models) -> None:
-    """As long as they fit the window, they leave what the video itself would have left."""
-    model, window = models[has_two], RELATIVES["sgf-plus-framewise"].window
-    whole = latents_of(model, window, range(frames + 3))
-    rest = latents_of(model, window, range(frames, frames + 3), past=whole[:, :, :frames])
-    assert torch.isfinite(rest).all()
-    if frames <= window.window_latent_frames:
-        assert torch.equal(rest, whole[:, :, frames:])
+    """Committed block after block they leave what the video itself left; SGF's presets say so."""
+    preset, model = RELATIVES["sgf-plus-framewise"], models[has_two]
+    whole = latents_of(model, preset.window, range(frames + 3))
+    past = whole[:, :, :frames]
+    goes_on = partial(latents_of, model, preset.window, range(frames, frames + 3))
+    assert preset.commits_past and torch.equal(goes_on(past=past.split(1, dim=2)), whole[:, :, frames:])
+    assert torch.isfinite(goes_on(past=past)).all()
 
 
 def keys_of_sink(window: WindowConfig, model: CausalWan) -> Tensor:

@@ -70,7 +70,7 @@ Noise = Callable[[int, int], Tensor]  # (block, step) -> [B, C, T, H, W]; step 0
 
 
 @dataclass(frozen=True)
-class Footage:
+class SourceNoise:
     """Noise for blocks that begin from footage, mixed with it at level `sigma` in (0, 1].
 
     `latents` gives the clean latents [B, C, T, H, W] of a block, None after the footage's end; it is asked
@@ -91,7 +91,7 @@ Past = Tensor | tuple[Tensor, ...] | RolloutState
 def rollout(
     model: CausalWan,
     script: Script,
-    noise: Noise | Footage,
+    noise: Noise | SourceNoise,
     sigmas: Sigmas,
     window: WindowConfig,
     blocks: range,
@@ -104,7 +104,7 @@ def rollout(
     and its last window, so the seam is smooth but not bit-identical; a tuple of its blocks is committed one
     after the other instead. What is beyond whole blocks begins the first block, which is made around it.
     A first prompt that cuts drops the past. From a RolloutState it continues bit for bit, under the prompt in
-    effect there unless the script has one for the first block. Noise that is Footage is transformed footage.
+    effect there unless the script has one for the first block. SourceNoise makes blocks of footage.
     What runs out of memory is tried once more, from the same noise, with a note.
     Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite,
     torch.OutOfMemoryError when memory does not suffice for a second try either.
@@ -129,7 +129,7 @@ def rollout(
                 hook.on_recache(index, scene.cache)
         is_first = not scene.end or (index == blocks.start and not is_resumed)
         levels = sigmas.first if is_first else sigmas
-        is_footage = isinstance(noise, Footage)
+        is_footage = isinstance(noise, SourceNoise)
         begin = tried(index, noise.latents, index, scene.end == 0) if is_footage else None
         if begin is not None:
             levels = begun_at(levels, noise.sigma)

@@ -1,4 +1,4 @@
-"""The memory of a decoder as a closed formula: weights and past exact, working sets an upper bound.
+"""The memory of decoders and encoders as a closed formula: weights and past exact, working sets upper bounds.
 
 Values are counted for one position of a latent frame; bytes follow from the size and the dtype.
 """
@@ -19,6 +19,10 @@ WAN_WEIGHTS, WAN_PAST = 126_892_531, 151_328
 # Largest is a residual, in frames of 96 channels at full size. On a GPU at half size: four frames are 2, as
 # input and as norm; 3 with the past; 1 the new past. On a CPU at full size: 4, 4, 6, 2, and oneDNN copies 6.
 WAN_FRAMES, WAN_FRAMES_CPU, FRAME = 8, 22, 96 * SPACE_STRIDE**2
+# Its encoder: the past, and the frames that encoding a block takes with a second past: the old one is kept
+# until the new one is there. Mini's encoder has no past; values of four frames at its peak.
+WAN_ENCODER_PAST, WAN_ENCODER_FRAMES, WAN_ENCODER_FRAMES_CPU = 89_856, 24, 35
+TINY_ENCODER = 2_720
 BLOCK_COPIES = 4  # a memory block of a tiny decoder: its input, and with the one before it; one product
 TINY_FRAMES = 1, 1, 2, 4  # that a latent frame has become at 1/8, 1/4, 1/2 and full size
 VIDEO_COPIES = 2  # fp32 frames of a block: those just decoded, and those the caller may still hold
@@ -48,6 +52,18 @@ def decoder_bytes(
     video = RGB * TIME_STRIDE * (pixels * block * torch.float32.itemsize + 2 * prod(tile) * compute.itemsize)
     latents = 2 * config.latent_channels * block * cells * torch.float32.itemsize
     return weights, num_pasts * past * cells, working * cells + video + latents
+
+
+def encoder_bytes(
+    preset: Preset, block: int, size: tuple[int, int], compute: torch.dtype, is_cpu: bool = False
+) -> tuple[int, int]:
+    """The past of an encoder in mid-video, and the working set of encoding a block of latent frames."""
+    past, working = WAN_ENCODER_PAST, FRAME * (WAN_ENCODER_FRAMES_CPU if is_cpu else WAN_ENCODER_FRAMES)
+    if preset.autoencoder:
+        past, working = 0, TINY_ENCODER
+    cells, frames = prod(latent_size(*size)), VIDEO_COPIES * TIME_STRIDE * block * prod(size)
+    video = RGB * frames * torch.float32.itemsize
+    return past * cells * compute.itemsize, working * cells * compute.itemsize + video
 
 
 def tiny_values(config: TinyAutoencoderConfig, pixels: int, is_cpu: bool) -> tuple[int, int, int]:
