@@ -1,9 +1,9 @@
 """The memory that a run needs: a closed formula and an upper bound. No module is built for it.
 
-A run holds weights, KV cache, text cache, decoder and the decoder's past, and the larger of two working sets
-that alternate: a pass of the transformer, the decoding of a block or the encoding of one.
-Tensors are counted, on the meta device too; a GPU adds its context and fragments, as an H200 showed with torch 2.11
-(benchmarks/README.md).
+A run holds weights, KV cache, text cache, decoder and the decoder's past, with a source the encoder's too,
+and the largest of the working sets that alternate: a pass of the transformer, the decoding of a block, the
+encoding of one. Tensors are counted, on the meta device too; a GPU adds its context and fragments, as an H200
+showed with torch 2.11 (benchmarks/README.md).
 """
 
 from collections.abc import Iterator

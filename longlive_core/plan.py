@@ -146,8 +146,7 @@ class Plan:
     def _check_cut(self) -> None:
         """Raise ValueError where the first prompt would drop frames that are given."""
         is_cut = self.timeline.segments[0].cue.policy is Policy.CUT
-        is_around = self.latents is not None and self.latents.shape[2] % self.block_latent_frames
-        if is_cut and (is_around or self.request.given is not None):
+        if is_cut and (self.num_given or self.request.given is not None):
             raise ValueError(
                 "the first prompt cuts, which drops the given frames; give it another policy, or leave "
                 "the frames out"
@@ -167,6 +166,11 @@ class Plan:
         fits = self.request.given is None and self.first_block * self.block_latent_frames <= most
         is_committed = fits or self.preset.commits_past
         return self.latents.split(self.block_latent_frames, dim=2) if is_committed else self.latents
+
+    @property
+    def num_given(self) -> int:
+        """Latent frames that the first block is made around."""
+        return 0 if self.latents is None else self.latents.shape[2] % self.block_latent_frames
 
     @property
     def whole_blocks(self) -> Tensor | None:

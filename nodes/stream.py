@@ -344,7 +344,8 @@ class Run(Hook):
     ):
         self._parts, self._plan, self._is_whole = parts, plan, whole_video
         self._progress = host.Progress(node_id, len(plan.blocks) * len(plan.sigmas))
-        self._past, self._num_latents = past.samples, past.num_frames
+        self._past, self._num_latents = past.samples, past.num_frames - plan.num_given
+        self._earlier_latents = self._num_latents  # the others are in the first block that is made
         self._made: list[Tensor] = []
         self._scenes = list(past.scenes)
         self._past_frames = past.num_pixel_frames - past.cut_off
@@ -403,7 +404,7 @@ class Run(Hook):
     def _samples(self) -> Tensor:
         """Samples of the earlier video and of this one, filled in part by part."""
         space, end = self._parts.space, 0
-        past = () if self._past is None else (self._past,)
+        past = () if self._past is None else (self._past[:, :, : self._earlier_latents],)
         shape = list(self._made[0].shape)
         shape[2] = self._num_latents
         whole = torch.empty(shape)

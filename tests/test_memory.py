@@ -215,7 +215,7 @@ def test_the_formula_of_an_encoder_is_what_encoding_allocates(preset, block, siz
     past, video = live.now - latents.nbytes, 2 * frames.nbytes
     assert planned_past == pytest.approx(past, rel=0.01)
     peak = live.peak - past + video
-    assert peak <= working <= 1.15 * peak
+    assert peak <= working <= 1.2 * peak
 
 
 def test_a_source_is_counted_in_a_plan() -> None:

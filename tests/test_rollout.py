@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from longlive_core.config import SWITCH_POLICIES, ModelConfig, Policy, SigmaConfig, WindowConfig
 from longlive_core.model.attention import BACKENDS, attention_backend
-from longlive_core.model.causal_wan import CausalWan
+from longlive_core.model.causal_wan import CausalWan, LayerCalls
 from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, RolloutError, Switch, rollout
 
@@ -156,6 +156,57 @@ def test_a_continued_video_goes_on_where_it_was(model) -> None:
     whole = make(model, 2)
     goes_on = make(model, 1, past=whole[:, :, :3], start=1)
     assert_close(goes_on, whole[:, :, 3:6], atol=1e-4, rtol=1e-4)
+
+
+def test_a_past_in_blocks_goes_on_bit_for_bit(model, plain) -> None:
+    """Committed one after the other, however many; what is beyond them begins the first block."""
+    for window in (DEFAULT_WINDOW, WindowConfig(3, 3, 6)):
+        whole = plain if window is DEFAULT_WINDOW else make(model, window=window)
+        past = whole[:, :, :18].split(3, dim=2)
+        assert torch.equal(make(model, 2, window, past=past, start=6), whole[:, :, 18:])
+        around = make(model, 1, window, past=(*past, whole[:, :, 18:20]), start=6)
+        assert torch.equal(around[:, :, :2], whole[:, :, 18:20])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 13, 20])
+def test_given_frames_are_kept_and_the_rest_is_made(model, frames) -> None:
+    past = torch.randn(1, 4, frames, 4, 6, generator=torch.Generator().manual_seed(3))
+    beyond, seen = frames % 3, []
+
+    class Steps(Hook):
+        def on_step(self, block, step, flow, clean):
+            seen.append(clean[:, :, :beyond].clone())
+
+    made = make(model, 2, past=past, start=frames // 3, hook=Steps())
+    assert torch.equal(made[:, :, :beyond], past[:, :, frames - beyond :])
+    assert all(torch.equal(clean, made[:, :, :beyond]) for clean in seen[:4])
+    other = make(model, 2, past=past + 0.1, start=frames // 3)
+    assert not torch.allclose(made[:, :, beyond:], other[:, :, beyond:], atol=1e-3), "they matter"
+
+
+def test_a_pass_in_many_parts_has_the_same_given_frames(model) -> None:
+    """Of large sizes the tokens go through a layer in parts; each has the noise level of its own frames."""
+    past = torch.randn(1, 4, 2, 4, 6, generator=torch.Generator().manual_seed(3))
+    whole, most = make(model, 2, past=past), model.max_tokens
+    model.max_tokens = 4
+    try:
+        assert_close(make(model, 2, past=past), whole, atol=1e-4, rtol=1e-4)
+    finally:
+        model.max_tokens = most
+
+
+def test_a_block_with_given_frames_runs_outside_compiled_layers(model, monkeypatch) -> None:
+    """Its parts have other sizes, for which something would have to be compiled."""
+    sizes = set()
+
+    def forward(layer, x, *inputs):
+        sizes.add(x.shape[1])
+        return layer(x, *inputs)
+
+    monkeypatch.setattr(model, "_calls", LayerCalls(forward))
+    past = torch.randn(1, 4, 1, 4, 6, generator=torch.Generator().manual_seed(3))
+    make(model, 3, past=past)
+    assert sizes == {3 * 6}
 
 
 def test_the_hook_sees_every_step_and_can_stop(model) -> None:

@@ -73,8 +73,8 @@ Noise = Callable[[int, int], Tensor]  # (block, step) -> [B, C, T, H, W]; step 0
 class SourceNoise:
     """Noise for blocks that begin from footage, mixed with it at level `sigma` in (0, 1].
 
-    `latents` gives the clean latents [B, C, T, H, W] of a block, None after the footage's end; it is asked
-    for block after block, and told whether the block opens a scene.
+    `latents`, called for block after block with whether it opens a scene, gives the clean latents
+    [B, C, T, H, W] of the footage, and None after its end.
     """
 
     noise: Noise

@@ -181,10 +181,11 @@ class TinyAutoencoder(nn.Module):
     def encode_next(self, frames: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The same in pieces: without a past the start of a video. The past is empty: nothing looks back."""
         raw, past = encoded_by_latent(self._encode_one, frames, past)
-        return LatentSpace(self.mean, self.std).normalised(raw), past
+        return LatentSpace(self.mean, self.std).normalised(raw.float()), past
 
     def _encode_one(self, frames: Tensor, past: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        return self.encoder.of_groups(frames.expand(-1, TIME_STRIDE, -1, -1, -1)), []
+        held = frames.expand(-1, TIME_STRIDE, -1, -1, -1)  # the first of a video stands for four
+        return self.encoder.of_groups(held.to(self.decoder.stem.weight)), []
 
     def decode(self, latents: Tensor, past: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, C, T, H, W] -> (frames [B, F, 3, 8H, 8W] in [0, 1] in fp32, new past)."""
