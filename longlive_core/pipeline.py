@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .config import MINI, VERSION, Preset
 from .fast.compiled import COMPILED, EAGER, known_speed
-from .geometry import SPACE_STRIDE, num_frames
+from .geometry import SPACE_STRIDE, latent_size, num_frames
 from .mini.loader import load_mini
 from .model.attention import AUTO, attention_backend, known_attention
 from .model.causal_wan import CausalWan
@@ -32,7 +32,7 @@ from .steering.live import LiveControl
 from .steering.script import EncodeText, script_of
 from .text.cache import CachedEncoder, encode_all
 from .text.umt5 import encoder_identity, load_umt5
-from .vae.streaming import Decoder, Encoder, StreamingDecoder
+from .vae.streaming import RGB, Decoder, Encoder, StreamingDecoder
 from .vae.tiled import TiledDecoder
 from .weights.checkpoints import load_transformer, settle
 from .weights.files import first_line, sha256_of
@@ -177,12 +177,17 @@ class Pipeline:
         """Frames [F, H, W, 3] in [0, 1] -> latents [1, C, T, h, w] to begin a video with, or to continue.
 
         T is 1 + (F - 1) // 4; frames beyond 4T - 3 are left out. Where a preset wants whole blocks, the last
-        frame is held until there is one. ValueError for no frames, sizes that are no multiples of 8, and
+        frame is held until there is one. ValueError for no frames, sizes that are no multiples of 16, and
         where there is no encoder.
         """
         if self.encoder is None:
             raise ValueError(NO_ENCODER)
-        frames = frames[..., :3]
+        if frames.ndim != 4 or not len(frames) or frames.shape[3] < RGB:
+            raise ValueError(
+                f"frames of shape {list(frames.shape)} cannot be encoded; give [frames, height, width, 3]"
+            )
+        latent_size(frames.shape[2], frames.shape[1])
+        frames = frames[..., :RGB]
         if self.preset.commits_past and len(frames):
             missing = max(0, num_frames(self.preset.window.block_latent_frames) - len(frames))
             frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))

@@ -144,6 +144,8 @@ class SourceStream:
                 self._encoded(self._next, False)
             latents = self._encoded(block, opens_scene)
         if latents is None and not self._is_over:
+            if not self._seconds():
+                raise ValueError("the source has no frames; choose other footage, or start it earlier")
             self._is_over = True
             self._on_note(f"the source ends after {self._seconds():.1f} s; the video goes on without it")
         return latents

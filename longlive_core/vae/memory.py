@@ -22,7 +22,7 @@ WAN_FRAMES, WAN_FRAMES_CPU, FRAME = 8, 22, 96 * SPACE_STRIDE**2
 # Its encoder: the past, and the frames that encoding a block takes with a second past: the old one is kept
 # until the new one is there. Mini's encoder has no past; values of four frames at its peak.
 WAN_ENCODER_PAST, WAN_ENCODER_FRAMES, WAN_ENCODER_FRAMES_CPU = 89_856, 24, 35
-TINY_ENCODER = 2_720
+TINY_ENCODER = 2_816
 BLOCK_COPIES = 4  # a memory block of a tiny decoder: its input, and with the one before it; one product
 TINY_FRAMES = 1, 1, 2, 4  # that a latent frame has become at 1/8, 1/4, 1/2 and full size
 VIDEO_COPIES = 2  # fp32 frames of a block: those just decoded, and those the caller may still hold
