@@ -69,8 +69,8 @@ class Footage:
     """An image or a video file, from `start` seconds on. Nothing of it is in memory before `frames`.
 
     `size` is (width, height) as it is shown, `seconds` how long it is from `start` on as its header has it,
-    0.0 for a still image. `notes` are sentences for the user. Raises FootageError for what is no such file,
-    or ends before `start`.
+    0.0 for a still image; `has_sound` whether there is sound in it. `notes` are sentences for the user.
+    Raises FootageError for what is no such file, or ends before `start`.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class Footage:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.path = Path(self.path)
+        self.path, self.has_sound = Path(self.path), False
         if not self.path.is_file():
             what = "is not a file" if self.path.exists() else "does not exist"
             raise FootageError(f"{self.path} {what}; give an image or a video")
@@ -137,6 +137,7 @@ class Footage:
                 self._note(f"is HDR ({curve}): its colours are taken as they are")
             self._begins = frame.time or 0.0  # not every container says it
             turned = frame.rotation % 180 != 0
+            self.has_sound = bool(container.streams.audio)
             length = (container.duration or 0) / av.time_base
             if stream.duration:
                 length = float(stream.duration * stream.time_base)

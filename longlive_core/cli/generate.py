@@ -2,14 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config import SWITCH_POLICIES, Policy, Preset
+from ..config import SWITCH_POLICIES, Policy
 from ..geometry import FRAME_RATE
 from ..output.contact_sheet import ContactSheet
 from ..output.sound import Sound
@@ -19,6 +21,7 @@ from ..resume import Ending, VideoState
 from ..rollout.rollout import Hook
 from ..schedule.schedule import PromptSchedule
 from ..weights.files import first_line
+from .begin import Beginning, add_footage, seconds_of
 from .options import add_model, add_size_and_window, add_steps, window_from
 from .outputs import DEFAULT_OUT, check_outputs
 from .signals import ending_like_ctrl_c
@@ -35,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--schedule", type=Path, metavar="FILE", help=SCHEDULE_HELP)
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt for the whole video")
     add("--switch-frames", type=frame_list, default=(), metavar="N,N", help="for a JSONL schedule")
-    add("--seconds", type=float, default=10.0, help="length of the video (default: 10)")
+    add("--seconds", type=float, help="length of the video (default: 10, or that of --video)")
     add("--seed", type=int, help="default: 0, or that of the state to --resume")
     add_model(parser)
     add_size_and_window(parser)
@@ -46,8 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--contact-sheet", type=Path, metavar="PNG", help="also write thumbnails of the video")
     add("--state", type=Path, metavar="FILE", help="also write the exact state at the end, for --resume")
     add("--resume", type=Path, metavar="STATE", help="continue from a --state; times count from its end")
-    source = "the video that --resume continues: --out begins with its frames"
-    add("--with-source", type=Path, metavar="MP4", help=source)
+    add_footage(parser)
     sound = "a sound file, or a video with sound: heard from the first frame of --out on"
     add("--audio", type=Path, metavar="FILE", help=sound)
     no_metadata = "leave prompts, seed and all settings out of the video; a --state always has them"
@@ -66,34 +68,46 @@ def frame_list(text: str) -> tuple[int, ...]:
 def run(options: argparse.Namespace) -> None:
     """Make the video; the file is playable while it grows."""
     check_outputs(options)
-    checked_frames(options.seconds)  # a plan without end needs a LiveControl
-    sound = sound_from(options)
+    options.seconds = seconds_of(options)
+    if options.seconds or not options.video:
+        checked_frames(options.seconds)  # a plan without end needs a LiveControl
+    beginning, sound = Beginning.of(options), sound_from(options)
     with ending_like_ctrl_c():
         pipeline = pipeline_from(options)
-        plan = pipeline.plan(request_from(options, pipeline.preset))
-        check_source(plan, options.with_source)
-        report(plan.timeline.report())
-        report([*plan.timeline.warnings, *(sound.notes(seconds_of(plan, options)) if sound else ())])
-        record(pipeline, plan, options, sound)
+        plan = pipeline.plan(request_from(options, pipeline, beginning))
+        earlier = earlier_video(plan, options, beginning)
+        report([*plan.timeline.report(), *beginning.notes(), *plan.timeline.warnings])
+        report(sound.notes((earlier.num_frames + plan.frames) / FRAME_RATE) if sound else ())
+        record(pipeline, plan, options, sound, earlier)
 
 
 def sound_from(options: argparse.Namespace) -> Sound | None:
     """The sound of the options; ValueError if the file has none."""
     if not options.audio:
         return None
-    return Sound.of_file(options.audio, *(() if options.with_source else (options.seconds,)))
+    is_whole = options.with_source or not options.seconds
+    return Sound.of_file(options.audio, *(() if is_whole else (options.seconds,)))
 
 
-def seconds_of(plan: Plan, options: argparse.Namespace) -> float:
-    """How long the file will be."""
-    earlier = plan.request.state.num_frames if options.with_source else 0
-    return (earlier + plan.frames) / FRAME_RATE
+class Earlier(NamedTuple):
+    """The frames uint8 [F, H, W, 3] that the file begins with, and about how many they are."""
+
+    frames: Iterable[np.ndarray] = ()
+    num_frames: int = 0
 
 
-def check_source(plan: Plan, source: Path | None) -> None:
+def earlier_video(plan: Plan, options: argparse.Namespace, beginning: Beginning) -> Earlier:
+    """What the file begins with: the video that is resumed, or the footage that is extended, if asked for."""
+    if beginning.num_joined:
+        return Earlier(beginning.joined(plan.width, plan.height), beginning.num_joined)
+    if not options.with_source:
+        return Earlier()
+    check_source(plan, options.with_source)
+    return Earlier(read_frames(options.with_source), plan.request.state.num_frames)
+
+
+def check_source(plan: Plan, source: Path) -> None:
     """Raise ValueError unless the video to begin with is the one that the plan continues."""
-    if not source:
-        return
     if not (state := plan.request.state):
         raise ValueError("--with-source is the video that --resume continues; give its --resume STATE too")
     shapes = [frames.shape[2:0:-1] for frames in read_frames(source)]
@@ -120,8 +134,8 @@ class Notes(Hook):
         tqdm.write(printable(text), file=STDERR)
 
 
-def request_from(options: argparse.Namespace, preset: Preset) -> Request:
-    """The options as a Request."""
+def request_from(options: argparse.Namespace, pipeline: Pipeline, beginning: Beginning) -> Request:
+    """The options as a Request; images and footage to go on from are encoded."""
     if options.schedule:
         schedule = PromptSchedule.parse(read_text(options.schedule), options.switch_frames)
     elif options.switch_frames:
@@ -132,10 +146,13 @@ def request_from(options: argparse.Namespace, preset: Preset) -> Request:
     if options.on_switch:
         in_effect = state.script.prompt if state else None
         schedule = schedule.with_on_switch(Policy(options.on_switch), in_effect)
-    width, height = options.size or (None, None)
+    width, height = options.size or beginning.size(pipeline.preset)
     seed = state.seed if state and options.seed is None else options.seed
-    made = (options.seconds, seed or 0, width, height, window_from(options, preset), options.positions)
-    return Request(schedule, *made, state=state, steps=options.steps)
+    window, begin = window_from(options, pipeline.preset), {}
+    if beginning.files:
+        begin = beginning.request(pipeline, width, height)
+    made = (options.seconds, seed or 0, width, height, window, options.positions)
+    return Request(schedule, *made, state=state, steps=options.steps, **begin)
 
 
 def read_text(path: Path) -> str:
@@ -156,14 +173,16 @@ def report(lines: Sequence[str]) -> None:
         show(f"... and {len(lines) - MAX_LINES} more", STDERR)
 
 
-def record(pipeline: Pipeline, plan: Plan, options: argparse.Namespace, sound: Sound | None) -> None:
+def record(
+    pipeline: Pipeline, plan: Plan, options: argparse.Namespace, sound: Sound | None, earlier: Earlier
+) -> None:
     """Write the video, its state, and the contact sheet, which is also written after an error."""
     settings = pipeline.settings(plan) | ({"sound": sound.settings} if sound else {})
     settings = None if options.no_metadata else settings
     writer = VideoWriter(options.out, plan.width, plan.height, settings, sound=sound)
     sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
     try:
-        film(pipeline, plan, writer, sheet, ending, options.with_source)
+        film(pipeline, plan, writer, sheet, ending, earlier.frames)
         if ending:
             ending.state.save(options.state)
     except KeyboardInterrupt as stop:
@@ -184,12 +203,12 @@ def film(
     writer: VideoWriter,
     sheet: ContactSheet,
     ending: Ending | None,
-    source: Path | None,
+    earlier: Iterable[np.ndarray],
 ) -> None:
-    """Frames into the file, those of `source` first; the new ones also into sheet and progress bar."""
+    """Frames into the file, `earlier` ones first; the new ones also into sheet and progress bar."""
     bar = tqdm(total=plan.frames, unit="frame", desc="block 0", file=STDERR)
     with torch.inference_mode(), writer, bar:
-        for frames in read_frames(source) if source else ():
+        for frames in earlier:
             writer.append(frames)
         for chunk in pipeline.run(plan, Notes(), ending=ending):
             frames = chunk.uint8()

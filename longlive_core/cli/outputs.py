@@ -40,7 +40,8 @@ def inputs_of(options: argparse.Namespace) -> list[tuple[str, Path | str]]:
     """What each file is that the options name to be read, and its path."""
     files = {"schedule": options.schedule, "state": options.resume, "model": options.model}
     files |= {"VAE": options.vae, "text encoder": options.text_encoder, "earlier video": options.with_source}
-    files |= {"sound": options.audio}
+    files |= {"sound": options.audio, "image": options.image, "footage": options.video}
+    files |= {"footage to extend": options.extend}
     loras = [("LoRA", choice.path) for choice in options.lora]
     return [*((name, path) for name, path in files.items() if path), *loras]
 

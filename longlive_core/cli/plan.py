@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of the video; longer ones need more only with --window 0"
     )
+    parser.add_argument("--video", action="store_true", help="footage is transformed: count the encoder")
     parser.add_argument("--vram", type=float, metavar="GIB", help="also list settings that fit")
 
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     width, height = options.size or (preset.width, preset.height)
     num_blocks = geometry.num_blocks(checked_frames(options.seconds), preset.window.block_latent_frames)
     window = window_from(options, preset) or preset.window
-    wanted = Setting(width, height, options.precision, options.decoder, window, num_blocks)
+    wanted = Setting(width, height, options.precision, options.decoder, window, num_blocks, options.video)
     speed, _ = known_speed(options.speed)
     print(wanted if speed == EAGER else f"{wanted}, speed {speed}")
     print("\n".join(estimate(preset, wanted, device).lines()))
