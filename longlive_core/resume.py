@@ -25,7 +25,7 @@ from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
 
 METADATA_KEY, CHECKSUM_KEY = "longlive_state", "longlive_checksum"  # older files have no check sum
 FORMAT = 1
-_FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps", "source_start")
+_FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps")
 _KINDS = {  # of all that a file says of a state; older ones have no seed, no steps and no source
     **dict.fromkeys(("format", "width", "height", "num_frames", "num_blocks"), (int,)),
     **dict.fromkeys(("end", "sink_position"), (int,)),
@@ -95,6 +95,8 @@ class VideoState:
             "blend": [self.script.done, self.script.of],
             "decoder": [self.decoder.shape, self.decoder.device],
         }
+        if self.source_start is not None:
+            facts["source_start"] = self.source_start
         tensors, text = self._tensors(), json.dumps(facts, ensure_ascii=False)
         metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text, tensors)}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -155,6 +157,7 @@ class VideoState:
             script=ScriptState(facts["prompt"], groups["script"], *facts["blend"]),
             decoder=DecoderState(shape, past, device),
             cut_off=groups["video"]["cut_off"],
+            source_start=facts.get("source_start"),
         )
 
     def _tensors(self) -> dict[str, Tensor]:
