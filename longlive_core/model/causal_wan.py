@@ -4,7 +4,8 @@ It sees the past only through the cache that the caller passes in, and the promp
 cache. It knows neither blocks, nor sigmas, nor seeds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from math import ceil, log
 from typing import Any, NamedTuple
 
@@ -45,12 +46,26 @@ class Clean(NamedTuple):
     time: Modulations
 
 
+class Hints(NamedTuple):
+    """What VACE adds to the tokens of a pass: after layer places[n] the n-th that `made` yields, times `scale`.
+
+    `made` takes a function that runs a layer, all parts of the tokens, and how many of these are clean.
+    """
+
+    places: Sequence[int]
+    scale: float
+    made: Callable[[Callable[..., None], list[Tensor], int], Iterator[list[Tensor]]]
+
+
 class CausalWan(nn.Module):
     """Wan 2.1 text-to-video transformer, run causally over latent frames (LongLive, section 3).
 
     `attend` is for the window, `attend_text` for the prompt's 512 rows, where special kernels gain nothing.
     More than `max_tokens` go through each layer in parts, so that a recache takes little more than a block.
+    `vace`, where a file of it was grafted on, is run by a ControlledWan alone.
     """
+
+    context_of = None
 
     def __init__(self, config: ModelConfig, attend: Attend = sdpa, attend_text: Attend = sdpa):
         super().__init__()
@@ -64,6 +79,7 @@ class CausalWan(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.layers = nn.ModuleList(Layer(config, attend, attend_text) for _ in range(config.num_layers))
         self.head = Head(config, patch_values)
+        self.vace: nn.Module | None = None
         self.max_tokens = MAX_TOKENS
         self._calls = LayerCalls()
         self._is_failure_reported = False
@@ -109,12 +125,16 @@ class CausalWan(nn.Module):
 
         On a CPU the padding is folded into one row; kernels of GPUs want no mask, compiled layers one size.
         """
+        return TextCache(self.text_of(self.layers, embeds))
+
+    def text_of(self, layers: Sequence[Layer], embeds: Tensor) -> list[LayerText]:
+        """The same for other layers of this width."""
         embeds, mask = embeds.to(self.device, self.dtype), None
         is_eager = not (torch.is_grad_enabled() or self.is_compiled)
         if self.device.type == "cpu" and is_eager:
             embeds, mask = fold_padding(embeds)
         rows = self.text_embedding(embeds)
-        return TextCache([LayerText(*layer.cross_attn.kv(rows), mask) for layer in self.layers])
+        return [LayerText(*layer.cross_attn.kv(rows), mask) for layer in layers]
 
     def rotations(self, positions: Tensor, latent_height: int, latent_width: int) -> Tensor:
         """Rotations of the tokens of latent frames at integer positions [T] -> [L, 1, D / 2, 2]."""
@@ -123,14 +143,19 @@ class CausalWan(nn.Module):
 
     def modulations(self, timesteps: Tensor, tokens: int = 1) -> Modulations:
         """Timesteps 0..1000, [1] or one a latent frame [B, T] of `tokens` tokens -> all modulations."""
+        layers, time = self.modulations_of(self.layers, timesteps, tokens)
+        return Modulations(layers, self.head.modulation_at(time))
+
+    def modulations_of(
+        self, layers: Sequence[Layer], timesteps: Tensor, tokens: int = 1
+    ) -> tuple[list[Modulation], Tensor]:
+        """The same for other layers of this width, and the time embedding [B or 1, L or 1, E] itself."""
         time = self.time_embedding(sinusoid(timesteps.to(self.device), self.config.freq_dim).to(self.dtype))
         time = time.view(-1, timesteps.shape[-1], self.config.dim)
         if time.shape[1] > 1:
             time = time.repeat_interleave(tokens, dim=1)
         by_layer = self.time_projection(time).unflatten(-1, (6, -1))
-        return Modulations(
-            [layer.modulation_at(by_layer) for layer in self.layers], self.head.modulation_at(time)
-        )
+        return [layer.modulation_at(by_layer) for layer in layers], time
 
     def forward(
         self,
@@ -140,6 +165,7 @@ class CausalWan(nn.Module):
         cache: KVCache,
         text: TextCache,
         clean: Clean | None = None,
+        hints: Hints | None = None,
     ) -> Tensor:
         """Noisy latents [B, C, T, H, W] at the noise level of `time` -> flow.
 
@@ -154,22 +180,45 @@ class CausalWan(nn.Module):
         parts, times = map(list, zip(*embedded, strict=True))
         del embedded  # it would keep the tokens of the first layer
         by_layer = zip(*(time.layers for time in times), strict=True)
-        for layer, *inputs in zip(self.layers, by_layer, cache.layers, text.layers, strict=True):
-            self._run(calls, layer, parts, rotations, *inputs)
+        layers = zip(self.layers, by_layer, cache.layers, text.layers, strict=True)
+        num_clean = sum(time is not times[-1] for time in times)
+        self._run_all(calls, layers, parts, rotations, hints, num_clean)
         flow = [self.head(x, time.head) for x, time in zip(parts, times, strict=True)]
         return self._unpatchify(torch.cat(flow, dim=1), latents.shape)
 
     def fill_cache(
-        self, latents: Tensor, time: Modulations, rotations: Tensor, cache: KVCache, text: TextCache
+        self,
+        latents: Tensor,
+        time: Modulations,
+        rotations: Tensor,
+        cache: KVCache,
+        text: TextCache,
+        hints: Hints | None = None,
     ) -> None:
         """As forward, but only for the K and V it leaves in the cache: stops at the last layer's."""
         parts, calls = self._embedded(latents), self._calls
         by_layer = ((own,) * len(parts) for own in time.layers)
         *body, last = zip(self.layers, by_layer, cache.layers, text.layers, strict=True)
-        for layer, *inputs in body:
-            self._run(calls, layer, parts, rotations, *inputs)
+        self._run_all(calls, body, parts, rotations, hints)
         layer, layer_times, layer_cache, _ = last
         self._fill(calls, layer, parts, rotations, layer_times, layer_cache)
+
+    def _run_all(
+        self,
+        calls: LayerCalls,
+        layers: Iterable[tuple],
+        parts: list[Tensor],
+        rotations: Tensor,
+        hints: Hints | None,
+        num_clean: int = 0,
+    ) -> None:
+        """Put tokens in parts through layers, each with its inputs, in place; hints are added on the way."""
+        made = hints and hints.made(partial(self._run, calls), [*parts], num_clean)
+        for index, (layer, *inputs) in enumerate(layers):
+            self._run(calls, layer, parts, rotations, *inputs)
+            if hints and index in hints.places:
+                pairs = zip(parts, next(made), strict=True)
+                parts[:] = [torch.add(x, hint, alpha=hints.scale) for x, hint in pairs]
 
     def _run(
         self,
@@ -209,7 +258,7 @@ class CausalWan(nn.Module):
 
     def _embedded(self, latents: Tensor) -> list[Tensor]:
         """Latents [B, C, T, H, W] -> tokens [B, L, E] in parts; in one where gradients are asked for."""
-        x = rearrange(latents.to(self.dtype), "b c t (h p) (w q) -> b (t h w) (c p q)", p=PATCH, q=PATCH)
+        x = patches(latents.to(self.dtype))
         num_parts = 1 if torch.is_grad_enabled() else ceil(x.shape[1] / self.max_tokens)
         return [self.patch_embedding(part) for part in x.chunk(num_parts, dim=1)]
 
@@ -218,6 +267,11 @@ class CausalWan(nn.Module):
         """Tokens [B, L, (2, 2, C)] -> latents [B, C, T, H, W]."""
         sizes = {"t": shape[2], "h": shape[3] // PATCH, "p": PATCH, "q": PATCH}
         return rearrange(x, "b (t h w) (p q c) -> b c t (h p) (w q)", **sizes)
+
+
+def patches(latents: Tensor) -> Tensor:
+    """Latents [B, C, T, H, W] -> [B, tokens, 4 C], a row for every 2x2 patch."""
+    return rearrange(latents, "b c t (h p) (w q) -> b (t h w) (c p q)", p=PATCH, q=PATCH)
 
 
 def split_like(places: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:

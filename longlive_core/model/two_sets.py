@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from .attention import Attend, sdpa
 from .cache import KVCache, TextCache
-from .causal_wan import CausalWan, Clean, Modulations
+from .causal_wan import CausalWan, Clean, Hints, Modulations
 
 Texts, Times = tuple[TextCache, TextCache], tuple[Modulations, Modulations]
 
@@ -41,16 +41,23 @@ class TwoSetWan(CausalWan):
         cache: KVCache,
         text: Texts,
         clean: Clean | None = None,
+        hints: Hints | None = None,
     ) -> Tensor:
         """As of one set, by the first halves."""
         own = clean and clean._replace(time=clean.time[0])
-        return super().forward(latents, time[0], rotations, cache, text[0], own)
+        return super().forward(latents, time[0], rotations, cache, text[0], own, hints)
 
     def fill_cache(
-        self, latents: Tensor, time: Times, rotations: Tensor, cache: KVCache, text: Texts
+        self,
+        latents: Tensor,
+        time: Times,
+        rotations: Tensor,
+        cache: KVCache,
+        text: Texts,
+        hints: Hints | None = None,
     ) -> None:
         """As of one set, by the memory set and the second halves."""
-        self.memory.fill_cache(latents, time[1], rotations, cache, text[1])
+        self.memory.fill_cache(latents, time[1], rotations, cache, text[1], hints)
 
 
 def transformer_of(has_two_sets: bool) -> type[CausalWan]:

@@ -105,6 +105,7 @@ def rollout(
     after the other instead. What is beyond whole blocks begins the first block, which is made around it.
     A first prompt that cuts drops the past. From a RolloutState it continues bit for bit, under the prompt in
     effect there unless the script has one for the first block. SourceNoise makes blocks of footage.
+    A ControlledWan in the place of the model gives each block its control.
     What runs out of memory is tried once more, from the same noise, with a note.
     Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite,
     torch.OutOfMemoryError when memory does not suffice for a second try either.
@@ -133,6 +134,8 @@ def rollout(
         begin = tried(index, noise.latents, index, scene.end == 0) if is_footage else None
         if begin is not None:
             levels = begun_at(levels, noise.sigma)
+        if model.context_of:
+            scene.control(tried(index, model.context_of, index, scene.end == 0))
         latents = tried(index, denoise, scene, text, noise, levels, index, hook, given, begin)
         given = None
         yield Block(index, latents, opens_scene=scene.end == 0)

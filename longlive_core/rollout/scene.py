@@ -19,7 +19,8 @@ class RolloutState:
     """The exact state after a block: `end` latent frames since the scene began; the sink's position.
 
     `tensors`, on the CPU: `embeds` [1 or B, text tokens, text dim] of the prompt in effect, the newest clean
-    latents `recent` [B, C, T, H, W], and `layers.N.keys` and the like, written by a KVCache.
+    latents `recent` [B, C, T, H, W], with control their `contexts` [B or 1, 96, T, H, W], and `layers.N.keys`
+    and the like, written by a KVCache.
     """
 
     window: WindowConfig
@@ -40,12 +41,15 @@ class Scene:
         self.cache = KVCache(model.config, window, grid, capacity)
         self._modulations: dict[float, Modulations] = {}
         self.recent: deque[Tensor] = deque(maxlen=self.cache.frames)  # clean latent frames [B, C, H, W]
+        self.contexts: deque[Tensor] = deque(maxlen=self.cache.frames)  # of control, [B or 1, 96, H, W] each
+        self._context: tuple[Tensor, ...] = ()  # of the open frames, where there is control
         self.end = 0
 
     def clear(self) -> None:
         """A new scene: nothing to attend to, positions begin at 0."""
         self.cache.clear()
         self.recent.clear()
+        self.contexts.clear()
         self.end = 0
 
     def open(self, first: int, count: int, refresh_sink: bool = False) -> None:
@@ -53,15 +57,23 @@ class Scene:
         self.cache.open(first, count, refresh_sink)
         positions = torch.arange(first, first + count, device=self.model.device)
         self.rotations = self.model.rotations(positions, self.height, self.width)
+        if self.contexts:
+            self._context = (newest(self.contexts, count),)
 
     def flow(self, latents: Tensor, sigma: float, text: TextCache, num_clean: int = 0) -> Tensor:
         """The model's flow for the open frames at noise level `sigma`; the first `num_clean` are at 0."""
         clean = Clean(num_clean, self._modulations_at(0.0)) if num_clean else None
-        return self.model(latents, self._modulations_at(sigma), self.rotations, self.cache, text, clean)
+        time = self._modulations_at(sigma)
+        return self.model(latents, time, self.rotations, self.cache, text, clean, *self._context)
 
     def fill_cache(self, latents: Tensor, text: TextCache) -> None:
         """Leave the K and V of clean latents in the open frames' slots."""
-        self.model.fill_cache(latents, self._modulations_at(0.0), self.rotations, self.cache, text)
+        time = self._modulations_at(0.0)
+        self.model.fill_cache(latents, time, self.rotations, self.cache, text, *self._context)
+
+    def control(self, context: Tensor) -> None:
+        """The next frames are made, and computed again, under this context [B or 1, 96, T, H, W]."""
+        self.contexts.extend(context.to(self.model.device).unbind(2))
 
     def append(self, latents: Tensor) -> None:
         """The open frames are finished: these are their clean latents [B, C, T, H, W]."""
@@ -70,21 +82,30 @@ class Scene:
 
     def newest(self, count: int) -> Tensor:
         """The newest `count` clean latent frames [B, C, count, H, W]."""
-        return torch.stack(list(self.recent)[-count:], dim=2)
+        return newest(self.recent, count)
 
     def state(self, embeds: Tensor) -> RolloutState:
         """All that the next block depends on, copied to the CPU; `embeds` is the prompt in effect."""
-        tensors = {"embeds": embeds, "recent": self.newest(len(self.recent)), **self.cache.written()}
+        kept = {"recent": self.recent, "contexts": self.contexts}
+        kept = {name: newest(frames, len(frames)) for name, frames in kept.items() if frames}
+        tensors = {"embeds": embeds, **kept, **self.cache.written()}
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         return RolloutState(self.cache.window, self.end, self.cache.sink_position, copies)
 
     def restore(self, state: RolloutState) -> None:
         """Become the scene that left this state."""
         self.end = state.end
-        self.recent.extend(state.tensors["recent"].to(self.model.device).unbind(2))
+        for name, frames in (("recent", self.recent), ("contexts", self.contexts)):
+            if name in state.tensors:
+                frames.extend(state.tensors[name].to(self.model.device).unbind(2))
         self.cache.restore(state.end, state.sink_position, state.tensors)
 
     def _modulations_at(self, sigma: float) -> Modulations:
         if sigma not in self._modulations:
             self._modulations[sigma] = self.model.modulations(torch.tensor([TIMESTEP_SCALE * sigma]))
         return self._modulations[sigma]
+
+
+def newest(frames: deque[Tensor], count: int) -> Tensor:
+    """The last `count` of frames [B, C, H, W], as [B, C, count, H, W]."""
+    return torch.stack(list(frames)[-count:], dim=2)

@@ -10,6 +10,7 @@ SCALE = ".scale"  # after the name of a weight in 8 bits
 WAN_TEXT_TO_VIDEO = "a Wan text-to-video transformer"
 
 MEMORY = "memory."  # before our names of SGF+'s second set of weights
+VACE = "vace."  # before our names of VACE's layers and embedding
 
 _WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|module)\.")
 _PREFIXES = re.compile(
@@ -17,6 +18,7 @@ _PREFIXES = re.compile(
 )
 _NAME = re.compile(r"(?:(?:blocks|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re.DOTALL)  # layer, part, leaf
 _MEMORY = re.compile(r"(?<![^.])memory[_.]")
+_VACE = re.compile(r"^vace[_.]")
 _SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI names the scale of a weight, then and now
 _NO_WEIGHTS = ("scaled_fp8", "comfy_quant", "scale_input", "input_scale")
 
@@ -39,6 +41,8 @@ _DIFFUSERS_LAYER = {
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
     "modulation": "scale_shift_table",
+    "before_proj": "proj_in",
+    "after_proj": "proj_out",
 }
 _OURS = {theirs: ours for parts in (_WAN, _DIFFUSERS) for ours, theirs in parts.items()}
 _OURS_IN_LAYER = {theirs: ours for ours, theirs in _DIFFUSERS_LAYER.items()}
@@ -54,19 +58,22 @@ _SHOWN, _LONGEST = 5, 200  # names of a list, characters of a text
 def our_name(name: str) -> str:
     """Translate a parameter's or module's name; an unknown one only loses its prefixes.
 
-    In the second set of SGF+, x.weight is called x.memory_weight or memory_x.weight, here memory.x.weight.
+    In the second set of SGF+, x.weight is called x.memory_weight or memory_x.weight, here memory.x.weight;
+    VACE's vace_blocks.0.x.weight is called vace.layers.0.x.weight.
     """
     plain, is_second = _MEMORY.subn("", bare_name(name), count=1)
+    plain, is_vace = _VACE.subn("", plain)
     layer, part, leaf = _NAME.fullmatch(plain).groups("")
     our_part = f"layers.{layer}.{_OURS_IN_LAYER.get(part, part)}" if layer else _OURS.get(part, part)
-    return MEMORY * is_second + our_part + leaf
+    return MEMORY * is_second + VACE * is_vace + our_part + leaf
 
 
 def foreign_name(name: str, spelling: str) -> str:
     """Translate one of our names to `wan` or `diffusers`."""
-    layer, part, leaf = _NAME.fullmatch(name).groups("")
+    layer, part, leaf = _NAME.fullmatch(name.removeprefix(VACE)).groups("")
     theirs = {"wan": _WAN, "diffusers": _DIFFUSERS_LAYER if layer else _DIFFUSERS}[spelling]
-    return (f"blocks.{layer}." if layer else "") + theirs.get(part, part) + leaf
+    set_of = "vace_" if name.startswith(VACE) else ""
+    return set_of + (f"blocks.{layer}." if layer else "") + theirs.get(part, part) + leaf
 
 
 def bare_name(name: str) -> str:
@@ -76,7 +83,7 @@ def bare_name(name: str) -> str:
 
 def our_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of a weight in our model: the patch convolution [E, C, 1, 2, 2] is a matrix [E, 4C]."""
-    if name.removeprefix(MEMORY) == "patch_embedding.weight" and len(shape) == 5:
+    if name.removeprefix(MEMORY).removeprefix(VACE) == "patch_embedding.weight" and len(shape) == 5:
         return shape[0], shape[1] * shape[2] * shape[3] * shape[4]
     return tuple(shape)
 
