@@ -6,6 +6,7 @@ references, masks and switches come from each file. Weights that a folder lacks 
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from longlive_core.config import Policy, SigmaConfig, WindowConfig
+from longlive_core.config import Policy, SigmaConfig, WanAutoencoderConfig, WindowConfig
 from longlive_core.geometry import PATCH
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.vace import ControlledWan, Vace
 from longlive_core.rollout.noise import TIMESTEP_SCALE, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.vae.context import ContextEncoder, encoded, fit_on_white
 from longlive_core.weights.checkpoints import load_transformer
 from longlive_core.weights.names import foreign_name
 from longlive_core.weights.vace import graft
+from longlive_core.weights.vae_files import from_reference
 from tests.conftest import GOLDEN
 from tests.test_golden import close, in_time_order, metadata, model_config, present, seeded
 
 HINT_ATOL = 1e-3  # hints are about 9
 AFTER_PROJ = 0.35  # by which the official after_proj were multiplied
+VAE_NAMES = json.loads(metadata(GOLDEN / "vae_golden.safetensors")["weights"])
 EVERYTHING = WindowConfig(sink_latent_frames=0, window_latent_frames=None)
-FAMILIES = {"vace_causal": {"vace_layers", "spec"}, "vace_batch": {"vace_layers", "calls"}}
+FAMILIES = {
+    "vace_causal": {"vace_layers", "spec"},
+    "vace_batch": {"vace_layers", "calls"},
+    "vace_context": {"cases", "vae_cfg"},
+}
 
 
 def vace_folder(given: Path) -> Path:
@@ -182,3 +191,64 @@ def test_causal(vace_causal: Path, tmp_path: Path) -> None:
     keys = Keys(golden, tuple(side // PATCH for side in golden["latents"].shape[-2:]))
     close(causal_latents(vace_causal, model_of(vace_causal, tmp_path), keys), golden["latents"], "latents")
     assert not keys.left, "every stored flow and key was compared"
+
+
+def autoencoder_of(meta: dict[str, str]) -> WanAutoencoder:
+    """The seeded VAE of a context golden."""
+    sizes, seed = json.loads(meta["vae_cfg"]), int(meta["seed"])
+    steps = tuple(sizes["dim_mult"]), sizes["num_res_blocks"], tuple(sizes["temperal_downsample"])
+    vae = WanAutoencoder(WanAutoencoderConfig(sizes["dim"], *steps))
+    official = from_reference({name: name for name in VAE_NAMES})
+    state = {
+        name: seeded.vae_param(seed, official[name], (*weight.shape,))
+        for name, weight in vae.state_dict().items()
+    }
+    vae.load_state_dict(state)
+    return vae.requires_grad_(False)
+
+
+def pixels(golden: Tensor) -> Tensor:
+    """[C, F, H, W] in [-1, 1] -> [1, F, C, H, W] in [0, 1]."""
+    return ((golden + 1) / 2).transpose(0, 1)[None]
+
+
+def test_context(vace_context: Path) -> None:
+    """Control, masks and references of every case: the whole clip at once, as batch VACE takes it."""
+    golden, meta = load_file(vace_context), metadata(vace_context)
+    vae = autoencoder_of(meta)
+    for name, case in json.loads(meta["cases"]).items():
+        is_gray = case["video"] == "gray"
+        video = torch.zeros_like(golden["video"]) if is_gray else golden[case["video"]]
+        mask = torch.ones_like(video[:1]) if case["mask"] == "ones" else golden[f"mask.{case['mask']}"]
+        encoder = ContextEncoder(partial(encoded, vae))
+        context = encoder.push(pixels(video), mask.transpose(0, 1)[None])
+        images = [pixels(golden[f"ref.{index}"])[0, 0].movedim(0, -1) for index in range(case["refs"])]
+        if images:
+            context = torch.cat((encoder.of_references(images, *video.shape[2:]), context), dim=2)
+        close(context[0], golden[f"{name}.context"], f"context of {name}")
+
+
+def test_references_are_fitted_on_white(vace_context: Path) -> None:
+    golden = load_file(vace_context)
+    for name in (name.removesuffix(".fitted") for name in golden if name.endswith(".fitted")):
+        right = pixels(golden[f"{name}.fitted"])[0]
+        close(fit_on_white(pixels(golden[name])[0], *right.shape[2:]), right, name)
+
+
+def in_blocks(count: int) -> list[int]:
+    """9 frames, then 12 at a time."""
+    return [9, *[12] * ((count - 9) // 12)]
+
+
+def test_context_is_streamed_block_by_block(vace_context: Path) -> None:
+    """Bit for bit the whole clip's latents; masks by the rule for blocks, which still ones do not notice."""
+    golden, meta = load_file(vace_context), metadata(vace_context)
+    vae, video = autoencoder_of(meta), pixels(golden["video"])
+    for name in (name.removesuffix(".by_block") for name in golden if name.endswith(".by_block")):
+        masks = golden[name].transpose(0, 1)[None]
+        whole = ContextEncoder(partial(encoded, vae)).push(video, masks)
+        streaming, sizes = ContextEncoder(partial(encoded, vae)), in_blocks(video.shape[1])
+        pairs = zip(video.split(sizes, dim=1), masks.split(sizes, dim=1), strict=True)
+        streamed = torch.cat([streaming.push(*pair) for pair in pairs], dim=2)
+        assert torch.equal(streamed[:, :32], whole[:, :32]), name
+        assert torch.equal(streamed[0, 32:], golden[f"{name}.by_block"]), name
