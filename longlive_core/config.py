@@ -5,6 +5,7 @@ from enum import Enum
 
 VERSION = "0.2.0"
 ABSOLUTE_LATENT_FRAMES = 1024  # 256 s: up to here absolute positions hold the framing better than endless
+CONTEXT_CHANNELS = 96  # of VACE: latents of what is kept and of what is made, 16 each, and 64 of the mask
 MAX_TOKENS = 4680  # that go through a layer at once: a block at 832x480, enough to keep any GPU busy
 
 

@@ -13,7 +13,7 @@ from math import ceil, prod
 
 import torch
 
-from .config import MAX_TOKENS, ModelConfig, Preset, WindowConfig
+from .config import CONTEXT_CHANNELS, MAX_TOKENS, ModelConfig, Preset, WindowConfig
 from .geometry import PATCH, latent_size
 from .vae.memory import decoder_bytes, encoder_bytes
 from .weights.quantize import PRECISIONS, compute_dtype
@@ -28,6 +28,8 @@ WORKING_FRAGMENTS, PAST_FRAGMENTS = 0.6, 0.15
 # modulated x, q, k, k in fp32 (2), rotated (2), and k again. Feed-forward: x before and after attention,
 # attention's output, modulated x, the output; [tokens, ffn_dim] once, with fp8 products also in fp32.
 KEY_COPIES, TOKEN_COPIES, HIDDEN_COPIES, HIDDEN_COPIES_FP8 = 9, 5, 1, 4
+# Of VACE, [tokens, dim], in a pass: its tokens, those it began from, a hint, the keys and values of a layer.
+CONTROL_COPIES, CONTROL_STREAMS = 5, 2  # and the videos that become context: what is kept, what is made
 DECODERS = "wan", "tiled", "tiny"  # the largest first
 SMALLER_SIZES, SMALLER_WINDOWS = ((640, 368), (480, 272), (320, 192)), (9, 6)
 
@@ -51,7 +53,7 @@ class Needs:
         return sum(vars(self).values())
 
     def lines(self) -> list[str]:
-        """A table, in GiB; the encoder is named where there is a source."""
+        """A table, in GiB; the encoder is named where there is a source or control."""
         parts = {name: size for name, size in vars(self).items() if size or name != "encoder_past"}
         parts |= {"total": self.total}
         return [f"{name.replace('_', ' '):<13}{size / GIB:8.2f} GiB" for name, size in parts.items()]
@@ -61,7 +63,7 @@ class Needs:
 class Setting:
     """What a user may choose to make a run fit; with full attention the window is `num_blocks` long.
 
-    With `has_source` footage is encoded while the video is made.
+    With `has_source` footage is encoded while the video is made; `has_control` is VACE's, with a reference.
     """
 
     width: int
@@ -71,6 +73,7 @@ class Setting:
     window: WindowConfig = field(default_factory=WindowConfig)
     num_blocks: int = 1
     has_source: bool = False
+    has_control: bool = False
 
     @property
     def frames(self) -> int:
@@ -88,11 +91,17 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
     cache, text, passing = transformer_bytes(preset, setting, compute)
     size, block = (setting.width, setting.height), setting.window.block_latent_frames
     decoder, past, decoding = decoder_bytes(preset, setting.decoder, block, size, compute, is_cpu)
-    encoding = encoder_bytes(preset, block, size, compute, is_cpu) if setting.has_source else (0, 0)
-    working = max(passing, decoding, encoding[1])
-    fragments = int(WORKING_FRAGMENTS * working + PAST_FRAGMENTS * (past + encoding[0]))
+    encoder_past, encoding = encoder_bytes(preset, block, size, compute, is_cpu)
+    encoder_past *= setting.has_source + CONTROL_STREAMS * setting.has_control
+    if setting.has_control:
+        weights += vace_weight_bytes(preset.model, setting.precision, compute)
+        more = control_bytes(preset, setting, compute)
+        cache, text, passing = cache + more[0], text + more[1], passing + more[2]
+    is_encoding = setting.has_source or setting.has_control
+    working = max(passing, decoding, encoding if is_encoding else 0)
+    fragments = int(WORKING_FRAGMENTS * working + PAST_FRAGMENTS * (past + encoder_past))
     gpu = (0, 0) if is_cpu else (fragments, GPU_CONTEXT)
-    return Needs(weights, cache, text, decoder, past, working, *gpu, encoding[0])
+    return Needs(weights, cache, text, decoder, past, working, *gpu, encoder_past)
 
 
 def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> int:
@@ -102,9 +111,34 @@ def weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> i
     rows = config.num_layers * (9 * dim + hidden)  # of the matrices: each has a bias, in 8 bits a scale too
     norms = config.num_layers * 12 * dim  # and modulation
     embeddings = dim * (config.text_dim + config.freq_dim + 2 * patch + 8 * dim + 13) + patch  # and head
-    stored = PRECISIONS[precision].stored
+    return stored_bytes(matrices, rows, norms + embeddings, precision, compute)
+
+
+def stored_bytes(matrices: int, rows: int, others: int, precision: str, compute: torch.dtype) -> int:
+    """Bytes of so many weights; each row of a matrix has a bias, and in 8 bits a scale."""
     scales = rows * FLOAT_BYTES if PRECISIONS[precision].is_8_bit else 0
-    return matrices * stored.itemsize + scales + (rows + norms + embeddings) * compute.itemsize
+    return matrices * PRECISIONS[precision].stored.itemsize + scales + (rows + others) * compute.itemsize
+
+
+def vace_weight_bytes(config: ModelConfig, precision: str, compute: torch.dtype) -> int:
+    """VACE's weights: a layer for every second one of the transformer, as Wan2.1-VACE-1.3B has."""
+    dim, hidden, count = config.dim, config.ffn_dim, config.num_layers // 2
+    matrices = count * (9 * dim**2 + 2 * dim * hidden) + dim**2
+    rows = count * (10 * dim + hidden) + dim
+    others = count * 12 * dim + dim * (CONTEXT_CHANNELS * PATCH**2 + 1)  # norms, modulation; the embedding
+    return stored_bytes(matrices, rows, others, precision, compute)
+
+
+def control_bytes(preset: Preset, setting: Setting, compute: torch.dtype) -> tuple[int, int, int]:
+    """Context of a full window, text of VACE's layers, and what these add to the working set of a pass."""
+    config, cells = preset.model, prod(latent_size(setting.width, setting.height))
+    token, count = config.dim * compute.itemsize, preset.num_sets * config.num_layers // 2
+    tokens = (setting.frames + 1) * cells // PATCH**2
+    levels = (1 + len({*preset.sigmas.steps, *preset.sigmas.first_steps})) * count * 8 * token
+    context = setting.frames * cells * CONTEXT_CHANNELS * FLOAT_BYTES
+    places = tokens * (config.head_dim * FLOAT_BYTES + torch.int64.itemsize)
+    working = CONTROL_COPIES * tokens * token + places + levels + context
+    return context, count * 2 * config.text_tokens * token, working
 
 
 def transformer_bytes(preset: Preset, setting: Setting, compute: torch.dtype) -> tuple[int, int, int]:

@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from .config import MINI, VERSION, Preset
+from .control import NO_VACE, ControlStream
+from .control import Control as Control
 from .fast.compiled import COMPILED, EAGER, known_speed
 from .geometry import SPACE_STRIDE, latent_size, num_frames
 from .mini.loader import load_mini
 from .model.attention import AUTO, attention_backend, known_attention
 from .model.causal_wan import CausalWan
+from .model.vace import ControlledWan
 from .plan import UNTIL_STOPPED as UNTIL_STOPPED
 from .plan import Plan, Request
 from .plan import checked_frames as checked_frames
 from .resume import Ending
 from .rollout.noise import SeededNoise, shifted
 from .rollout.retry import SecondTry, free_unused
-from .rollout.rollout import Block, Hook, SourceNoise, rollout
+from .rollout.rollout import Block, Hook, SourceNoise, parted, rollout
 from .schedule.schedule import PromptSchedule
 from .source import NO_ENCODER, SourceStream
 from .source import Source as Source
@@ -38,6 +41,7 @@ from .weights.checkpoints import load_transformer, settle
 from .weights.files import first_line, sha256_of
 from .weights.lora import LoraChoice
 from .weights.published import DOWNLOADS
+from .weights.vace import graft
 from .weights.vae_files import load_vae
 
 COMPILING = "compiling the layers: up to two minutes the first time, later runs find the result on disk"
@@ -157,20 +161,32 @@ class Pipeline:
         if self.model.compile_layers(self.speed == COMPILED):
             hook.on_note(COMPILING)
         noise = self._noise(plan, hook)
-        made = rollout(self.model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
+        model = self._controlled(plan)
+        made = rollout(model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
         made = self._noted(made, hook)
         return live.until_stopped(made) if live else made
 
     def _noise(self, plan: Plan, hook: Hook) -> SeededNoise | SourceNoise:
         """What the blocks of a plan begin from; a source at strength 1 counts for nothing."""
-        source, state = plan.request.source, plan.request.state
+        source = plan.request.source
         noise = SeededNoise(plan.request.seed, plan.block_shape)
         if source is None or source.strength == 1:
             return noise
-        scene = state.num_blocks - state.rollout.end // plan.block_latent_frames if state else 0
         like = torch.empty(plan.block_shape, device=self.model.device)
-        stream = SourceStream(source, self.encoder, like, plan.source_start, scene, hook.on_note)
+        stream = SourceStream(source, self.encoder, like, plan.source_start, plan.scene_block, hook.on_note)
         return SourceNoise(noise, stream, shifted(source.strength, self.preset.sigmas.shift))
+
+    def _controlled(self, plan: Plan) -> CausalWan | ControlledWan:
+        """The transformer, with the control of a plan if it has one."""
+        control = plan.control
+        if control is None:
+            return self.model
+        if self.model.vace is None:
+            raise ValueError(NO_VACE)
+        like = torch.empty(plan.block_shape, device=self.model.device)
+        given = None if plan.latents is None else parted(plan.latents, plan.block_latent_frames)[1]
+        stream = ControlStream(control, self.encoder, like, plan.control_start, plan.scene_block, given)
+        return ControlledWan(self.model, stream, control.scale, stream.references)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -254,7 +270,7 @@ class ModelFiles:
     `model` is `mini`, a name in DOWNLOADS whose files are under `folder`, or a checkpoint. `family` is a name
     in config.RELATIVES, None to read it from the checkpoint; `precision` is of the stored weights; `tile` is
     the size of a decoder's tiles in pixels, 0 for none; `embeddings` is the folder of cached prompt
-    embeddings, None for the user's cache folder.
+    embeddings, None for the user's cache folder; `vace`, for control, is a file of it or `vace-1.3b`.
     """
 
     model: str | Path = MINI.name
@@ -271,18 +287,29 @@ class ModelFiles:
     speed: str = EAGER
     folder: Path = Path("models")
     embeddings: Path | None = None
+    vace: Path | None = None
 
     def __post_init__(self):
         choices = (one if isinstance(one, LoraChoice) else LoraChoice(Path(one)) for one in self.lora)
         object.__setattr__(self, "lora", tuple(choices))
-        for name in ("vae", "text_encoder", "tokenizer", "folder", "embeddings"):
+        if self.vace in DOWNLOADS:
+            (file,) = DOWNLOADS[self.vace]
+            object.__setattr__(self, "vace", Path(self.folder, file.kind, file.name))
+        for name in ("vae", "vace", "text_encoder", "tokenizer", "folder", "embeddings"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path))
 
     def unused_by_mini(self) -> list[str]:
         """Options that were given and mean nothing to the built-in model, which runs on the CPU."""
         given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
-        used = ("model", "attention", "speed", "folder", *(["device"] if self.device == "cpu" else []))
+        used = (
+            "model",
+            "attention",
+            "speed",
+            "folder",
+            "vace",
+            *(["device"] if self.device == "cpu" else []),
+        )
         return [name for name in given if name not in used]
 
     def found(self) -> "ModelFiles":
@@ -313,6 +340,7 @@ class ModelFiles:
             "text_encoder": self.text_encoder.name,
             "precision": self.precision,
             "attention": self.attention,
+            **({"vace": self.vace.name} if self.vace else {}),
         }
 
 
@@ -343,6 +371,8 @@ def load_built_in(files: ModelFiles) -> Pipeline:
             f"{named} cannot be used with the built-in model mini; leave out, or choose a --model"
         )
     mini = load_mini(attend=attention_backend(files.attention))
+    if files.vace:
+        graft(mini.transformer, files.vace, "fp32")
     source = {"precision": "fp32", "attention": files.attention}
     return Pipeline(
         MINI,
@@ -365,7 +395,10 @@ def load_files(files: ModelFiles, on_progress: Callable[[int, int], None] | None
     loaded = load_transformer(
         files.model, files.lora, files.precision, device, attend, files.family, on_progress=on_progress
     )
-    for note in (*loaded.notes, *settle(loaded.transformer, files.precision, device)):
+    grafted = ()
+    if files.vace:
+        grafted = graft(loaded.transformer, files.vace, files.precision, device, files.lora)
+    for note in (*loaded.notes, *grafted, *settle(loaded.transformer, files.precision, device)):
         on_note(note)
     encoder, vae = text_encoder(files, device), load_vae(files.vae, loaded.transformer.dtype, device)
     return Pipeline(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .config import ABSOLUTE_LATENT_FRAMES, Policy, Preset, WindowConfig
+from .control import Control
 from .geometry import FRAME_RATE, SPACE_STRIDE, frames_of_seconds, latent_size, num_blocks, num_frames
 from .resume import VideoState
 from .rollout.noise import shifted_sigmas
@@ -32,8 +33,8 @@ class Request:
     switch keeps.
 
     A `source` is transformed. It begins with the video; a `state` that was made with one goes on in it, and
-    takes it from its beginning. 0 seconds are its length. `made_from` is for the settings: what files images
-    and footage are from.
+    takes it from its beginning. 0 seconds are its length. `control` begins, and goes on, in the same way.
+    `made_from` is for the settings: what files images and footage are from.
     """
 
     schedule: PromptSchedule
@@ -49,6 +50,7 @@ class Request:
     steps: int | None = None
     given: Tensor | None = None
     source: Source | None = None
+    control: Control | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,6 +80,9 @@ class Plan:
         past_frames = num_frames(self.first_block * block) - self.cut_off
         had = state and state.source_start
         self.source_start = past_frames if had is None else had
+        self.control = request.control if request.control and request.control.scale else None
+        had = state and state.control_start
+        self.control_start = past_frames if had is None else had
         self.seconds = MAX_SECONDS if self.is_until_stopped else self._asked(past_frames)
         self.frames = checked_frames(self.seconds)
         self.blocks = range(self.first_block, num_blocks(past_frames + self.frames, block))
@@ -91,6 +96,7 @@ class Plan:
         self.window = replace(window, endless=self._is_endless(window))
         if state:
             state.check(preset, self.width, self.height, self.window)
+            self._check_control(state)
         self.timeline = request.schedule.resolve(block, self.seconds, self.first_block, self.cut_off)
         self._check_cut()
 
@@ -143,6 +149,16 @@ class Plan:
             raise ValueError("the length of the source is not known; give the seconds of the video")
         return (source.num_frames + self.source_start - past_frames) / FRAME_RATE
 
+    def _check_control(self, state: VideoState) -> None:
+        """Raise ValueError where the earlier video had control and this one has none, or the other way."""
+        had = state.control_start is not None
+        if had != bool(self.control):
+            remedy = "give the same from its beginning" if had else "leave it out"
+            raise ValueError(
+                f"the earlier video was made with{'' if had else 'out'} control; {remedy}, or continue from "
+                "the latents alone"
+            )
+
     def _check_cut(self) -> None:
         """Raise ValueError where the first prompt would drop frames that are given."""
         is_cut = self.timeline.segments[0].cue.policy is Policy.CUT
@@ -173,6 +189,12 @@ class Plan:
         return 0 if self.latents is None else self.latents.shape[2] % self.block_latent_frames
 
     @property
+    def scene_block(self) -> int:
+        """The block in which the scene that goes on began."""
+        state = self.request.state
+        return state.num_blocks - state.rollout.end // self.block_latent_frames if state else 0
+
+    @property
     def whole_blocks(self) -> Tensor | None:
         """The latents of blocks before the first that is made."""
         count = self.first_block * self.block_latent_frames
@@ -200,8 +222,9 @@ class Plan:
         return facts | {"steps": len(self.sigmas)}
 
     def facts(self) -> dict[str, int | None]:
-        """The same for a VideoState, with where the source began."""
-        return self.made_with() | {"source_start": self.source_start if self.request.source else None}
+        """The same for a VideoState, with where source and control began."""
+        starts = {"source_start": self.source_start if self.request.source else None}
+        return self.made_with() | starts | {"control_start": self.control_start if self.control else None}
 
     def settings(self) -> dict[str, Any]:
         """What a video must carry to be made again with the same model."""
@@ -225,6 +248,7 @@ class Plan:
         given, source = self.request.given, self.request.source
         facts = {} if given is None else {"given_latent_frames": given.shape[2]}
         facts |= {"strength": source.strength} if source else {}
+        facts |= {"control": self.control.settings()} if self.control else {}
         return facts | ({"made_from": dict(self.request.made_from)} if self.request.made_from else {})
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .config import ModelConfig, Preset, WindowConfig
+from .config import CONTEXT_CHANNELS, ModelConfig, Preset, WindowConfig
 from .geometry import latent_size, num_frames, tokens_per_frame
 from .output.growing import write_whole
 from .rollout.rollout import Hook
@@ -25,13 +25,14 @@ from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
 
 METADATA_KEY, CHECKSUM_KEY = "longlive_state", "longlive_checksum"  # older files have no check sum
 FORMAT = 1
+_STARTS = ("source_start", "control_start")
 _FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps")
-_KINDS = {  # of all that a file says of a state; older ones have no seed, no steps and no source
+_KINDS = {  # of all that a file says of a state; older ones have no seed, no steps, no source and no control
     **dict.fromkeys(("format", "width", "height", "num_frames", "num_blocks"), (int,)),
     **dict.fromkeys(("end", "sink_position"), (int,)),
     **dict.fromkeys(("model", "dtype", "prompt"), (str,)),
     **dict.fromkeys(("blend", "decoder"), (list,)),
-    **dict.fromkeys(("seed", "steps", "source_start"), (int, NoneType)),
+    **dict.fromkeys(("seed", "steps", *_STARTS), (int, NoneType)),
     "window": (dict,),
 }
 _MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
@@ -43,7 +44,7 @@ class VideoState:
 
     `cut_off` [F, 3, H, W] in [0, 1] are the frames of the last block beyond the end. All tensors are on the
     CPU, never written to, and together about as large as the KV cache. `seed` and `steps` may be None, as may
-    `source_start`: which pixel frame the first of a source stands at.
+    `source_start` and `control_start`: which pixel frame the first of a source or control stands at.
     """
 
     model: str
@@ -59,6 +60,7 @@ class VideoState:
     seed: int | None = None
     steps: int | None = None
     source_start: int | None = None
+    control_start: int | None = None
 
     @property
     def newest_latents(self) -> Tensor:
@@ -95,8 +97,8 @@ class VideoState:
             "blend": [self.script.done, self.script.of],
             "decoder": [self.decoder.shape, self.decoder.device],
         }
-        if self.source_start is not None:
-            facts["source_start"] = self.source_start
+        starts = {name: getattr(self, name) for name in _STARTS}
+        facts |= {name: frame for name, frame in starts.items() if frame is not None}
         tensors, text = self._tensors(), json.dumps(facts, ensure_ascii=False)
         metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text, tensors)}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -157,7 +159,7 @@ class VideoState:
             script=ScriptState(facts["prompt"], groups["script"], *facts["blend"]),
             decoder=DecoderState(shape, past, device),
             cut_off=groups["video"]["cut_off"],
-            source_start=facts.get("source_start"),
+            **{name: facts.get(name) for name in _STARTS},
         )
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -203,8 +205,10 @@ class VideoState:
         if window.endless:
             layer["sink_home"] = [1, sink * tokens, *head]
         text = [1, self.script.tensors["embeds"].shape[1], model.text_dim]
+        control = [1, CONTEXT_CHANNELS, frames, height, width]
         return {
             "rollout.embeds": text,
+            **({} if self.control_start is None else {"rollout.contexts": control}),
             "rollout.recent": [1, model.latent_channels, frames, height, width],
             "video.cut_off": [len(self.cut_off), 3, self.height, self.width],
             **{f"script.{name}": text for name in self.script.tensors},

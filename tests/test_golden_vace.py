@@ -6,7 +6,6 @@ references, masks and switches come from each file. Weights that a folder lacks 
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from longlive_core.rollout.noise import TIMESTEP_SCALE, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, rollout
 from longlive_core.rollout.scene import Scene
 from longlive_core.vae.autoencoder import WanAutoencoder
-from longlive_core.vae.context import ContextEncoder, encoded, fit_on_white
+from longlive_core.vae.context import ContextEncoder, fit_on_white
 from longlive_core.weights.checkpoints import load_transformer
 from longlive_core.weights.names import foreign_name
 from longlive_core.weights.vace import graft
@@ -220,7 +219,7 @@ def test_context(vace_context: Path) -> None:
         is_gray = case["video"] == "gray"
         video = torch.zeros_like(golden["video"]) if is_gray else golden[case["video"]]
         mask = torch.ones_like(video[:1]) if case["mask"] == "ones" else golden[f"mask.{case['mask']}"]
-        encoder = ContextEncoder(partial(encoded, vae))
+        encoder = ContextEncoder(vae)
         context = encoder.push(pixels(video), mask.transpose(0, 1)[None])
         images = [pixels(golden[f"ref.{index}"])[0, 0].movedim(0, -1) for index in range(case["refs"])]
         if images:
@@ -246,8 +245,8 @@ def test_context_is_streamed_block_by_block(vace_context: Path) -> None:
     vae, video = autoencoder_of(meta), pixels(golden["video"])
     for name in (name.removesuffix(".by_block") for name in golden if name.endswith(".by_block")):
         masks = golden[name].transpose(0, 1)[None]
-        whole = ContextEncoder(partial(encoded, vae)).push(video, masks)
-        streaming, sizes = ContextEncoder(partial(encoded, vae)), in_blocks(video.shape[1])
+        whole = ContextEncoder(vae).push(video, masks)
+        streaming, sizes = ContextEncoder(vae), in_blocks(video.shape[1])
         pairs = zip(video.split(sizes, dim=1), masks.split(sizes, dim=1), strict=True)
         streamed = torch.cat([streaming.push(*pair) for pair in pairs], dim=2)
         assert torch.equal(streamed[:, :32], whole[:, :32]), name

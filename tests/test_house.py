@@ -33,11 +33,13 @@ DOORS = {
     "memory": {"weights", "vae", "config", "geometry"},
     "resume": {"steering", "rollout", "vae", "output", "config", "geometry"},
     "source": {"vae", "geometry"},
-    "plan": {"source", "resume", "schedule", "rollout", "config", "geometry"},
+    "control": {"source", "vae", "geometry"},
+    "plan": {"source", "control", "resume", "schedule", "rollout", "config", "geometry"},
     "pipeline": {
         *(
             "plan",
             "source",
+            "control",
             "fast",
             "resume",
             "steering",

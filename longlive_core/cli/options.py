@@ -64,6 +64,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--folder", type=Path, default=Path("models"), help="of downloads; default: models")
     add_lora(parser)
     add("--vae", type=Path, metavar="FILE", help="the Wan 2.1 VAE, or a tiny decoder for it")
+    add("--vace", type=Path, metavar="FILE", help="Wan2.1-VACE-1.3B, for control of the video")
     add("--text-encoder", type=Path, metavar="FILE", help="UMT5-XXL: a file or a folder")
     add("--tokenizer", type=Path, metavar="FOLDER", help="where the text encoder has none")
     add("--keep-text-encoder", action="store_true", help="do not unload it once the prompts are encoded")

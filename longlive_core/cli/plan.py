@@ -1,6 +1,7 @@
 """`longlive plan`: the memory that a run will need, and the settings that fit."""
 
 import argparse
+from dataclasses import replace
 from itertools import islice
 
 from .. import geometry
@@ -21,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_size_and_window(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--decoder", choices=DECODERS, default="wan")
+    parser.add_argument("--control", action="store_true", help="count the layers and the context of VACE too")
     add_speed(parser)  # compiled layers need no more
     parser.add_argument("--device", default="cuda", help="cuda or cpu: where the video is made")
     parser.add_argument(
@@ -40,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
     width, height = options.size or (preset.width, preset.height)
     num_blocks = geometry.num_blocks(checked_frames(options.seconds), preset.window.block_latent_frames)
     window = window_from(options, preset) or preset.window
-    wanted = Setting(width, height, options.precision, options.decoder, window, num_blocks, options.video)
+    wanted = Setting(width, height, options.precision, options.decoder, window, num_blocks)
+    wanted = replace(wanted, has_source=options.video, has_control=options.control)
     speed, _ = known_speed(options.speed)
     print(wanted if speed == EAGER else f"{wanted}, speed {speed}")
     print("\n".join(estimate(preset, wanted, device).lines()))

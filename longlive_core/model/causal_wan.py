@@ -47,7 +47,7 @@ class Clean(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """What VACE adds to the tokens of a pass: after layer places[n] the n-th that `made` yields, times `scale`.
+    """What VACE adds to the tokens of a pass: after layer places[n] the n-th of `made`, times `scale`.
 
     `made` takes a function that runs a layer, all parts of the tokens, and how many of these are clean.
     """

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, WindowConfig
+from ..config import CONTEXT_CHANNELS, ModelConfig, WindowConfig
 from ..geometry import PATCH
 from .attention import Attend, sdpa
 from .cache import KVCache, LayerCache, LayerText, Opening
 from .causal_wan import CausalWan, Clean, Hints, patches
 from .layers import Layer, Linear, Modulation
 
-CONTEXT_CHANNELS = 96  # latents of what is kept and of what is made, 16 each, and 64 of the mask
 Times = tuple[object, list[list[Modulation]]]  # the transformer's own, and of the VACE layers for each set
 Texts = tuple[object, list[list[LayerText]]]
 
@@ -57,7 +56,8 @@ class Vace(nn.Module):
 class ControlledWan:
     """A transformer whose `vace` gives hints, in the place of the transformer of a rollout.
 
-    `context_of(block, opens a scene)` gives the context [B or 1, 96, T, H, W] of a block.
+    `context_of(block, opens a scene)` gives the context [B or 1, 96, T, H, W] of a block, its
+    `of_given(latents)` that of an earlier video.
     `references` [B or 1, 96, R, H, W] stand before the latent frames of each pass, in the VACE layers only:
     their latents are zero and their hints are dropped. With `scale` 0 nothing is added, and nothing computed.
     """

@@ -245,9 +245,12 @@ def open_scene(
         latents = latents.to(model.device)
         if not alone and past_frames > scene.cache.frames:
             alone = latents[:, :, : scene.cache.sink].split(block, dim=2)
+        contexts = model.context_of.of_given(latents).unbind(2) if model.context_of else ()
         for index, piece in enumerate(alone):
+            scene.contexts.extend(contexts[index * block : (index + 1) * block])
             scene.open(index * block, piece.shape[2])
             scene.fill_cache(piece.to(model.device), text)
+        scene.contexts.extend(contexts[len(alone) * block :])
         scene.append(latents)
         if not isinstance(past, tuple):
             recache(scene, text, Policy.RECACHE)

@@ -7,7 +7,7 @@ SGF, SGF_PLUS = "JunhaoZhuang/Self_Gradient_Forcing", "ZihanSu/Self_Gradient_For
 CAUSAL_FORCING = "zhuhz22/Causal-Forcing"
 WAN = "Wan-AI/Wan2.1-T2V-1.3B"
 COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
-_WAN_LICENCE = "Wan2.1's VAE and the UMT5 text encoder are under Apache-2.0."
+_WAN_LICENCE = "Wan2.1's models and VAE and the UMT5 text encoder are under Apache-2.0."
 LICENCES = {  # of every repository in DOWNLOADS, as its project says; `download` adds what the hub says
     SGF_PLUS: "SGF+: its project (https://github.com/Zihan-Su/Self_Gradient_Forcing_Plus) says Apache-2.0.",
     SGF: "SGF: its project (https://github.com/zhuang2002/Self_Gradient_Forcing) says Apache-2.0.",
@@ -48,6 +48,9 @@ _COMFYUI_PARTS = (
 )
 
 
+_VACE = "wan2.1_vace_1.3B_fp16.safetensors"
+
+
 def _single(repo: str, path: str, name: str) -> tuple[RemoteFile]:
     return (RemoteFile(repo, path, "diffusion_models", f"{name}.pt"),)
 
@@ -65,6 +68,7 @@ _SINGLE = {  # transformers that need no LoRA, by the names of their presets
     ),
 }
 DOWNLOADS = {
+    "vace-1.3b": (RemoteFile(COMFYUI, f"split_files/diffusion_models/{_VACE}", "diffusion_models", _VACE),),
     "sgf-plus": (*_SINGLE["sgf-plus-chunkwise"], *_COMFYUI_PARTS),
     "sgf-plus-transformer": _SINGLE["sgf-plus-chunkwise"],
     **{name: (*files, *_COMFYUI_PARTS) for name, files in _SINGLE.items()},

@@ -1,0 +1,117 @@
+"""Control of a video by VACE: frames, masks and references, read and encoded while the video is made."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .geometry import SPACE_STRIDE, TIME_STRIDE, block_first_frame, num_latent_frames
+from .source import NO_ENCODER, FrameReader
+from .vae.context import GRAY, ContextEncoder
+from .vae.streaming import RGB, Encoder
+
+MAKE = 1.0
+NO_VACE = "control needs the layers of VACE; load the model with vace=FILE (longlive download vace-1.3b)"
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a video follows: depth, pose, scribble or flow as `frames`, footage with `masks`, `references`.
+
+    `frames` [F, H, W, 3] and `masks` [F, H, W] in [0, 1], at 16 a second and of the video's size, or pieces
+    of such that are read while it is made. A mask is 1 where to make and 0 where to keep; one mask holds for
+    all frames, none is 1 everywhere. Where frames are missing all is made. `references` are images
+    [H, W, 3] of any size. At `scale` 1 hints count as they were trained, up to 1.5 may be needed; 0 is none.
+    """
+
+    frames: Tensor | Iterable[Tensor] | None = field(default=None, repr=False)
+    masks: Tensor | Iterable[Tensor] | None = field(default=None, repr=False)
+    references: Sequence[Tensor] = field(default=(), repr=False)
+    scale: float = 1.0
+
+    def settings(self) -> dict[str, float]:
+        """For a video's metadata."""
+        return {"scale": self.scale, "references": len(self.references)}
+
+
+class ControlStream:
+    """The context of control, for block after block: called with each block in order."""
+
+    def __init__(
+        self,
+        control: Control,
+        encoder: Encoder | None,
+        like: Tensor,
+        begins: int,
+        scene_block: int,
+        given: Tensor | None = None,
+    ):
+        """As a SourceStream; `given` are clean latents [B, C, T, h, w] that begin the first block made.
+
+        Raises ValueError where there is no encoder.
+        """
+        if encoder is None:
+            raise ValueError(NO_ENCODER)
+        self._block, self._like, self._begins, self._given = like.shape[2], like, begins, given
+        self._next = self._origin = max(scene_block, (num_latent_frames(begins + 1) - 1) // self._block)
+        self._size = tuple(SPACE_STRIDE * side for side in like.shape[3:])
+        self._encoder = ContextEncoder(encoder)
+        self._held: tuple[int, Tensor, Tensor] | None = None  # a block's frames and masks, for a second try
+        frames = () if control.frames is None else control.frames
+        masks = () if control.masks is None else as_frames(control.masks)
+        self._readers = FrameReader(frames, self._size), FrameReader(masks, self._size)
+        is_still = isinstance(control.masks, Tensor) and len(control.masks) == 1
+        self._still = self._readers[1].take(0, 1) if is_still else None
+        images = [image.to(like.device, torch.float32)[..., :RGB] for image in control.references]
+        self.references = self._encoder.of_references(images, *self._size) if images else None
+
+    def __call__(self, block: int, opens_scene: bool) -> Tensor:
+        """The context [1, 96, T, h, w] of a block."""
+        while self._next < block:  # before the first block that is made
+            self._push(self._next, False)
+        context, given = self._push(block, opens_scene), self._given
+        if given is not None:
+            context = torch.cat((self.of_given(given), context[:, :, given.shape[2] :]), dim=2)
+        self._given = None
+        return context
+
+    def of_given(self, latents: Tensor) -> Tensor:
+        """The context [1, 96, T, h, w] of latents that are kept as they are."""
+        return self._encoder.of_given(latents.to(self._like.device, torch.float32))
+
+    def _push(self, block: int, opens_scene: bool) -> Tensor:
+        opens_scene = opens_scene or block == self._origin
+        if self._held is None or self._held[0] != block:
+            self._held = block, *self._read(block, opens_scene)
+        context = self._encoder.push(*self._held[1:], opens_scene)
+        self._held, self._next = None, block + 1
+        return context
+
+    def _read(self, block: int, opens_scene: bool) -> tuple[Tensor, Tensor]:
+        """Frames [1, F, 3, H, W] and masks [1, F, 1, H, W] of a block; gray, to be made, where none are."""
+        first, end = (block_first_frame(index, self._block) - self._begins for index in (block, block + 1))
+        first += TIME_STRIDE - 1 if opens_scene and block else 0
+        frames, num_missing = self._taken(self._readers[0], first, end, GRAY)
+        if self._still is None:
+            masks, _ = self._taken(self._readers[1], first, end, MAKE)
+        else:
+            masks = self._still.repeat(len(frames), 1, 1, 1)
+        masks[len(masks) - num_missing :] = MAKE
+        frames, masks = (t.to(self._like.device, torch.float32).movedim(-1, 1)[None] for t in (frames, masks))
+        return frames, masks[:, :, :1]
+
+    def _taken(self, reader: FrameReader, first: int, end: int, missing: float) -> tuple[Tensor, int]:
+        """Frames [end - first, H, W, 3], and how many at their end are `missing`."""
+        frames = reader.take(first, end)
+        num_missing = min(end - first, max(0, end - reader.num_taken))
+        if frames is None:
+            frames = torch.empty(end - first, *self._size, RGB)
+        frames[len(frames) - num_missing :] = missing
+        return frames, num_missing
+
+
+def as_frames(masks: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+    """Masks [F, H, W] -> [F, H, W, 3], which a FrameReader takes."""
+    for piece in [masks] if isinstance(masks, Tensor) else masks:
+        yield piece[..., None].expand(*piece.shape, RGB)
