@@ -2,10 +2,13 @@
 
 An episode has 11 blocks of latents with one change of attributes at a block boundary. A near one is a video
 from its start. A far one begins with the first block of a video and goes on somewhere in the middle of the
-same or another one: what the transformer sees long after the sink was made.
+same or another one: what the transformer sees long after the sink was made. An image is a near one whose
+shape stands anywhere: it is made from its given first frame. Footage begins in the middle of a motion: its
+first block is given. Half of the first prompts of these two name only the motion, or nothing.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum, auto
 from pathlib import Path
 
 import torch
@@ -25,6 +28,20 @@ FAR_SWITCHES = range(4, 9)  # behind the sink, a whole window of the episode mus
 OBJECT_CELL = 8
 
 
+class Kind(StrEnum):
+    """How an episode begins; see above."""
+
+    NEAR = auto()
+    FAR = auto()
+    IMAGE = auto()
+    FOOTAGE = auto()
+
+    @property
+    def first_asked(self) -> int:
+        """The first block that is asked for: those before it lack a past of their own, or are given."""
+        return {Kind.FAR: 3, Kind.FOOTAGE: 1}.get(self, 0)
+
+
 @dataclass
 class Episodes:
     """A batch of one kind: latents [B, C, T, H, W], object cells [B, T, H, W], and three prompts each.
@@ -36,21 +53,22 @@ class Episodes:
     cells: Tensor
     prompts: list[tuple[str, str, str]]
     switch: int
-    is_far: bool
+    kind: Kind
 
     def pick(self, count: int, rng: torch.Generator) -> "Episodes":
         """A random batch of these episodes."""
         rows = torch.randint(len(self.prompts), (count,), generator=rng)
         prompts = [self.prompts[i] for i in rows.tolist()]
-        return Episodes(self.latents[rows], self.cells[rows], prompts, self.switch, self.is_far)
+        return Episodes(self.latents[rows], self.cells[rows], prompts, self.switch, self.kind)
 
 
 @torch.no_grad()
 def shoot(
-    autoencoder: TinyAutoencoder, count: int, switch: int, is_far: bool, size: int, rng: torch.Generator
+    autoencoder: TinyAutoencoder, count: int, switch: int, kind: Kind, size: int, rng: torch.Generator
 ) -> Episodes:
     """Film and encode `count` episodes that change at block `switch`."""
     first = [random_attributes(rng) for _ in range(count)]
+    is_far = kind is Kind.FAR
     before = [random_attributes(rng) if _coin(rng) else a for a in first] if is_far else first
     after = [random_change(rng, a) for a in before]
     seam = num_frames(switch * BLOCK)
@@ -61,13 +79,28 @@ def shoot(
         rest = film(before, middle, length - num_frames(BLOCK), size, after, seam - num_frames(BLOCK))[0]
         frames = torch.cat((opening, rest), dim=1)
     else:
-        frames = film(first, Motion.at_start(count, rng), length, size, after, seam)[0]
+        frames = film(first, start_of(kind, first, rng), length, size, after, seam)[0]
     latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
+    opened = [_opening(kind, a, rng) for a in first]
     prompts = [
-        (a.prompt(), _told(a, b, rng) if is_far else a.prompt(), _told(b, c, rng))
-        for a, b, c in zip(first, before, after, strict=True)
+        (opening, _told(a, b, rng) if is_far else opening, _told(b, c, rng))
+        for opening, a, b, c in zip(opened, first, before, after, strict=True)
     ]
-    return Episodes(latents.half(), object_cells(frames), prompts, switch, is_far)
+    return Episodes(latents.half(), object_cells(frames), prompts, switch, kind)
+
+
+def start_of(kind: Kind, attributes: list[Attributes], rng: torch.Generator) -> Motion:
+    """Where and how the shapes of a video begin."""
+    if kind is Kind.FOOTAGE:
+        return Motion.anywhere(attributes, rng)
+    return Motion.at_start(len(attributes), rng, is_anywhere=kind is Kind.IMAGE)
+
+
+def _opening(kind: Kind, first: Attributes, rng: torch.Generator) -> str:
+    """The first prompt: the full sentence; where frames are given, often only the motion."""
+    if kind not in (Kind.IMAGE, Kind.FOOTAGE) or _coin(rng):
+        return first.prompt()
+    return "it goes on" if kind is Kind.FOOTAGE and _coin(rng) else f"it {first.motion}"
 
 
 def object_cells(frames: Tensor) -> Tensor:
@@ -94,23 +127,27 @@ class Pool:
         self, autoencoder: TinyAutoencoder, per_kind: int, size: int, rng: torch.Generator, path: Path
     ):
         self._autoencoder, self._per_kind, self._size, self._rng = autoencoder, per_kind, size, rng
-        self.kinds = [(switch, False) for switch in SWITCHES] + [(switch, True) for switch in FAR_SWITCHES]
+        self.kinds = [
+            *((switch, kind) for kind in (Kind.NEAR, Kind.IMAGE) for switch in SWITCHES),
+            *((switch, kind) for kind in (Kind.FAR, Kind.FOOTAGE) for switch in FAR_SWITCHES),
+        ]
         self._episodes = self._load(path) if path.exists() else self._shoot_all(path)
         self._oldest = 0
 
     def _shoot_all(self, path: Path) -> list[Episodes]:
         episodes = [self._shoot(kind) for kind in tqdm(self.kinds, desc="episodes", mininterval=10)]
-        torch.save([vars(e) for e in episodes], path)
+        torch.save([vars(e) | {"kind": str(e.kind)} for e in episodes], path)
         return episodes
 
     def _load(self, path: Path) -> list[Episodes]:
-        episodes = [Episodes(**fields) for fields in torch.load(path, weights_only=True)]
+        saved = torch.load(path, weights_only=True)
+        episodes = [Episodes(**{**fields, "kind": Kind(fields["kind"])}) for fields in saved]
         if episodes[0].latents.shape[-1] * OBJECT_CELL != self._size:
             raise ValueError(f"{path} holds episodes of another size than {self._size}; use another folder")
-        kinds = {(e.switch, e.is_far): e for e in episodes}
+        kinds = {(e.switch, e.kind): e for e in episodes}
         return [kinds[kind] for kind in self.kinds]
 
-    def _shoot(self, kind: tuple[int, bool]) -> Episodes:
+    def _shoot(self, kind: tuple[int, Kind]) -> Episodes:
         return shoot(self._autoencoder, self._per_kind, *kind, self._size, self._rng)
 
     def pick(self, count: int) -> Episodes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longlive_core.model.cache import LayerText, TextCache
 
-from .episodes import BLOCK
+from .episodes import BLOCK, Kind
 
 SEEN = 4  # sink, two past blocks and the block itself: the window of 12 latent frames
 DELAY_SHARE = 0.4
@@ -49,7 +49,7 @@ class Layout:
         return indices
 
 
-def told_at(switch: int, is_far: bool, rng: torch.Generator) -> int:
+def told_at(switch: int, kind: Kind, rng: torch.Generator) -> int:
     """The block at which the prompt changes when the film does at `switch`: often some blocks earlier.
 
     That teaches to follow a prompt which the past still contradicts.
@@ -57,21 +57,20 @@ def told_at(switch: int, is_far: bool, rng: torch.Generator) -> int:
     if torch.rand((), generator=rng) >= DELAY_SHARE:
         return switch
     delay = int(torch.randint(1, MAX_DELAY + 1, (1,), generator=rng))
-    return max(switch - delay, SEEN if is_far else 1)
+    return max(switch - delay, SEEN if kind is Kind.FAR else 1)
 
 
-def plan(told: int, switch: int, is_far: bool, rng: torch.Generator, noisy: int) -> Layout:
+def plan(told: int, switch: int, kind: Kind, rng: torch.Generator, noisy: int) -> Layout:
     """A history, a recache at `told`, what follows; noisy targets spread over what the prompts describe.
 
-    Prompt 0 is the sink's, 1 the one before the change, 2 the one after it; the film changes at `switch`. A
-    far episode's first blocks behind the sink lack their own past, so nothing is asked of them.
+    Prompt 0 is the sink's, 1 the one before the change, 2 the one after it; the film changes at `switch`.
     """
     layout, committed, targets = Layout(), {}, []
     for block in range(told):
         committed[block] = layout.add(block, 1 if block else 0, _window(committed, block))
-    for block in range(3 if is_far else 0, told):
+    for block in range(kind.first_asked, told):
         targets.append((block, 1, _window(committed, block)))
-    if told <= SEEN and not is_far:
+    if told <= SEEN and kind is not Kind.FAR:
         committed.update(zip(range(told), layout.add_together(list(range(told)), 2, []), strict=True))
     else:
         kept = list(range(told - SEEN + 1, told))

@@ -14,7 +14,7 @@ from longlive_core.text.words import WordEncoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 from .autoencoder import load_autoencoder
-from .episodes import BLOCK, Episodes, Pool
+from .episodes import BLOCK, Episodes, Kind, Pool
 from .forcing import Layout, SideBySide, attend_by_pass, plan, positions_of, text_by_pass, told_at
 from .runs import MuonAndAdam, Run, exponential_average
 from .world import vocabulary
@@ -28,6 +28,7 @@ CONTEXT_NOISE = 0.15
 CONTEXT_SHARE = 0.7
 SIGMA_SHIFT = 3.0
 LIST_SHARE = 0.6  # of the noisy passes get one of the sigmas of inference
+GIVEN_SHARE = 0.15  # of the batches of plain videos; an image is always given
 MAX_GAP = 1000  # latent frames: 250 s
 EMA = 0.995
 
@@ -97,20 +98,36 @@ def forcing_loss(
     model: Generator, episodes: Episodes, rng: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow error of the noisy passes of one batch, weighted towards the shape, and its parts to log."""
-    told = told_at(episodes.switch, episodes.is_far, rng)
-    layout = plan(told, episodes.switch, episodes.is_far, rng, NOISY)
+    told = told_at(episodes.switch, episodes.kind, rng)
+    layout = plan(told, episodes.switch, episodes.kind, rng, NOISY)
     clean = by_pass(episodes.latents.float(), layout, 2)
     cells = by_pass(episodes.cells, layout, 1).float().unsqueeze(1)
-    sigmas = pass_sigmas(layout, clean.shape[0], rng)
+    given = given_frames(layout, num_given(episodes.kind, rng))
+    sigmas = pass_sigmas(layout, clean.shape[0], rng).masked_fill(given, 0.0)
     noise = torch.randn(clean.shape, generator=rng)
     level = sigmas[:, None, :, None, None]
     flow = predict(model, torch.lerp(clean, noise, level), sigmas, layout, episodes, _gap(episodes, rng))
     error = (flow - (noise - clean)).square() * (1 + OBJECT_WEIGHT * cells)
     noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
-    by_frame = error.mean(dim=(0, 1, 3, 4))[noisy]
-    blocks = torch.tensor([p.block for p in layout.passes if p.is_noisy]).repeat_interleave(BLOCK)
+    asked = noisy & ~given
+    by_frame = error.mean(dim=(0, 1, 3, 4))[asked]
+    blocks = torch.tensor([p.block for p in layout.passes]).repeat_interleave(BLOCK)[asked]
     figures = {"later": float(by_frame[blocks > 0].mean().detach())}
     return by_frame.mean(), figures
+
+
+def num_given(kind: Kind, rng: torch.Generator) -> int:
+    """How many clean latent frames block 0 begins with: of an image one, sometimes two."""
+    share, both = torch.rand(2, generator=rng).tolist()
+    if kind is not Kind.IMAGE and (kind is not Kind.NEAR or share >= GIVEN_SHARE):
+        return 0
+    return 2 if both < 0.2 else 1
+
+
+def given_frames(layout: Layout, count: int) -> Tensor:
+    """Which latent frames of all passes are given: the first `count` of every noisy pass of block 0."""
+    is_first = torch.tensor([p.is_noisy and p.block == 0 for p in layout.passes])
+    return (is_first[:, None] & (torch.arange(BLOCK) < count)).flatten()
 
 
 def by_pass(x: Tensor, layout: Layout, axis: int) -> Tensor:
@@ -149,7 +166,7 @@ def predict(
 
 def _gap(episodes: Episodes, rng: torch.Generator) -> int:
     """How far behind the sink a far episode goes on, in whole blocks; half of them soon, half anywhere."""
-    if not episodes.is_far:
+    if episodes.kind is not Kind.FAR:
         return 0
     high = MAX_GAP if torch.rand((), generator=rng) < 0.5 else MAX_GAP // 8
     return BLOCK * int(torch.randint(1, high // BLOCK, (1,), generator=rng))

@@ -140,9 +140,10 @@ class Motion:
     clock: torch.Tensor
 
     @classmethod
-    def at_start(cls, batch: int, rng: torch.Generator) -> "Motion":
-        """Standing near the centre, as every video begins."""
-        place = 0.5 + START_SPREAD * (2 * torch.rand(batch, 2, generator=rng) - 1)
+    def at_start(cls, batch: int, rng: torch.Generator, is_anywhere: bool = False) -> "Motion":
+        """Standing near the centre, as a video of a prompt alone begins, or anywhere."""
+        spread = 0.5 if is_anywhere else START_SPREAD
+        place = 0.5 + spread * (2 * torch.rand(batch, 2, generator=rng) - 1)
         return cls(place, torch.zeros(batch, 2), torch.zeros(batch))
 
     @classmethod

@@ -7,7 +7,7 @@ from longlive_core.config import MINI, Policy
 from longlive_core.mini.loader import WEIGHTS
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
-from longlive_training.episodes import BLOCK, Episodes
+from longlive_training.episodes import BLOCK, Episodes, Kind
 from longlive_training.evaluate import with_figures
 from longlive_training.forcing import plan
 from longlive_training.muon import orthogonalised
@@ -38,9 +38,9 @@ def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
         model = Generator().eval()
         latents = torch.randn(1, MINI.model.latent_channels, 11 * BLOCK, 4, 4)
         episodes = Episodes(
-            latents, torch.zeros(1, 11 * BLOCK, 4, 4, dtype=torch.bool), [PROMPTS], switch, False
+            latents, torch.zeros(1, 11 * BLOCK, 4, 4, dtype=torch.bool), [PROMPTS], switch, Kind.NEAR
         )
-        layout = plan(told, switch, False, rng, 12)
+        layout = plan(told, switch, Kind.NEAR, rng, 12)
         is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
         sigmas = torch.where(is_noisy, 0.8, 0.0)[None]
         with torch.no_grad():
