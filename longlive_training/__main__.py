@@ -7,7 +7,7 @@ from pathlib import Path
 from longlive_core.mini.loader import WEIGHTS
 
 from .autoencoder import train_autoencoder
-from .evaluate import evaluate
+from .card import evaluate
 from .package import package
 from .transformer import train_transformer
 from .tuning import tune
@@ -43,6 +43,7 @@ def main() -> None:
     measuring.add_argument("--weights", type=Path, default=WEIGHTS)
     measuring.add_argument("--videos", type=int, default=64)
     measuring.add_argument("--ablation", type=int, default=0, metavar="VIDEOS")
+    measuring.add_argument("--given", type=int, default=0, metavar="VIDEOS", help="of images and footage too")
     measuring.add_argument("--untuned", type=Path, help="a package of the transformer before tuning")
     measuring.add_argument("--out", type=Path, help="write the figures as JSON")
     measuring.add_argument("--card", action="store_true", help="write the figures into the model card")

@@ -81,7 +81,7 @@ def shoot(
     else:
         frames = film(first, start_of(kind, first, rng), length, size, after, seam)[0]
     latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
-    opened = [_opening(kind, a, rng) for a in first]
+    opened = [first_prompt(kind, a, rng) for a in first]
     prompts = [
         (opening, _told(a, b, rng) if is_far else opening, _told(b, c, rng))
         for opening, a, b, c in zip(opened, first, before, after, strict=True)
@@ -96,7 +96,7 @@ def start_of(kind: Kind, attributes: list[Attributes], rng: torch.Generator) -> 
     return Motion.at_start(len(attributes), rng, is_anywhere=kind is Kind.IMAGE)
 
 
-def _opening(kind: Kind, first: Attributes, rng: torch.Generator) -> str:
+def first_prompt(kind: Kind, first: Attributes, rng: torch.Generator) -> str:
     """The first prompt: the full sentence; where frames are given, often only the motion."""
     if kind not in (Kind.IMAGE, Kind.FOOTAGE) or _coin(rng):
         return first.prompt()

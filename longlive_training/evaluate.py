@@ -1,24 +1,21 @@
-"""Measure LongLive Mini with the judge on held-out combinations: the figures of its model card.
+"""Measure LongLive Mini with the judge on held-out combinations: prompts and switches.
 
-`python -m longlive_training evaluate` prints them all and writes them as JSON; nothing here asks the
-model what it made, only its pixels.
+Nothing here asks the model what it made, only its pixels.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from longlive_core.config import MINI, SWITCH_POLICIES, Policy, WindowConfig
+from longlive_core.config import MINI, Policy, WindowConfig
 from longlive_core.geometry import FRAME_RATE, block_first_frame, latent_size, num_blocks
-from longlive_core.mini.loader import WEIGHTS, Mini, load_mini
+from longlive_core.mini.loader import Mini
 from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
-from longlive_core.rollout.rollout import Switch, rollout
+from longlive_core.rollout.rollout import Footage, Noise, Switch, rollout
 from longlive_core.vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
 
 from .autoencoder import make_clips, object_mask
@@ -34,7 +31,6 @@ SWITCH_TOTAL = 11.0
 WINDOW_FRAMES = 48
 SETTLE_FRAMES = 24  # 1.5 s
 COLOUR_FRAME = 8
-FULL_VIDEOS = 4  # of full attention over four minutes, where a block costs twenty ordinary ones
 ADHERENCE_FRAMES = (8, 16, 24, 48, 88)  # 0.5 s to 5.5 s after a switch
 
 
@@ -64,8 +60,13 @@ def make(
     blocks: int,
     window: WindowConfig,
     keep_blocks: range,
+    past: Tensor | None = None,
+    begin: Callable[[BatchNoise], Noise | Footage] = lambda noise: noise,
 ) -> Made:
-    """Roll out one video a seed, changing prompts at the given blocks; frames of `keep_blocks` only."""
+    """Roll out one video a seed, changing prompts at the given blocks; frames of `keep_blocks` only.
+
+    `past` are clean latents of any length that it goes on from; `begin` makes footage of the noise.
+    """
     cells = latent_size(MINI.width, MINI.height)
     shape = (1, MINI.model.latent_channels, window.block_latent_frames, *cells)
 
@@ -74,9 +75,12 @@ def make(
 
     decoder, frames, stds = StreamingDecoder(mini.autoencoder), [], []
     warm = WARM_LATENT_FRAMES // window.block_latent_frames
-    noise = BatchNoise(seeds, shape)
+    noise = begin(BatchNoise(seeds, shape))
     sigmas = shifted_sigmas(MINI.sigmas)
-    for block in rollout(mini.transformer, script, noise, sigmas, window, range(blocks)):
+    first = 0 if past is None else past.shape[2] // window.block_latent_frames
+    if first:
+        decoder.warm(past[:, :, : first * window.block_latent_frames])
+    for block in rollout(mini.transformer, script, noise, sigmas, window, range(first, blocks), past):
         stds.append(float(block.latents.std()))
         if block.index >= keep_blocks.start - warm:
             shown = decoder.push(block.latents, block.opens_scene)
@@ -222,76 +226,3 @@ def score_adherence(score: Score, reading: Reading, after: Attributes, seam: int
         for name in ("colour", "shape", "background"):
             right = getattr(reading, name)[seam + frame - 1] == VALUES[name].index(getattr(after, name))
             score.add(f"look_right_after_{frame / FRAME_RATE:g}s", right)
-
-
-CARD = WEIGHTS.with_name("README.md")
-OPENING, CLOSING = "<!-- figures -->", "<!-- /figures -->"
-WINDOWS = {
-    "12/3": WindowConfig(),
-    "12/3 endless": WindowConfig(endless=True),
-    "12/0": WindowConfig(sink_latent_frames=0),
-    "6/3": WindowConfig(window_latent_frames=6),
-    "full": WindowConfig(window_latent_frames=None),
-}
-
-
-def evaluate(
-    weights: Path = WEIGHTS,
-    videos: int = 64,
-    ablation: int = 0,
-    untuned: Path | None = None,
-    out: Path | None = None,
-    card: bool = False,
-) -> None:
-    """Print every figure: `videos` for each bar, `ablation` for each row of the paper's tables (0: none).
-
-    `untuned` is a packaged Mini as teacher forcing left it: its videos are measured too.
-    """
-    mini, figures = load_mini(weights), {}
-    if videos:
-        figures |= {"autoencoder": autoencoder_figures(mini), **bars(mini, videos)}
-        if untuned:
-            before = bars(load_mini(untuned), videos)
-            figures |= {f"teacher forcing alone: {group}": named for group, named in before.items()}
-    if ablation:
-        figures |= ablations(mini, ablation)
-    print(json.dumps(figures, indent=2))
-    if out:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
-    if card:
-        CARD.write_text(with_figures(CARD.read_text("utf-8"), figures), "utf-8")
-
-
-def bars(mini: Mini, count: int) -> dict[str, dict[str, float]]:
-    """What Mini must show: one prompt, a switch, and the end of four minutes."""
-    return {
-        "one prompt, 10 s": single_prompt_figures(mini, count, SHORT_SECONDS),
-        "switch at 5 s": switch_figures(mini, count, Policy.RECACHE),
-        "one prompt, last 10 s of 240 s": single_prompt_figures(mini, count, LONG_SECONDS),
-    }
-
-
-def ablations(mini: Mini, count: int) -> dict[str, dict[str, float]]:
-    """The paper's two ablations: what a switch does to the past, and window and sink over time."""
-    policies = {f"switch, {p.value}": switch_figures(mini, count, p) for p in SWITCH_POLICIES}
-    windows = {}
-    for name, window in WINDOWS.items():
-        for seconds in (60, LONG_SECONDS):
-            is_slow = window.window_latent_frames is None and seconds == LONG_SECONDS
-            videos = min(count, FULL_VIDEOS) if is_slow else count
-            group = f"last 10 s of {seconds} s, window {name}"
-            windows[group] = single_prompt_figures(mini, videos, seconds, window)
-    return policies | windows
-
-
-def with_figures(card: str, figures: dict[str, dict[str, float]]) -> str:
-    """The model card with these groups of figures replaced; groups not measured this time stay."""
-    before, rest = card.split(OPENING)
-    table, after = rest.split(CLOSING)
-    kept = [
-        row for row in table.splitlines() if row.startswith("|") and row.split(" | ")[0][2:] not in figures
-    ]
-    lines = kept or ["| videos | figure | value |", "|---|---|---|"]
-    for group, named in figures.items():
-        lines += [f"| {group} | {name} | {value:.4g} |" for name, value in named.items()]
-    return f"{before}{OPENING}\n" + "\n".join(lines) + f"\n{CLOSING}{after}"

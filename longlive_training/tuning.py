@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longlive_core.config import MINI, Policy
+from longlive_core.geometry import num_frames, tokens_per_frame
 from longlive_core.model.cache import LayerCache, TextCache
 from longlive_core.rollout.noise import TIMESTEP_SCALE, renoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, commit, denoise, recache
@@ -19,7 +20,7 @@ from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
-from .episodes import BLOCK, Pool, object_cells
+from .episodes import BLOCK, Kind, Pool, first_prompt, object_cells, start_of
 from .judge import Reading, read
 from .runs import MuonAndAdam, Run, cosine, exponential_average
 from .transformer import OBJECT_WEIGHT, PER_KIND, Generator, forcing_loss, frozen_autoencoder, load_generator
@@ -30,7 +31,6 @@ from .world import (
     VALUES,
     Attributes,
     Look,
-    Motion,
     change_prompt,
     changed,
     film,
@@ -46,6 +46,7 @@ FORCING_BATCH = 3
 LENGTHS = (6, 12, 40, 160)  # blocks of a rollout before it starts again
 SEGMENT_BLOCKS = (3, 14)
 SETTLED_FRAMES = 24  # after this long under one motion, its clock can be read from the path
+IMAGE_SHARE = 0.3  # of the rollouts begin with a given first frame
 LOOKS = {"colour", "shape", "background"}
 STEPS_TRAINED = 2  # of the four denoising steps of a block
 EMA = 0.995
@@ -97,13 +98,22 @@ class Stage:
         self.scene = Scene(self.model.transformer, torch.empty(self.shape), MINI.window, 0)
         self.decoder = StreamingDecoder(self.autoencoder)
         self.before = self.attributes = [random_attributes(self.rng) for _ in range(VIDEOS)]
-        self.prompts = [a.prompt() for a in self.attributes]
-        self.unnamed: list[set[str]] = [set()] * VIDEOS
-        self.motion = Motion.at_start(VIDEOS, self.rng)
+        is_image = torch.rand((), generator=self.rng) < IMAGE_SHARE
+        kind = Kind.IMAGE if is_image else Kind.NEAR
+        self.prompts = [first_prompt(kind, a, self.rng) for a in self.attributes]
+        named = [a.prompt() == prompt for a, prompt in zip(self.attributes, self.prompts, strict=True)]
+        self.unnamed: list[set[str]] = [set() if whole else LOOKS for whole in named]
+        self.motion = start_of(kind, self.attributes, self.rng)
+        self.given = self._film_image() if is_image else None
         self.path = torch.empty(VIDEOS, 0, 2)
         self.settled = torch.zeros(VIDEOS)
         self.blocks_left = LENGTHS[self._randint(0, len(LENGTHS))]
         self.segment_left = self._randint(*SEGMENT_BLOCKS)
+
+    def _film_image(self) -> Tensor:
+        """The first block as the world has it, and its first frame as latents [B, C, 1, H, W]."""
+        self.first_film = film(self.attributes, self.motion, num_frames(BLOCK), self.size)
+        return self.autoencoder.encode(self.first_film[0][:, :1])
 
     def _randint(self, low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=self.rng))
@@ -118,6 +128,7 @@ class Stage:
         target, error = self._target(own, is_switch)
         loss = self._loss(text, cleans, noises, target)
         commit(self.scene, self._constant(text), own)
+        self.given = None
         self.blocks_left -= 1
         self.segment_left -= 1
         return loss, error
@@ -146,7 +157,8 @@ class Stage:
         noises = [torch.randn(self.shape, generator=self.rng) for _ in self.sigmas]
         trajectory = Trajectory()
         own = denoise(
-            self.scene, self._constant(text), lambda _, step: noises[step], self.sigmas, 0, trajectory
+            *(self.scene, self._constant(text), lambda _, step: noises[step], self.sigmas, 0, trajectory),
+            given=self.given,
         )
         return own, trajectory.cleans, noises
 
@@ -163,15 +175,8 @@ class Stage:
         self.settled = torch.where(turned, torch.zeros_like(self.settled), self.settled)
         if not is_first:
             self._anchor()
-        frames, path = film(
-            self.before,
-            self.motion,
-            shown.shape[1],
-            self.size,
-            self.attributes,
-            0 if is_switch else -FADE_FRAMES,
-        )
-        if is_first:
+        frames, path = self._film(shown.shape[1], is_switch)
+        if is_first and self.given is None:
             frames, path = self._recentred(path, places)
         self.path = torch.cat((self.path, places), dim=1)[:, -2 * SETTLED_FRAMES :]
         self.settled += shown.shape[1]
@@ -180,6 +185,13 @@ class Stage:
         self.cells = object_cells(padded)[:, -BLOCK:]
         self.attributes = [self._as_shown(row, reading) for row, reading in enumerate(readings)]
         return target, ((shown - frames).abs().amax(dim=2) > 0.2).float().mean()
+
+    def _film(self, count: int, is_switch: bool) -> tuple[Tensor, Tensor]:
+        """What the worlds show next, and the paths of their shapes."""
+        if self.given is not None:
+            return self.first_film
+        seam = 0 if is_switch else -FADE_FRAMES
+        return film(self.before, self.motion, count, self.size, self.attributes, seam)
 
     def _as_shown(self, row: int, reading: Reading) -> Attributes:
         """A look that the prompt leaves open and the video has lost is gone: nothing could bring it back."""
@@ -212,13 +224,18 @@ class Stage:
         model, cache = self.model.transformer, self.scene.cache
         past = Past([OwnPast(layer) for layer in cache.layers])
         weight = 1 + OBJECT_WEIGHT * self.cells.float().unsqueeze(1)
+        num_given = 0 if self.given is None else self.given.shape[2]
+        is_made, tokens = torch.arange(BLOCK) >= num_given, tokens_per_frame(*self.shape[-2:])
         losses = []
         for step in torch.randperm(len(self.sigmas), generator=self.rng)[:STEPS_TRAINED].tolist():
             sigma = self.sigmas[step]
             x = renoise(cleans[step - 1], noises[step], sigma) if step else noises[0]
-            time = model.modulations(torch.tensor([TIMESTEP_SCALE * sigma]))
+            if num_given:
+                x = torch.cat((self.given, x[:, :, num_given:]), dim=2)
+            time = model.modulations(TIMESTEP_SCALE * sigma * is_made[None], tokens)
             flow = model(x, time, self.scene.rotations, past, text)
-            losses.append((((x - target) / sigma - flow).square() * weight).mean())
+            error = ((x - target) / sigma - flow).square() * weight
+            losses.append(error[:, :, num_given:].mean())
         return torch.stack(losses).mean()
 
 

@@ -7,8 +7,8 @@ from longlive_core.config import MINI, Policy
 from longlive_core.mini.loader import WEIGHTS
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
+from longlive_training.card import with_figures
 from longlive_training.episodes import BLOCK, Episodes, Kind
-from longlive_training.evaluate import with_figures
 from longlive_training.forcing import plan
 from longlive_training.muon import orthogonalised
 from longlive_training.runs import MuonAndAdam, Run, exponential_average
