@@ -15,7 +15,7 @@ from longlive_core.config import MINI, Policy, WindowConfig
 from longlive_core.geometry import FRAME_RATE, block_first_frame, latent_size, num_blocks
 from longlive_core.mini.loader import Mini
 from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
-from longlive_core.rollout.rollout import Footage, Noise, Switch, rollout
+from longlive_core.rollout.rollout import Noise, SourceNoise, Switch, rollout
 from longlive_core.vae.streaming import WARM_LATENT_FRAMES, StreamingDecoder
 
 from .autoencoder import make_clips, object_mask
@@ -61,11 +61,11 @@ def make(
     window: WindowConfig,
     keep_blocks: range,
     past: Tensor | None = None,
-    begin: Callable[[BatchNoise], Noise | Footage] = lambda noise: noise,
+    begin: Callable[[BatchNoise], Noise | SourceNoise] = lambda noise: noise,
 ) -> Made:
     """Roll out one video a seed, changing prompts at the given blocks; frames of `keep_blocks` only.
 
-    `past` are clean latents of any length that it goes on from; `begin` makes footage of the noise.
+    `past` are clean latents of any length that it goes on from; `begin` has the noise begin from a source.
     """
     cells = latent_size(MINI.width, MINI.height)
     shape = (1, MINI.model.latent_channels, window.block_latent_frames, *cells)

@@ -11,7 +11,7 @@ from longlive_core.config import MINI, Policy
 from longlive_core.geometry import FRAME_RATE, num_blocks, num_frames
 from longlive_core.mini.loader import Mini
 from longlive_core.rollout.noise import shifted
-from longlive_core.rollout.rollout import Footage
+from longlive_core.rollout.rollout import SourceNoise
 
 from .episodes import BLOCK, Kind, start_of
 from .evaluate import BatchNoise, Score, batches, held_out, make, score_video
@@ -106,9 +106,9 @@ def footage_figures(
     }
 
 
-def begun_from(source: tuple[Tensor, ...], sigma: float, noise: BatchNoise) -> Footage:
+def begun_from(source: tuple[Tensor, ...], sigma: float, noise: BatchNoise) -> SourceNoise:
     """Blocks that begin from those of a source."""
-    return Footage(noise, lambda block, _: source[block], sigma)
+    return SourceNoise(noise, lambda block, _: source[block], sigma)
 
 
 def transform_figures(mini: Mini, count: int, strength: float) -> dict[str, float]:

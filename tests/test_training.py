@@ -12,7 +12,14 @@ from longlive_training.episodes import BLOCK, Episodes, Kind
 from longlive_training.forcing import plan
 from longlive_training.muon import orthogonalised
 from longlive_training.runs import MuonAndAdam, Run, exponential_average
-from longlive_training.transformer import Generator, by_pass, frozen_autoencoder, load_generator, predict
+from longlive_training.transformer import (
+    Generator,
+    by_pass,
+    frozen_autoencoder,
+    given_frames,
+    load_generator,
+    predict,
+)
 from longlive_training.tuning import Stage, Trajectory, clock_of
 from longlive_training.world import (
     VALUES,
@@ -49,6 +56,27 @@ def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
                 if one.is_noisy:
                     ours = flow[:, :, index * BLOCK : (index + 1) * BLOCK]
                     assert_close(ours, cached_flow(model, latents, one.block, told), atol=1e-4, rtol=1e-4)
+
+
+def test_teacher_forcing_of_an_image_computes_what_the_rollout_does_with_a_given_frame() -> None:
+    torch.manual_seed(0)
+    model, rng = Generator().eval(), torch.Generator().manual_seed(0)
+    latents = torch.randn(1, MINI.model.latent_channels, 11 * BLOCK, 4, 4)
+    episodes = Episodes(latents, torch.zeros(1, 11 * BLOCK, 4, 4), [PROMPTS], 3, Kind.IMAGE)
+    layout = plan(3, 3, Kind.IMAGE, rng, 8)
+    given = given_frames(layout, 1)
+    is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
+    sigmas = torch.where(is_noisy & ~given, 0.8, 0.0)[None]
+    scene = Scene(model.transformer, latents[:, :, :BLOCK], MINI.window, 0)
+    scene.open(0, BLOCK)
+    with torch.no_grad():
+        flow = predict(model, by_pass(latents, layout, 2), sigmas, layout, episodes, gap=0)
+        text = model.transformer.encode_text(model.words([PROMPTS[0]]))
+        cached = scene.flow(latents[:, :, :BLOCK], 0.8, text, num_clean=1)
+    asked = [index for index, one in enumerate(layout.passes) if one.is_noisy and one.block == 0]
+    assert len(asked) == 2 and given.sum() == 2, "block 0 is asked for twice, and its first frame is given"
+    for index in asked:
+        assert_close(flow[:, :, index * BLOCK : (index + 1) * BLOCK], cached, atol=1e-4, rtol=1e-4)
 
 
 def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int) -> torch.Tensor:
