@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from longlive_core.cli import main
+from longlive_core.config import MINI
 from longlive_core.mini.loader import load_mini
 from longlive_core.output.video import VideoWriter, read_frames
 from longlive_core.pipeline import load_pipeline
 from longlive_training.judge import read
 from longlive_training.world import BACKGROUNDS, COLOURS, SHAPES, Attributes, Motion, film
+from tests.test_vace import published, random_vace
 
 BEFORE = Attributes("red", "circle", "drifts right", "navy")
 PROMPT = BEFORE.prompt()
@@ -151,11 +154,14 @@ def test_a_state_goes_on_from_a_video_with_an_image(files) -> None:
     (["--video", "image.png"], "image.png is one image; give it as --image, or footage as --video"),
     (["--video", "footage.mp4", "--start", "9"], "footage.mp4 is 3.0 s long; it cannot begin at 9 s"),
     (["--video", "footage.mp4", "--strength", "0"], "a strength of 0.0 is not possible"),
-    (["--strength", "0.5"], "--strength is for the footage to transform; give its --video FILE too"),
-    (["--start", "1"], "--start is for the footage to transform; give its --video FILE too"),
+    (["--strength", "0.5"], "--strength is of --video; give its --video FILE too"),
+    (["--start", "1"], "--start is of --video; give its --video FILE too"),
     (["--image", "image.png", "--extend", "footage.mp4"], "--image and --extend exclude each other"),
     (["--video", "footage.mp4", "--extend", "footage.mp4"], "--video and --extend exclude each other"),
     (["--image", "image.png", "--resume", "x.state"], "--image and --resume exclude each other"),
+    (["--mask", "image.png"], "--mask is of --control; give its --control FILE too"),
+    (["--control-strength", "2"], "--control-strength is of --control; give its --control FILE too"),
+    (["--control", "footage.mp4"], "control needs the layers of VACE; give --vace vace-1.3b"),
     (["--with-source"], "--with-source names the video that --resume continues, or goes with --extend FILE"),
     (["--extend", "footage.mp4", "--with-source", "other.mp4"], "--with-source needs no name"),
     (["--extend", "footage.mp4", "--out", "footage.mp4"], "footage.mp4 is the footage to extend itself"),
@@ -168,6 +174,36 @@ def test_what_cannot_be_is_one_sentence(options, sentence, files, capsys) -> Non
     captured = capsys.readouterr().err
     assert sentence in captured and captured.strip().count("\n") == 0
     assert not Path("v.mp4").exists()
+
+
+def test_transformed_footage_goes_on_from_a_state(files, capsys) -> None:
+    footage = (
+        "--video",
+        "footage.mp4",
+        "--strength",
+        "0.25",
+        "--prompt",
+        "a blue circle drifts right over plum",
+    )
+    assert generate(*footage, out="whole.mp4") == 0
+    assert generate(*footage, "--seconds", "1", "--state", "end.safetensors") == 0
+    assert generate(*footage, "--seconds", "2", "--resume", "end.safetensors", out="two.mp4") == 0
+    both = np.concatenate((frames_of("v.mp4"), frames_of("two.mp4"))).astype(float)
+    assert np.abs(both - frames_of("whole.mp4")).mean() < 1, "each file is encoded for itself"
+
+
+def test_a_video_follows_control(files, shot, capsys) -> None:
+    """Random layers of VACE: another video at strength 1, the same at 0, and the settings name the files."""
+    save_file(published(random_vace(MINI.model)), "vace.safetensors")
+    follows = ("--vace", "vace.safetensors", "--control", "footage.mp4", "--reference", "image.png")
+    video = ("--prompt", PROMPT, "--seconds", "1")
+    assert generate(*video, out="text.mp4") == 0
+    assert generate(*video, *follows, "--mask", "image.png") == 0
+    settings = settings_of("v.mp4", capsys)
+    assert settings["made_from"].keys() == {"control", "mask", "reference_1"}
+    assert np.abs(frames_of("v.mp4").astype(float) - frames_of("text.mp4")).mean() > 1
+    assert generate(*video, *follows, "--control-strength", "0") == 0
+    assert np.array_equal(frames_of("v.mp4"), frames_of("text.mp4"))
 
 
 def test_plan_counts_the_encoder(capsys) -> None:

@@ -62,6 +62,7 @@ DOORS = {
             "output",
             "footage",
             "source",
+            "control",
             "bench",
             "fast",
             "pipeline",

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from ..config import Preset
+from ..control import Control
 from ..footage import CROP, FITS, Footage, size_like
 from ..geometry import FRAME_RATE, TIME_STRIDE, num_frames
 from ..pipeline import Pipeline, as_uint8
+from ..resume import VideoState
 from ..source import DEFAULT_STRENGTH, Source
 
 SECONDS = 10.0
+EXCLUDED = (("image", "extend"), ("image", "resume"), ("video", "extend"), ("extend", "resume"))
 LEAST_PAST = 12  # latent frames, where the window is all of them
 MAX_IMAGE_FRAMES = num_frames(LEAST_PAST)  # of an animation to begin with
 
@@ -31,6 +34,12 @@ def add_footage(parser: argparse.ArgumentParser) -> None:
     add("--extend", type=Path, metavar="FILE", help="go on where this footage ends; times count from there")
     add("--start", type=float, default=0.0, metavar="S", help="of --video: seconds that are skipped")
     add("--fit", choices=FITS, default=CROP, help="of images and footage into the frame (default: crop)")
+    add("--control", type=Path, metavar="FILE", help="depth, pose, scribble or flow to follow; needs --vace")
+    add("--mask", type=Path, metavar="FILE", help="of --control: white where to make, black where to keep it")
+    likeness = "an image of what is to appear, with --vace; may be repeated"
+    add("--reference", type=Path, action="append", default=[], metavar="FILE", help=likeness)
+    scale = "how much control counts: 0 to 2, 1 as trained (default: 1)"
+    add("--control-strength", type=float, metavar="S", help=scale)
     joined = "--out begins with the earlier video: that of --extend, or this one, which --resume continues"
     add("--with-source", type=Path, nargs="?", const=Path(), metavar="MP4", help=joined)
 
@@ -45,25 +54,37 @@ class Beginning:
     fit: str
     strength: float
     is_joined: bool  # the file begins with the footage that is extended
+    control: Footage | None = None
+    mask: Footage | None = None
+    references: tuple[Footage, ...] = ()
+    scale: float = 1.0
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Beginning":
         check_options(options)
-        image, extended = (path and Footage(path) for path in (options.image, options.extend))
+        paths = options.image, options.extend, options.control, options.mask
+        image, extended, control, mask = (path and Footage(path) for path in paths)
         video = Footage(options.video, options.start) if options.video else None
         if video and video.is_still:
             raise ValueError(f"{video.path.name} is one image; give it as --image, or footage as --video")
         strength = DEFAULT_STRENGTH if options.strength is None else options.strength
-        return cls(image, video, extended, options.fit, strength, options.with_source is not None)
+        references = tuple(Footage(path) for path in options.reference)
+        scale = 1.0 if options.control_strength is None else options.control_strength
+        begins = (image, video, extended, options.fit, strength, options.with_source is not None)
+        return cls(*begins, control, mask, references, scale)
 
     @property
     def files(self) -> dict[str, Footage]:
         """The files that are there, by the names of their options."""
         named = {"image": self.image, "video": self.video, "extend": self.extended}
+        named |= {"control": self.control, "mask": self.mask}
+        named |= {f"reference_{number}": image for number, image in enumerate(self.references, 1)}
         return {name: footage for name, footage in named.items() if footage}
 
-    def size(self, preset: Preset) -> tuple[int | None, int | None]:
-        """The area of the preset, in the proportions of the first file; (None, None) without one."""
+    def size(self, preset: Preset, state: VideoState | None) -> tuple[int | None, int | None]:
+        """That of a state, else the preset's area in the proportions of the first file, if there is one."""
+        if state:
+            return state.width, state.height
         first = next(iter(self.files.values()), None)
         return size_like(*first.size, preset.width * preset.height) if first else (None, None)
 
@@ -79,8 +100,21 @@ class Beginning:
         if self.video:
             length = round(self.video.seconds * FRAME_RATE)
             made["source"] = Source(self.video.frames(*shape), self.strength, length=length)
+        if control := self._control(*shape):
+            made["control"] = control
         facts = {name: footage.facts() | {"fit": self.fit} for name, footage in self.files.items()}
         return made | ({"made_from": facts} if facts else {})
+
+    def _control(self, *shape: Any) -> Control | None:
+        """What the video follows, of that size."""
+        if not (self.control or self.references):
+            return None
+        frames = self.control.frames(*shape) if self.control else None
+        masks = (piece.mean(dim=-1) for piece in self.mask.frames(*shape)) if self.mask else None
+        if self.mask and self.mask.is_still:  # one mask holds for all frames
+            masks = torch.cat(list(masks))
+        images = [next(image.frames(*image.size))[0] for image in self.references]
+        return Control(frames, masks, images, self.scale)
 
     def notes(self) -> list[str]:
         """Sentences on the files, for the user."""
@@ -101,13 +135,17 @@ class Beginning:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise ValueError for options that exclude or need each other."""
-    begins = [name for name in ("image", "video", "extend", "resume") if getattr(options, name)]
-    if len(begins) > 1 and begins != ["image", "video"]:
-        raise ValueError(f"--{begins[0]} and --{begins[1]} exclude each other; leave one of them out")
-    needs = {"strength": options.strength is not None, "start": options.start != 0}
-    for name, is_there in needs.items():
-        if is_there and not options.video:
-            raise ValueError(f"--{name} is for the footage to transform; give its --video FILE too")
+    for pair in EXCLUDED:
+        if all(getattr(options, name) for name in pair):
+            raise ValueError(f"--{pair[0]} and --{pair[1]} exclude each other; leave one of them out")
+    follows = options.control or options.reference
+    if follows and not options.vace:
+        raise ValueError("control needs the layers of VACE; give --vace vace-1.3b or a file of it too")
+    needs = [("strength", options.strength is not None, "video"), ("start", options.start != 0, "video")]
+    needs += [("mask", options.mask, "control"), ("control-strength", options.control_strength, "control")]
+    for name, is_there, other in needs:
+        if is_there and not getattr(options, other) and not (name == "control-strength" and follows):
+            raise ValueError(f"--{name} is of --{other}; give its --{other} FILE too")
     if options.extend and options.with_source not in (None, Path()):
         raise ValueError(f"--with-source needs no name next to --extend {options.extend}")
     if options.with_source == Path() and not options.extend:

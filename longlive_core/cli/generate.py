@@ -146,7 +146,7 @@ def request_from(options: argparse.Namespace, pipeline: Pipeline, beginning: Beg
     if options.on_switch:
         in_effect = state.script.prompt if state else None
         schedule = schedule.with_on_switch(Policy(options.on_switch), in_effect)
-    width, height = options.size or beginning.size(pipeline.preset)
+    width, height = options.size or beginning.size(pipeline.preset, state)
     seed = state.seed if state and options.seed is None else options.seed
     window, begin = window_from(options, pipeline.preset), {}
     if beginning.files:

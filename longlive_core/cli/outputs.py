@@ -42,6 +42,8 @@ def inputs_of(options: argparse.Namespace) -> list[tuple[str, Path | str]]:
     files |= {"VAE": options.vae, "text encoder": options.text_encoder, "earlier video": options.with_source}
     files |= {"sound": options.audio, "image": options.image, "footage": options.video}
     files |= {"footage to extend": options.extend}
+    files |= {"control": options.control, "mask": options.mask, "VACE": options.vace}
+    files |= {f"reference {number}": path for number, path in enumerate(options.reference, 1)}
     loras = [("LoRA", choice.path) for choice in options.lora]
     return [*((name, path) for name, path in files.items() if path), *loras]
 
