@@ -5,7 +5,7 @@ its pixels; the world goes on from there under the current prompt, and its film,
 every denoising step of the block that the rollout made from the same past.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from longlive_core.config import MINI, Policy
 from longlive_core.geometry import num_frames, tokens_per_frame
-from longlive_core.model.cache import LayerCache, TextCache
+from longlive_core.model.cache import TextCache
 from longlive_core.rollout.noise import TIMESTEP_SCALE, renoise, shifted_sigmas
-from longlive_core.rollout.rollout import Hook, commit, denoise, recache
+from longlive_core.rollout.rollout import commit, denoise, recache
 from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 from .episodes import BLOCK, Kind, Pool, first_prompt, object_cells, start_of
 from .judge import Reading, read
+from .past import Past, Trajectory
 from .runs import MuonAndAdam, Run, cosine, exponential_average
 from .transformer import OBJECT_WEIGHT, PER_KIND, Generator, forcing_loss, frozen_autoencoder, load_generator
 from .world import (
@@ -50,37 +51,6 @@ IMAGE_SHARE = 0.3  # of the rollouts begin with a given first frame
 LOOKS = {"colour", "shape", "background"}
 STEPS_TRAINED = 2  # of the four denoising steps of a block
 EMA = 0.995
-
-
-class OwnPast:
-    """The cached past of a rollout as constants, with room for a block that carries gradients."""
-
-    mask = None
-
-    def __init__(self, cache: LayerCache):
-        self._cache = cache
-
-    def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All that may be attended, with the block's own K and V in their places."""
-        (keys, values), places = self._cache.seen(), self._cache.tokens
-        return keys.index_copy(1, places, k), values.index_copy(1, places, v)
-
-
-@dataclass
-class Past:
-    """Stands in for the KV cache in a pass that is trained."""
-
-    layers: list[OwnPast]
-
-
-class Trajectory(Hook):
-    """Keeps the clean estimates of a block's denoising steps."""
-
-    def __init__(self):
-        self.cleans: list[Tensor] = []
-
-    def on_step(self, block: int, step: int, flow: Tensor, clean: Tensor) -> None:
-        self.cleans.append(clean)
 
 
 class Stage:
@@ -222,7 +192,7 @@ class Stage:
     def _loss(self, text: TextCache, cleans: list[Tensor], noises: list[Tensor], target: Tensor) -> Tensor:
         """Flow error towards the target of some denoising steps, taken from the rollout's own inputs."""
         model, cache = self.model.transformer, self.scene.cache
-        past = Past([OwnPast(layer) for layer in cache.layers])
+        past = Past.of(cache)
         weight = 1 + OBJECT_WEIGHT * self.cells.float().unsqueeze(1)
         num_given = 0 if self.given is None else self.given.shape[2]
         is_made, tokens = torch.arange(BLOCK) >= num_given, tokens_per_frame(*self.shape[-2:])

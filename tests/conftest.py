@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ sys.path.append(str(ROOT))
 GOLDEN = ROOT / "tests" / "golden"
 ONLY_SGF = "train_frames", "position_mode", "initial_latents", "policy"  # settings of Self Gradient Forcing
 PICTURES = "given", "start_step"  # settings of videos that begin with an image or with footage
-FAMILIES = {"sgf_golden": "sgf", "picture_golden": "pictures"}  # fixture -> folder in tests/golden
+FAMILIES = {"sgf_golden": "sgf", "picture_golden": "pictures", "tuning_golden": "tuning"}  # fixture -> folder in tests/golden
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators have none
     # Large tensors stay with the process when they are freed: else every new one costs its page faults.
@@ -42,14 +41,16 @@ def scenarios_in(folder: Path, fixture: str) -> list[Path]:
     scenarios = []
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as golden:
-            if fixture == family_of((golden.metadata() or {}).keys()):
+            if fixture == family_of(golden.metadata() or {}):
                 scenarios.append(file)
     return scenarios
 
 
-def family_of(settings: Iterable[str]) -> str | None:
-    """The fixture of a file with these settings in its metadata; None for one of no family."""
-    settings = set(settings)
+def family_of(meta: dict[str, str]) -> str | None:
+    """The fixture of a file with this metadata; None for one of no family."""
+    settings = set(meta)
+    if {"scenario", "variant", "spec"} <= settings:  # of tuning, only the variant that is built
+        return "tuning_golden" if "clean" in meta["variant"] else None
     if {"scenario", "local_attn_size", *PICTURES} <= settings:
         return "picture_golden"
     if not {"scenario", "local_attn_size", "global_sink"} <= settings:
