@@ -1,4 +1,4 @@
-"""`python -m longlive_training STAGE`: train, package and measure LongLive Mini."""
+"""`python -m longlive_training STAGE`: train, package and measure LongLive Mini; tune LongLive."""
 
 import argparse
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 from longlive_core.mini.loader import WEIGHTS
 
 from .autoencoder import train_autoencoder
+from .distil.command import add_commands
 from .card import evaluate
 from .package import package
 from .transformer import train_transformer
@@ -47,6 +48,7 @@ def main() -> None:
     measuring.add_argument("--untuned", type=Path, help="a package of the transformer before tuning")
     measuring.add_argument("--out", type=Path, help="write the figures as JSON")
     measuring.add_argument("--card", action="store_true", help="write the figures into the model card")
+    add_commands(stages)
     options = vars(parser.parse_args())
     options.pop("command")(**options)
 

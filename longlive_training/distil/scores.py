@@ -77,9 +77,12 @@ def whole_flow(model: CausalWan, noisy: Tensor, timesteps: Tensor, embeds: Tenso
 
 
 def shifted_timesteps(levels: Tensor, sigmas: SigmaConfig, bounds: tuple[float, float]) -> Tensor:
-    """Noise levels, integers [B] of 0..999 -> timesteps, warped by the shift, then clamped to the bounds."""
-    share = levels.double() / TIMESTEP_SCALE
-    return (TIMESTEP_SCALE * sigmas.shift * share / (1 + (sigmas.shift - 1) * share)).clamp(*bounds).float()
+    """Noise levels, integers [B] of 0..999 -> timesteps, warped by the shift, then clamped to the bounds.
+
+    In fp32, as the reference: the models see the last bit of a timestep.
+    """
+    share = levels / TIMESTEP_SCALE
+    return (sigmas.shift * share / (1 + (sigmas.shift - 1) * share) * TIMESTEP_SCALE).clamp(*bounds)
 
 
 def noised(clip: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""`python -m longlive_training distil` and `convert`: options in, a run's folder or a file out."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from longlive_core.cli.options import size
+from longlive_core.config import LONGLIVE_1_3B
+from longlive_core.geometry import latent_size
+from longlive_core.pipeline import AUTO, usable_device
+from longlive_core.text.umt5 import encoder_identity, load_umt5
+
+from .checkpoint import rank_and_size, wait_for_all
+from .draws import Draws
+from .export import convert
+from .loop import Models, Tuning
+from .models import check_fits, load_teacher, load_trained, load_wan_vae
+from .prompts import NEGATIVE, EmbeddingFiles, Pair, digest, read_pairs
+from .recipe import RECIPES, STEPS, Recipe
+from .run import Run
+
+
+def add_commands(stages: argparse._SubParsersAction) -> None:
+    """Add `distil` and `convert` to the stages of training."""
+    tuning = stages.add_parser("distil", help="streaming long tuning with a teacher (paper section 3.3)")
+    tuning.set_defaults(command=distil)
+    add = tuning.add_argument
+    add("--stage", choices=RECIPES, default="long", help="long: LoRA, sequences; init: all weights, one clip")
+    for name, text in (
+        ("model", "the student, e.g. longlive_base.pt"),
+        ("teacher", "a bidirectional Wan 2.1, e.g. the folder of Wan2.1-T2V-14B"),
+        ("critic", "where the critic begins, e.g. Wan2.1-T2V-1.3B"),
+        ("vae", "the Wan 2.1 VAE"),
+        ("text-encoder", "UMT5, as for longlive generate"),
+        ("prompts", "a text file, one prompt a line"),
+        ("follow-ups", "the prompt that each of them changes to, on the same line"),
+        ("folder", "where the run is; the same command again resumes it"),
+    ):
+        add(f"--{name}", type=Path, required=True, help=text)
+    add("--size", type=size, default=(LONGLIVE_1_3B.width, LONGLIVE_1_3B.height), metavar="WxH")
+    add("--steps", type=int, help="iterations; default 3000, init 700")
+    add("--save-every", type=int, default=50, metavar="STEPS")
+    add("--batch", type=int, help="clips an update, over all processes; default: one for each stream")
+    add("--streams", type=int, default=1, help="videos made side by side in a process")
+    add("--rank", type=int, help="of the LoRA of student and critic; default 256")
+    add("--longest", type=int, help="latent frames of a sequence; default 240")
+    add("--lr", type=float, help="of the student; default 1e-5, init 2e-6")
+    add("--critic-lr", type=float, help="default 2e-6, init 4e-7")
+    add("--seed", type=int, default=0)
+    add("--device", default=AUTO)
+    converting = stages.add_parser("convert", help="a run, or a LoRA -> a file for ComfyUI or for --lora")
+    converting.set_defaults(command=export)
+    converting.add_argument("source", type=Path, help="a run's folder, or a LoRA in the reference's layout")
+    converting.add_argument("--out", type=Path, required=True, help=".safetensors: ComfyUI's names; .pt")
+
+
+def export(source: Path, out: Path) -> None:
+    """`convert`, ending in one sentence where something is wrong."""
+    with ending_in_a_sentence():
+        convert(source, out)
+
+
+def distil(**options) -> None:
+    """Tune in a folder, or go on there; leaves `lora.pt`, or `model.pt` where all weights were trained."""
+    chosen = argparse.Namespace(**options)
+    with ending_in_a_sentence(), process_group(chosen.device) as device:
+        recipe, pairs = recipe_from(chosen), read_pairs(chosen.prompts, chosen.follow_ups)
+        files = encoded(chosen, pairs, device)
+        tuning = tuning_of(chosen, recipe, pairs, files, device)
+        Run(tuning, chosen.folder, digest(pairs)).train(
+            chosen.steps or STEPS[chosen.stage], chosen.save_every
+        )
+        if not rank_and_size()[0]:
+            convert(chosen.folder, chosen.folder / ("lora.pt" if recipe.rank else "model.pt"))
+
+
+@contextmanager
+def ending_in_a_sentence() -> Iterator[None]:
+    """What is wrong with files, options, the disk or the numbers ends the command, without a traceback."""
+    try:
+        yield
+    except (ValueError, FloatingPointError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+@contextmanager
+def process_group(name: str) -> Iterator[torch.device]:
+    """The device of this process; all that torchrun started belong together."""
+    device = usable_device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def recipe_from(chosen: argparse.Namespace) -> Recipe:
+    """The recipe of a stage with what the options change; ValueError for impossible numbers."""
+    together = chosen.streams * rank_and_size()[1]
+    batch = chosen.batch or together
+    if batch % together:
+        raise ValueError(f"a batch of {batch} is no multiple of the {together} streams of all processes")
+    names = "rank", "longest", "lr", "critic_lr"
+    changes = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    if chosen.stage == "init" and changes.keys() & {"rank", "longest"}:
+        raise ValueError("--rank and --longest belong to --stage long; leave them out")
+    alpha = {"alpha": float(chosen.rank)} if chosen.rank else {}
+    return replace(
+        RECIPES[chosen.stage],
+        **(changes | alpha),
+        seed=chosen.seed,
+        streams=chosen.streams,
+        accumulate=batch // together,
+    )
+
+
+def encoded(chosen: argparse.Namespace, pairs: list[Pair], device: torch.device) -> EmbeddingFiles:
+    """All prompts, encoded by the first process where they are not on the disk yet."""
+    files = EmbeddingFiles(chosen.folder / "embeddings", encoder_identity(chosen.text_encoder))
+    if not rank_and_size()[0]:
+        prompts = [NEGATIVE, *(prompt for pair in pairs for prompt in pair)]
+        files.encode(prompts, lambda: load_umt5(chosen.text_encoder, device=device))
+    wait_for_all()
+    return files
+
+
+def tuning_of(
+    chosen: argparse.Namespace, recipe: Recipe, pairs: list[Pair], files: EmbeddingFiles, device: torch.device
+) -> Tuning:
+    """Models of the files, and the streams of this process."""
+    student = load_trained(chosen.model, bool(recipe.rank), device)
+    critic = load_trained(chosen.critic, bool(recipe.rank), device)
+    check_fits(chosen.critic, "critic", critic, student)
+    teacher, negative = load_teacher(chosen.teacher, student), files[NEGATIVE][None]
+    if negative.shape[-1] != student.config.text_dim:
+        raise ValueError(
+            f"{chosen.text_encoder} makes {negative.shape[-1]} values a text token and the student reads "
+            f"{student.config.text_dim}; choose Wan 2.1's UMT5"
+        )
+    models = Models(student, critic, teacher, load_wan_vae(chosen.vae, student), negative)
+    rank, ranks = rank_and_size()
+    block = recipe.window.block_latent_frames
+    shape = student.config.latent_channels, block, *latent_size(*chosen.size)
+    draws = Draws(recipe, shape, len(pairs), rank * recipe.streams, ranks * recipe.streams)
+    return Tuning(models, recipe, draws, lambda chosen: files.of_pairs([pairs[i] for i in chosen]))

@@ -1,0 +1,67 @@
+"""What a tuning run made -> files that load elsewhere.
+
+`.pt` is the reference's layout, for `--lora` or as longlive_base.pt; `.safetensors` has the names that
+ComfyUI's own loaders read.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longlive_core.geometry import PATCH
+from longlive_core.output.growing import write_whole
+from longlive_core.weights import lora
+from longlive_core.weights.files import open_tensors
+from longlive_core.weights.names import bare_name
+
+from . import checkpoint
+from .adapters import PEFT, REFERENCE, UP
+from .loop import STUDENT
+from .run import AVERAGE, with_prefix
+
+STOCK = "diffusion_model."
+PATCHES = "patch_embedding.weight"
+
+
+def convert(source: Path, out: Path) -> None:
+    """Write the student of a run's newest checkpoint, averaged if there is an average, or a LoRA file.
+
+    `source` is a run's folder, or a LoRA in the reference's layout. Raises ValueError where there is nothing
+    to convert, or `out` has another ending.
+    """
+    if out.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"{out}: choose a name that ends in .safetensors (for ComfyUI) or .pt (reference)")
+    weights = student_of(source) if source.is_dir() else lora_in(source)
+    if out.suffix == ".safetensors":
+        stock = {STOCK + bare_name(name): weight.contiguous() for name, weight in weights.items()}
+        write_whole(out, lambda part: save_file(stock, part))
+        return
+    section = "generator_lora" if all(name.startswith(PEFT) for name in weights) else "generator"
+    write_whole(out, lambda part: torch.save({section: weights}, part))
+
+
+def student_of(run: Path) -> dict[str, Tensor]:
+    """The student's weights in the reference's names, a LoRA scaled so that its alpha is its rank."""
+    newest = checkpoint.newest(run)
+    if newest is None:
+        raise ValueError(f"{run} has no checkpoint of a tuning run (step-...)")
+    own = f"{STUDENT}.weight."
+    tensors = checkpoint.load(newest, lambda name: name.startswith((AVERAGE, own)))
+    weights = with_prefix(tensors, AVERAGE) or with_prefix(tensors, own)
+    recipe = checkpoint.read_state(newest)["recipe"]
+    if recipe["rank"]:
+        scale = recipe["alpha"] / recipe["rank"]
+        return {name: weight * scale if name.endswith(UP) else weight for name, weight in weights.items()}
+    patches = weights[REFERENCE + PATCHES]  # a convolution there
+    weights[REFERENCE + PATCHES] = patches.unflatten(1, (-1, 1, PATCH, PATCH))
+    return weights
+
+
+def lora_in(path: Path) -> dict[str, Tensor]:
+    """A LoRA's tensors in the reference's names; ValueError where a file has none."""
+    tensors = open_tensors(path, lora.SECTIONS).tensors
+    if not all(".lora_A." in name or ".lora_B." in name for name in tensors):
+        raise ValueError(f"{path} is no LoRA in the reference's layout (lora_A, lora_B)")
+    return {PEFT + bare_name(name).replace(".default", ""): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,64 @@
+"""Files of a tuning run -> its models; every wrong one ends in one sentence."""
+
+from pathlib import Path
+
+import torch
+
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.weights.checkpoints import SECTIONS, config_of, load_transformer
+from longlive_core.weights.files import open_tensors
+from longlive_core.weights.names import SCALE, WAN_TEXT_TO_VIDEO, family, from_wan, misfits, shapes_in
+from longlive_core.weights.quantize import dequantised
+from longlive_core.weights.vae_files import load_vae
+
+TEACHERS = WAN_TEXT_TO_VIDEO, "a Wan 14B"  # as `family` calls them
+
+
+def load_trained(path: Path, is_frozen: bool, device: torch.device) -> CausalWan:
+    """A student or critic: in bf16 on a GPU if its own weights stay frozen, else in fp32."""
+    precision = "bf16" if is_frozen and device.type == "cuda" else "fp32"
+    return load_transformer(path, precision=precision, device=device).transformer
+
+
+def load_teacher(path: Path, like: CausalWan) -> CausalWan:
+    """A bidirectional text-to-video Wan of any size, in the student's dtype and on its device.
+
+    ValueError where it is something else, or knows other latents or prompts than the student.
+    """
+    file = open_tensors(path, SECTIONS)
+    if (looks := family(file.shapes)) not in TEACHERS:
+        raise ValueError(f"{path} is {looks}; the teacher must be a Wan 2.1 text-to-video transformer")
+    tensors = from_wan(file.tensors)
+    config = config_of(shapes_in(tensors), path, file.metadata.get("num_heads"))
+    with torch.device("meta"):
+        model = CausalWan(config).requires_grad_(False)
+    check_fits(path, "teacher", model, like)
+    names = model.state_dict()
+    if wrong := misfits(shapes_in(names), shapes_in(tensors)):
+        raise ValueError(f"{path}: incomplete or wrong teacher: {wrong}")
+    state = {
+        name: dequantised(tensors[name], tensors.get(name + SCALE)).to(like.device, like.dtype)
+        for name in names
+    }
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def check_fits(path: Path, role: str, model: CausalWan, student: CausalWan) -> None:
+    """ValueError unless a model knows the student's latents and prompts."""
+    for what, name in (("latent channels", "latent_channels"), ("values a text token", "text_dim")):
+        found, needed = getattr(model.config, name), getattr(student.config, name)
+        if found != needed:
+            raise ValueError(
+                f"{path} has {found} {what} and the student {needed}: it cannot be its {role}; choose a "
+                "text-to-video Wan 2.1"
+            )
+
+
+def load_wan_vae(path: Path, like: CausalWan) -> WanAutoencoder:
+    """The VAE, in the student's dtype and on its device; ValueError for a decoder alone."""
+    vae = load_vae(path, like.dtype, like.device)
+    if not isinstance(vae, WanAutoencoder):
+        raise ValueError(f"{path} only decodes, and a clip's first latent is encoded; choose a Wan 2.1 VAE")
+    return vae

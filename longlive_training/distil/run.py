@@ -1,0 +1,149 @@
+"""A tuning run in a folder: resume, iterate, log, save."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from longlive_core.rollout.rollout import RolloutError
+
+from . import checkpoint
+from .checkpoint import Tensors, rank_and_size
+from .loop import Trained, Tuning
+
+AVERAGE = "average."
+BATCH = {"streams", "accumulate"}  # of a recipe, may change with the number of ranks
+RATES = {"lr", "critic_lr"}  # may change when a run is resumed
+
+
+class Run:
+    """One run: `step-*` checkpoints to resume from, `log.jsonl`. `prompts` is the digest of its pairs."""
+
+    def __init__(self, tuning: Tuning, folder: Path, prompts: str):
+        """Resume from the newest checkpoint; ValueError where it belongs to another run."""
+        self.tuning, self.folder, self._prompts = tuning, folder, prompts
+        self._rank, self._ranks = rank_and_size()
+        folder.mkdir(parents=True, exist_ok=True)
+        if newest := checkpoint.newest(folder):
+            self._resume(newest)
+        if not self._rank:
+            cut_log(folder / "log.jsonl", tuning.step)
+
+    def train(self, steps: int, save_every: int) -> None:
+        """Iterate until `steps`, saving now and then and at the end.
+
+        FloatingPointError in one sentence where something is not finite, OSError where the disk is full.
+        """
+        tuning = self.tuning
+        is_shown = self._rank == 0
+        with tqdm(total=steps, initial=tuning.step, unit="step", disable=not is_shown, mininterval=10) as bar:
+            while tuning.step < steps:
+                figures = self._iterate()
+                if is_shown:
+                    self._log(figures)
+                    bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
+                bar.update()
+                if tuning.step % save_every == 0 or tuning.step == steps:
+                    self._save()
+
+    def _iterate(self) -> dict[str, float]:
+        try:
+            return self.tuning.iteration()
+        except (FloatingPointError, RolloutError) as error:
+            raise FloatingPointError(
+                f"iteration {self.tuning.step}: {error}; {checkpoint.kept(self.folder)}; run the same "
+                "command with lower rates (--lr, --critic-lr) to go on from there"
+            ) from error
+
+    def _log(self, figures: dict[str, float]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": self.tuning.step, **figures}) + "\n")
+
+    def _save(self) -> None:
+        tuning, stream = self.tuning, self.tuning.stream
+        tensors = {AVERAGE + name: tensor for name, tensor in tuning.average.items()}
+        for trained in (tuning.student, tuning.critic):
+            tensors |= trained_tensors(trained)
+        tensors |= {self._stream_name + name: tensor for name, tensor in stream.tensors().items()}
+        end = stream.scene.end if stream.scene else 0
+        state = {
+            **self._facts(),
+            "stream": {"sequence": stream.sequence, "chunk": stream.chunk, "end": end},
+        }
+        checkpoint.save(self.folder, tuning.step, tensors, state)
+
+    @property
+    def _stream_name(self) -> str:
+        return f"stream.{self._rank}."
+
+    def _facts(self) -> dict[str, Any]:
+        recipe = json.loads(json.dumps(asdict(self.tuning.recipe)))
+        return {"recipe": recipe, "prompts": self._prompts, "ranks": self._ranks}
+
+    def _resume(self, newest: Path) -> None:
+        """Become the run that saved this. With other ranks or streams, new sequences begin."""
+        tuning, saved, ours = self.tuning, checkpoint.read_state(newest), self._facts()
+        check_same_run(newest, saved, ours)
+        has_streams = saved["ranks"] == ours["ranks"] and all(
+            saved["recipe"][name] == ours["recipe"][name] for name in BATCH
+        )
+        own = self._stream_name if has_streams else "stream.none."
+        tensors = checkpoint.load(newest, lambda name: name.startswith(own) or not name.startswith("stream."))
+        for trained in (tuning.student, tuning.critic):
+            restore_trained(trained, tensors)
+        device = tuning.student.model.device
+        tuning.average = {name: tensor.to(device) for name, tensor in with_prefix(tensors, AVERAGE).items()}
+        tuning.step = saved["step"]
+        tuning.stream.restore(**saved["stream"], tensors=with_prefix(tensors, own))
+
+
+def check_same_run(newest: Path, saved: dict[str, Any], ours: dict[str, Any]) -> None:
+    """ValueError unless a checkpoint was made by the same recipe from the same prompts."""
+    differing = [
+        f"{name} {saved['recipe'].get(name)} instead of {value}"
+        for name, value in ours["recipe"].items()
+        if name not in BATCH | RATES and saved["recipe"].get(name) != value
+    ]
+    if saved["prompts"] != ours["prompts"]:
+        differing.append("other prompts")
+    if differing:
+        raise ValueError(
+            f"{newest} belongs to another run: {', '.join(differing)}; choose another --folder, or give the "
+            "same options"
+        )
+
+
+def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
+
+
+def trained_tensors(trained: Trained) -> Tensors:
+    """Weights, and the optimizer's state of each."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in trained.weights.items():
+        parts = {"weight": weight.detach(), **trained.optimizer.state[weight]}
+        tensors |= {f"{trained.name}.{part}.{name}": tensor for part, tensor in parts.items()}
+    return tensors
+
+
+def restore_trained(trained: Trained, tensors: Tensors) -> None:
+    """Become what had these tensors."""
+    for name, weight in trained.weights.items():
+        weight.data.copy_(tensors[f"{trained.name}.weight.{name}"])
+        state = {part: tensors[f"{trained.name}.{part}.{name}"] for part in ("step", "exp_avg", "exp_avg_sq")}
+        trained.optimizer.state[weight] = {
+            part: tensor if part == "step" else tensor.to(weight.device) for part, tensor in state.items()
+        }
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Forget what was logged after the step that is resumed."""
+    if not path.exists():
+        return
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), "utf-8")

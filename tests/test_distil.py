@@ -1,0 +1,303 @@
+"""Streaming long tuning from outside: its command, its draws, resume, ranks, and what it writes."""
+
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longlive_core.config import ModelConfig, WanAutoencoderConfig
+from longlive_core.geometry import PATCH
+from longlive_core.model.causal_wan import CausalWan
+from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.weights.checkpoints import load_transformer
+from longlive_core.weights.lora import LoraChoice
+from longlive_core.weights.names import foreign_name
+from longlive_training.__main__ import main
+from longlive_training.distil import checkpoint, command
+from longlive_training.distil.draws import Draws
+from longlive_training.distil.loop import Models, Tuning
+from longlive_training.distil.prompts import read_pairs
+from longlive_training.distil.recipe import INIT, LONG
+from longlive_training.distil.run import Run
+from tests.test_vae import wan_state
+
+ROOT = Path(__file__).parent.parent
+TEXT_TOKENS, TEXT_DIM = 6, 16
+STUDENT = ModelConfig(
+    dim=32, ffn_dim=48, num_heads=1, num_layers=2, text_dim=TEXT_DIM, text_tokens=TEXT_TOKENS, freq_dim=16
+)
+TEACHER = replace(STUDENT, dim=48, ffn_dim=64)
+SHAPE = (16, 3, 2, 2)
+SMALL = replace(LONG, longest=75, rank=2, alpha=2.0, lr=1e-3, critic_lr=1e-3, ratio=2, average_from=1)
+PROMPTS = [f"a red circle number {number}" for number in range(4)]
+
+
+def wan(config: ModelConfig, seed: int) -> CausalWan:
+    torch.manual_seed(seed)
+    return CausalWan(config).eval()
+
+
+def embeds(prompt: str) -> torch.Tensor:
+    """Stands for UMT5: [1, tokens, dim]."""
+    generator = torch.Generator().manual_seed(len(prompt) + sum(map(ord, prompt)))
+    rows = torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator)
+    rows[:, 4:] = 0
+    return rows
+
+
+def small_tuning(recipe=SMALL, first: int = 0, total: int = 1) -> Tuning:
+    """Random models of 2 layers; one token a latent frame."""
+    torch.manual_seed(0)
+    vae = WanAutoencoder(WanAutoencoderConfig(width=4, multipliers=(1, 1, 1, 1), num_residuals=1))
+    models = Models(wan(STUDENT, 1), wan(STUDENT, 2), wan(TEACHER, 3), vae, embeds("negative"))
+
+    def of_pairs(pairs: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.cat([embeds(f"{which} {pair}") for pair in pairs]) for which in ("one", "two"))
+
+    tuning = Tuning(models, recipe, Draws(recipe, SHAPE, 5, first, total), of_pairs)
+    for trained in (tuning.student, tuning.critic):
+        for number, weight in enumerate(trained.weights.values()):
+            torch.manual_seed(number)
+            weight.data.add_(0.05 * torch.randn_like(weight))
+    return tuning
+
+
+def weights_of(tuning: Tuning) -> list[torch.Tensor]:
+    return [w.detach() for trained in (tuning.student, tuning.critic) for w in trained.weights.values()]
+
+
+def same(ones, others) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def test_the_official_sequence() -> None:
+    """240 latent frames: 21, then 12 times 18; a switch is at the start of a chunk."""
+    ends = [21]
+    while LONG.takes(ends[-1]):
+        ends.append(ends[-1] + 18)
+    assert len(ends) == 13 and ends[-1] == 237
+    assert [*LONG.switches] == [*range(21, 202, 18)] and set(LONG.switches) <= set(ends)
+    assert INIT.is_short and not INIT.switches and not LONG.is_short
+
+
+def test_draws_depend_on_nothing_but_what_they_are_for() -> None:
+    """Two ranks with a stream each draw what one process with two streams draws."""
+    together = Draws(replace(SMALL, streams=2), SHAPE, 5, 0, 2)
+    apart = [Draws(SMALL, SHAPE, 5, rank, 2) for rank in range(2)]
+    for number in (3, 0):
+        for one in apart:
+            assert one.exit(number) == together.exit(number)
+            assert one.switch(number) == together.switch(number) in SMALL.switches
+        assert torch.equal(torch.cat([one.level(number) for one in apart]), together.level(number))
+        for name, key in (("noise", (number, 1, 2)), ("clip_noise", (number,))):
+            own = torch.cat([getattr(one, name)(*key) for one in apart])
+            assert torch.equal(own, getattr(together, name)(*key))
+    seen = list(itertools.chain.from_iterable(together.pairs(sequence) for sequence in range(5)))
+    assert seen == [pair for sequence in range(5) for one in apart for pair in one.pairs(sequence)]
+    assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
+    assert {LONG.switches.index(Draws(LONG, SHAPE, 5).switch(n)) for n in range(200)} == set(range(11))
+
+
+def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
+    """Stopped in the middle of a sequence: weights, average and log are the same."""
+    whole = Run(small_tuning(), tmp_path / "whole", "digest")
+    whole.train(4, save_every=100)
+    Run(small_tuning(), tmp_path / "parts", "digest").train(2, save_every=100)
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "critic_loss": 0.0}\n{"st')  # of a process that was killed
+    parts = Run(small_tuning(), tmp_path / "parts", "digest")
+    assert parts.tuning.step == 2 and parts.tuning.stream.scene.end
+    parts.train(4, save_every=1)
+    assert same(weights_of(whole.tuning), weights_of(parts.tuning))
+    assert same(whole.tuning.average.values(), parts.tuning.average.values()) and whole.tuning.average
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 4
+    kept = sorted(path.name for path in (tmp_path / "parts").glob("step-*"))
+    assert kept == ["step-000002", "step-000003", "step-000004"]
+
+
+def test_another_recipe_or_other_prompts_are_refused(tmp_path: Path) -> None:
+    Run(small_tuning(), tmp_path, "digest").train(1, save_every=1)
+    other = small_tuning(replace(SMALL, longest=93))
+    with pytest.raises(ValueError, match=r"another run: longest 75 instead of 93; choose another --folder"):
+        Run(other, tmp_path, "digest")
+    with pytest.raises(ValueError, match="other prompts"):
+        Run(small_tuning(), tmp_path, "another digest")
+    streams = Run(small_tuning(replace(SMALL, streams=2), total=2), tmp_path, "digest")
+    assert streams.tuning.step == 1 and streams.tuning.stream.is_over  # goes on with new sequences
+
+
+def test_what_is_not_finite_ends_in_a_sentence_and_the_newest_checkpoint_stays(tmp_path: Path) -> None:
+    run = Run(small_tuning(), tmp_path, "digest")
+    run.train(1, save_every=1)
+    before = [weight.clone() for weight in weights_of(run.tuning)]
+    run.tuning.critic.model.head.proj.bias.data.fill_(torch.nan)
+    sentence = (
+        r"^iteration 1: the loss of the critic is nan; the newest good checkpoint is .*step-000001; run"
+    )
+    with pytest.raises(FloatingPointError, match=sentence):
+        run.train(3, save_every=1)
+    assert same(before, weights_of(run.tuning))
+    assert checkpoint.newest(tmp_path).name == "step-000001"
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_newest_checkpoint_stays(tmp_path: Path) -> None:
+    run = Run(small_tuning(), tmp_path, "digest")
+    run.train(1, save_every=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes a file
+    try:
+        with pytest.raises(OSError, match=r"^step 2 could not be saved: .*step-000001; make room"):
+            run.train(2, save_every=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000001"]
+    again = Run(small_tuning(), tmp_path, "digest")
+    again.train(2, save_every=1)
+    assert same(weights_of(run.tuning), weights_of(again.tuning))
+
+
+RANK = """
+import sys, torch
+from dataclasses import replace
+import torch.distributed as dist
+from tests.test_distil import SMALL, small_tuning
+torch.set_num_threads(1)
+store, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+tuning = small_tuning(SMALL, rank, 2)
+for _ in range(2):
+    tuning.iteration()
+torch.save([w.grad for t in (tuning.student, tuning.critic) for w in t.weights.values()], out)
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_with_a_stream_each_are_one_process_with_two(tmp_path: Path) -> None:
+    """Gradients of both models after two iterations, the first of which updated both."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, tmp_path / "store", str(rank), tmp_path / f"{rank}.pt"],
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    tuning = small_tuning(replace(SMALL, streams=2), 0, 2)
+    for _ in range(2):
+        tuning.iteration()
+    own = [w.grad for trained in (tuning.student, tuning.critic) for w in trained.weights.values()]
+    assert [process.wait() for process in ranks] == [0, 0]
+    for rank in range(2):
+        theirs = torch.load(tmp_path / f"{rank}.pt")
+        for one, other in zip(own, theirs, strict=True):
+            assert (one - other).abs().max() <= 1e-6 and one.abs().max() > 1e-5
+
+
+def write_wan(path: Path, model: CausalWan) -> None:
+    """Under the original's names."""
+    state = {foreign_name(name, "wan"): weight for name, weight in model.state_dict().items()}
+    patches = state["patch_embedding.weight"]
+    state["patch_embedding.weight"] = patches.unflatten(1, (-1, 1, PATCH, PATCH))
+    save_file(state, path)
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch) -> dict[str, object]:
+    """The command's options, and small random files for them."""
+    monkeypatch.setattr(command, "load_umt5", lambda path, device: embeds)
+    monkeypatch.setattr(command, "encoder_identity", str)
+    for name, config, seed in (("student", STUDENT, 1), ("critic", STUDENT, 2), ("teacher", TEACHER, 3)):
+        write_wan(tmp_path / f"{name}.safetensors", wan(config, seed))
+    save_file(wan_state(), tmp_path / "vae.safetensors")
+    (tmp_path / "first.txt").write_text("\n".join(PROMPTS) + "\n")
+    (tmp_path / "second.txt").write_text("\n".join(f"{prompt} turns blue" for prompt in PROMPTS))
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("critic", "teacher", "vae")}
+    return {
+        "model": tmp_path / "student.safetensors",
+        **files,
+        "text-encoder": "umt5",
+        "prompts": tmp_path / "first.txt",
+        "follow-ups": tmp_path / "second.txt",
+        "folder": tmp_path / "run",
+        **{"size": "16x16", "steps": 1, "device": "cpu"},
+    }
+
+
+def run_command(monkeypatch, *arguments: object, **options: object) -> None:
+    given = [f"--{name}={value}" for name, value in options.items()]
+    monkeypatch.setattr(sys, "argv", ["longlive_training", *map(str, arguments), *given])
+    main()
+
+
+def test_what_the_command_tunes_loads_everywhere(options, tmp_path: Path, monkeypatch) -> None:
+    """An iteration of both models; its LoRA in the reference's layout and under ComfyUI's names."""
+    run_command(monkeypatch, "distil", **options, rank=2, longest=39, lr=0.1)
+    folder, base = options["folder"], options["model"]
+    assert {"lora.pt", "log.jsonl", "step-000001", "embeddings"} == {path.name for path in folder.iterdir()}
+    figures = json.loads((folder / "log.jsonl").read_text())
+    assert figures.keys() == {"step", *(f"{m}_{x}" for m in ("student", "critic") for x in ("loss", "norm"))}
+    run_command(monkeypatch, "convert", folder, out=tmp_path / "stock.safetensors")
+    run_command(monkeypatch, "convert", folder / "lora.pt", out=tmp_path / "again.safetensors")
+    stock = load_file(tmp_path / "stock.safetensors")
+    assert "diffusion_model.blocks.1.ffn.2.lora_B.weight" in stock and len(stock) == 40
+    assert stock.keys() == load_file(tmp_path / "again.safetensors").keys()
+    plain = load_transformer(base, precision="fp32").transformer.state_dict()
+    tuned = [
+        load_transformer(base, [LoraChoice(lora)], precision="fp32").transformer.state_dict()
+        for lora in (folder / "lora.pt", tmp_path / "stock.safetensors", tmp_path / "again.safetensors")
+    ]
+    changed = {name for name, weight in plain.items() if not torch.equal(weight, tuned[0][name])}
+    assert changed == {name for name in plain if name.startswith("layers.") and plain[name].ndim == 2}
+    assert all(same(tuned[0].values(), other.values()) for other in tuned[1:])
+
+
+def test_the_first_stage_writes_a_checkpoint(options, monkeypatch) -> None:
+    run_command(monkeypatch, "distil", **options, stage="init", lr=0.1)
+    made = load_transformer(options["folder"] / "model.pt", precision="fp32").transformer
+    plain = load_transformer(options["model"], precision="fp32").transformer.state_dict()
+    assert not any(torch.equal(plain[name], weight) for name, weight in made.state_dict().items())
+
+
+def test_wrong_files_end_in_one_sentence(options, tmp_path: Path, monkeypatch) -> None:
+    write_wan(tmp_path / "image.safetensors", wan(replace(STUDENT, latent_channels=36), 4))
+    write_wan(tmp_path / "other_text.safetensors", wan(replace(STUDENT, text_dim=8), 4))
+    wrong = [
+        ({"teacher": options["vae"]}, r"vae.safetensors is a VAE; the teacher must be"),
+        ({"teacher": tmp_path / "other_text.safetensors"}, "8 values a text token and the student 16"),
+        ({"teacher": tmp_path / "image.safetensors"}, "image.safetensors is a Wan image-to-video model"),
+        ({"critic": tmp_path / "other_text.safetensors"}, "it cannot be its critic"),
+        ({"vae": options["teacher"]}, "teacher.safetensors cannot be loaded as a VAE"),
+        ({"batch": 3, "streams": 2}, "a batch of 3 is no multiple of the 2 streams"),
+        ({"longest": 20}, "in a sequence of 20 are not possible"),
+    ]
+    for change, sentence in wrong:
+        with pytest.raises(SystemExit, match=f"^error: .*{sentence}"):
+            run_command(monkeypatch, "distil", **(options | change))
+    with pytest.raises(SystemExit, match="has no checkpoint of a tuning run"):
+        run_command(monkeypatch, "convert", tmp_path, out=tmp_path / "x.safetensors")
+    with pytest.raises(SystemExit, match=r"choose a name that ends in \.safetensors"):
+        run_command(monkeypatch, "convert", tmp_path, out=tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        ("a\nb\n", "a\n", r"has 2 prompts and .*second.txt has 1; every prompt needs its follow-up"),
+        ("a\n\nb\n", "a\nb\nc\n", r"first.txt: line 2 is empty"),
+        ("", "a", r"first.txt is empty"),
+    ],
+)
+def test_prompts_that_do_not_pair_are_refused(tmp_path: Path, first: str, second: str, sentence: str) -> None:
+    (tmp_path / "first.txt").write_text(first)
+    (tmp_path / "second.txt").write_text(second)
+    with pytest.raises(ValueError, match=sentence):
+        read_pairs(tmp_path / "first.txt", tmp_path / "second.txt")
