@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from longlive_training.distil.loop import Models, Tuning
 from longlive_training.distil.prompts import read_pairs
 from longlive_training.distil.recipe import INIT, LONG
 from longlive_training.distil.run import Run
+from longlive_training.distil.scores import whole_flow
 from tests.test_vae import wan_state
 
 ROOT = Path(__file__).parent.parent
@@ -53,11 +55,12 @@ def embeds(prompt: str) -> torch.Tensor:
     return rows
 
 
-def small_tuning(recipe=SMALL, first: int = 0, total: int = 1) -> Tuning:
+def small_tuning(recipe=SMALL, first: int = 0, total: int = 1, dtype=torch.float32) -> Tuning:
     """Random models of 2 layers; one token a latent frame."""
     torch.manual_seed(0)
     vae = WanAutoencoder(WanAutoencoderConfig(width=4, multipliers=(1, 1, 1, 1), num_residuals=1))
-    models = Models(wan(STUDENT, 1), wan(STUDENT, 2), wan(TEACHER, 3), vae, embeds("negative"))
+    wans = (wan(*sizes).to(dtype) for sizes in ((STUDENT, 1), (STUDENT, 2), (TEACHER, 3)))
+    models = Models(*wans, vae.to(dtype), embeds("negative"))
 
     def of_pairs(pairs: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return tuple(torch.cat([embeds(f"{which} {pair}") for pair in pairs]) for which in ("one", "two"))
@@ -165,41 +168,64 @@ def test_a_full_disk_ends_in_a_sentence_and_the_newest_checkpoint_stays(tmp_path
     assert same(weights_of(run.tuning), weights_of(again.tuning))
 
 
-RANK = """
+def two_iterations(rank: int, streams: int, folder: Path) -> list[torch.Tensor]:
+    """Gradients of both models after two updates of both; saved and resumed on the way."""
+    recipe = replace(SMALL, streams=streams, ratio=1)
+    Run(small_tuning(recipe, rank, 2), folder, "digest").train(1, save_every=1)
+    again = Run(small_tuning(recipe, rank, 2), folder, "digest")
+    again.train(2, save_every=9)
+    return [w.grad for t in (again.tuning.student, again.tuning.critic) for w in t.weights.values()]
+
+
+OTHER_RANK = """
 import sys, torch
-from dataclasses import replace
-import torch.distributed as dist
-from tests.test_distil import SMALL, small_tuning
+from pathlib import Path
+from longlive_training.distil.command import process_group
+from tests.test_distil import two_iterations
 torch.set_num_threads(1)
-store, rank, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-tuning = small_tuning(SMALL, rank, 2)
-for _ in range(2):
-    tuning.iteration()
-torch.save([w.grad for t in (tuning.student, tuning.critic) for w in t.weights.values()], out)
-dist.destroy_process_group()
+with process_group("cpu"):
+    two_iterations(1, 1, Path(sys.argv[1]))
 """
 
 
-def test_two_ranks_with_a_stream_each_are_one_process_with_two(tmp_path: Path) -> None:
-    """Gradients of both models after two iterations, the first of which updated both."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, tmp_path / "store", str(rank), tmp_path / f"{rank}.pt"],
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    tuning = small_tuning(replace(SMALL, streams=2), 0, 2)
-    for _ in range(2):
-        tuning.iteration()
-    own = [w.grad for trained in (tuning.student, tuning.critic) for w in trained.weights.values()]
-    assert [process.wait() for process in ranks] == [0, 0]
-    for rank in range(2):
-        theirs = torch.load(tmp_path / f"{rank}.pt")
-        for one, other in zip(own, theirs, strict=True):
-            assert (one - other).abs().max() <= 1e-6 and one.abs().max() > 1e-5
+def test_two_ranks_with_a_stream_each_are_one_process_with_two(tmp_path: Path, monkeypatch) -> None:
+    """As torchrun starts them; each goes on from the checkpoint that both wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_RANK, tmp_path / "two"], env=os.environ | together | {"RANK": "1"}
+    )
+    with monkeypatch.context() as environment:
+        for name, value in (together | {"RANK": "0"}).items():
+            environment.setenv(name, value)
+        with command.process_group("cpu"):
+            apart = two_iterations(0, 1, tmp_path / "two")
+    assert other.wait() == 0
+    both = two_iterations(0, 2, tmp_path / "one")
+    for one, ours in zip(both, apart, strict=True):
+        assert (one - ours).abs().max() <= 1e-6 and one.abs().max() > 1e-5
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    for one, ours in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert ours == pytest.approx(one, rel=1e-5)
+
+
+def test_a_long_clip_goes_through_teacher_and_critic_in_parts() -> None:
+    """With few tokens at once, as 32,760 of a real clip are: the same flow."""
+    model, noisy, prompt = wan(TEACHER, 3), torch.randn(2, 16, 21, 4, 4), embeds("a")
+    with torch.no_grad():
+        whole = whole_flow(model, noisy, torch.tensor([20.0, 980.0]), prompt)
+        model.max_tokens = 10
+        parts = whole_flow(model, noisy, torch.tensor([20.0, 980.0]), prompt)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+def test_an_iteration_in_bf16() -> None:
+    """As on a GPU: frozen weights and arithmetic in bf16, the LoRA and what is learned in fp32."""
+    tuning = small_tuning(dtype=torch.bfloat16)
+    figures = tuning.iteration()
+    assert figures["student_norm"] > 0 and {w.dtype for w in weights_of(tuning)} == {torch.float32}
 
 
 def write_wan(path: Path, model: CausalWan) -> None:

@@ -48,7 +48,9 @@ class Golden:
         """The official numbers, but for those of the file."""
         meta, spec, is_short = self.meta, self.spec, self.spec["stage"] == "init"
         window = WindowConfig(meta["block"], meta["sink"], meta["window"])
-        lengths = {} if is_short else {"longest": spec["max_length"], "min_new": spec.get("min_new", 18)}
+        later = [event["new"] for event in self.chunks if event["start"]]
+        least = min([spec.get("min_new", 18), *later])
+        lengths = {} if is_short else {"longest": spec["max_length"], "min_new": least}
         lora = {} if is_short else {"rank": self.set["rank"], "alpha": float(self.set["alpha"])}
         steps = meta.get("denoising_step_list") or spec.get("denoising_step_list") or (1000, 750, 500, 250)
         return replace(

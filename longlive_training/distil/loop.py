@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 import torch.distributed as dist
@@ -64,18 +65,20 @@ class Trained:
         FloatingPointError where that is not finite: no weight was changed.
         """
         for weight in self.weights.values():
-            _average_over_ranks(weight.grad)
+            average_over_ranks(weight.grad)
         norm = float(nn.utils.clip_grad_norm_(self.weights.values(), self._max_norm))
-        if norm != norm or norm == torch.inf:
+        if not isfinite(norm):
             raise FloatingPointError(f"the gradient of the {self.name} is not finite")
         self.optimizer.step()
         return norm
 
 
-def _average_over_ranks(gradient: Tensor) -> None:
+def average_over_ranks(x: Tensor) -> Tensor:
+    """The mean over all ranks, in place."""
     if dist.is_initialized():
-        dist.all_reduce(gradient)
-        gradient.div_(dist.get_world_size())
+        dist.all_reduce(x)
+        x.div_(dist.get_world_size())
+    return x
 
 
 class Tuning:
@@ -94,7 +97,7 @@ class Tuning:
     def iteration(
         self, on_judged: Callable[[str, Judged], None] = lambda name, judged: None
     ) -> dict[str, float]:
-        """Roll out, judge, learn; returns losses and gradient norms. `on_judged` sees each clip.
+        """Roll out, judge, learn; returns losses and gradient norms of all ranks. `on_judged` sees clips.
 
         The critic's clips come from the student as it was before this iteration. FloatingPointError or
         RolloutError where something is not finite.
@@ -108,9 +111,12 @@ class Tuning:
             losses = []
             for chunk in self._chunks(for_gradient=trained is self.student):
                 judged = part(chunk)
-                losses.append(_finite(judged.loss, trained.name))
+                losses.append(judged.loss.float())
                 on_judged(trained.name, judged)
-            figures[f"{trained.name}_loss"] = sum(losses) / len(losses)
+            loss = float(average_over_ranks(torch.stack(losses).mean()))
+            if not isfinite(loss):
+                raise FloatingPointError(f"the loss of the {trained.name} is {loss}")
+            figures[f"{trained.name}_loss"] = loss
         for trained, _ in parts:
             figures[f"{trained.name}_norm"] = trained.update()
         if len(parts) > 1:
@@ -162,9 +168,3 @@ class Tuning:
             self.average = {name: weight.clone() for name, weight in now.items()}
         for name, weight in self.average.items():
             weight.lerp_(now[name], 1 - self.recipe.average)
-
-
-def _finite(loss: Tensor, name: str) -> float:
-    if not loss.isfinite():
-        raise FloatingPointError(f"the loss of the {name} is {float(loss)}")
-    return float(loss)
