@@ -56,7 +56,8 @@ def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any]) -> Pa
     part, is_first = whole.with_suffix(".part"), not rank_and_size()[0]
     try:
         if is_first:
-            shutil.rmtree(part, ignore_errors=True)
+            for killed in folder.glob("step-*.part"):
+                shutil.rmtree(killed)
             part.mkdir(parents=True)
         wait_for_all()
         with warnings.catch_warnings():  # of a process alone

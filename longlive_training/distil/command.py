@@ -69,14 +69,14 @@ def export(source: Path, out: Path) -> None:
 def distil(**options) -> None:
     """Tune in a folder, or go on there; leaves `lora.pt`, or `model.pt` where all weights were trained."""
     chosen = argparse.Namespace(**options)
-    with ending_in_a_sentence(), process_group(chosen.device) as device:
-        recipe, pairs = recipe_from(chosen), read_pairs(chosen.prompts, chosen.follow_ups)
-        files = encoded(chosen, pairs, device)
-        tuning = tuning_of(chosen, recipe, pairs, files, device)
-        Run(tuning, chosen.folder, digest(pairs)).train(
-            chosen.steps or STEPS[chosen.stage], chosen.save_every
-        )
-        if not rank_and_size()[0]:
+    with ending_in_a_sentence():
+        with process_group(chosen.device) as device:
+            recipe, pairs = recipe_from(chosen), read_pairs(chosen.prompts, chosen.follow_ups)
+            files = encoded(chosen, pairs, device)
+            run = Run(tuning_of(chosen, recipe, pairs, files, device), chosen.folder, digest(pairs))
+            run.train(chosen.steps or STEPS[chosen.stage], chosen.save_every)
+            is_first = not rank_and_size()[0]
+        if is_first:  # alone: to load a checkpoint within the group, all would have to
             convert(chosen.folder, chosen.folder / ("lora.pt" if recipe.rank else "model.pt"))
 
 

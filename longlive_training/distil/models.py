@@ -15,14 +15,19 @@ from longlive_core.weights.vae_files import load_vae
 TEACHERS = WAN_TEXT_TO_VIDEO, "a Wan 14B"  # as `family` calls them
 
 
+def frozen_dtype(device: torch.device) -> torch.dtype:
+    """Of weights that are not trained: bf16 on a GPU; CPUs are slow in it."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def load_trained(path: Path, is_frozen: bool, device: torch.device) -> CausalWan:
-    """A student or critic: in bf16 on a GPU if its own weights stay frozen, else in fp32."""
-    precision = "bf16" if is_frozen and device.type == "cuda" else "fp32"
-    return load_transformer(path, precision=precision, device=device).transformer
+    """A student or critic, in fp32 unless its own weights stay frozen."""
+    is_half = is_frozen and frozen_dtype(device) == torch.bfloat16
+    return load_transformer(path, precision="bf16" if is_half else "fp32", device=device).transformer
 
 
 def load_teacher(path: Path, like: CausalWan) -> CausalWan:
-    """A bidirectional text-to-video Wan of any size, in the student's dtype and on its device.
+    """A bidirectional text-to-video Wan of any size, frozen, on the student's device.
 
     ValueError where it is something else, or knows other latents or prompts than the student.
     """
@@ -38,7 +43,7 @@ def load_teacher(path: Path, like: CausalWan) -> CausalWan:
     if wrong := misfits(shapes_in(names), shapes_in(tensors)):
         raise ValueError(f"{path}: incomplete or wrong teacher: {wrong}")
     state = {
-        name: dequantised(tensors[name], tensors.get(name + SCALE)).to(like.device, like.dtype)
+        name: dequantised(tensors[name], tensors.get(name + SCALE)).to(like.device, frozen_dtype(like.device))
         for name in names
     }
     model.load_state_dict(state, assign=True)
@@ -57,8 +62,8 @@ def check_fits(path: Path, role: str, model: CausalWan, student: CausalWan) -> N
 
 
 def load_wan_vae(path: Path, like: CausalWan) -> WanAutoencoder:
-    """The VAE, in the student's dtype and on its device; ValueError for a decoder alone."""
-    vae = load_vae(path, like.dtype, like.device)
+    """The VAE, on the student's device; ValueError for a decoder alone."""
+    vae = load_vae(path, frozen_dtype(like.device), like.device)
     if not isinstance(vae, WanAutoencoder):
         raise ValueError(f"{path} only decodes, and a clip's first latent is encoded; choose a Wan 2.1 VAE")
     return vae

@@ -63,7 +63,7 @@ class Judged(NamedTuple):
 def recompute_layers(model: CausalWan) -> None:
     """Keep only the inputs of each layer for the backward pass, and run it again there."""
     for layer in model.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def whole_flow(model: CausalWan, noisy: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
