@@ -12,7 +12,11 @@ sys.path.append(str(ROOT))
 GOLDEN = ROOT / "tests" / "golden"
 ONLY_SGF = "train_frames", "position_mode", "initial_latents", "policy"  # settings of Self Gradient Forcing
 PICTURES = "given", "start_step"  # settings of videos that begin with an image or with footage
-FAMILIES = {"sgf_golden": "sgf", "picture_golden": "pictures", "tuning_golden": "tuning"}  # fixture -> folder in tests/golden
+FAMILIES = {  # fixture -> folder in tests/golden
+    "sgf_golden": "sgf",
+    "picture_golden": "pictures",
+    "tuning_golden": "tuning",
+}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators have none
     # Large tensors stay with the process when they are freed: else every new one costs its page faults.
