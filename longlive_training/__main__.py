@@ -7,8 +7,8 @@ from pathlib import Path
 from longlive_core.mini.loader import WEIGHTS
 
 from .autoencoder import train_autoencoder
-from .distil.command import add_commands
 from .card import evaluate
+from .distil.command import add_commands
 from .package import package
 from .transformer import train_transformer
 from .tuning import tune

@@ -49,13 +49,16 @@ class Golden:
         meta, spec, is_short = self.meta, self.spec, self.spec["stage"] == "init"
         window = WindowConfig(meta["block"], meta["sink"], meta["window"])
         later = [event["new"] for event in self.chunks if event["start"]]
-        least = min([spec.get("min_new", 18), *later])
-        lengths = {} if is_short else {"longest": spec["max_length"], "min_new": least}
+        clip = self.tensors["c0.clip"].shape[1]
+        least = min([spec.get("min_new", 18), clip - meta["block"], *later])
         lora = {} if is_short else {"rank": self.set["rank"], "alpha": float(self.set["alpha"])}
         steps = meta.get("denoising_step_list") or spec.get("denoising_step_list") or (1000, 750, 500, 250)
         return replace(
             RECIPES["init" if is_short else "long"],
-            **(lengths | lora),
+            **lora,
+            clip=clip,
+            min_new=least,
+            longest=clip if is_short else spec["max_length"],
             lr=meta["lr"],
             critic_lr=meta["lr_critic"],
             beta2=meta["betas"][1],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from longlive_core.config import Policy
+from longlive_core.model.cache import TextCache
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.noise import TIMESTEP_SCALE, clean_of, renoise, shifted_sigmas
 from longlive_core.rollout.rollout import Switch, commit, denoise, encode_prompt, recache
@@ -111,7 +112,7 @@ class Stream:
             blocks.append(MadeBlock(x, latents, embeds, is_switch))
         return blocks
 
-    def _denoised(self, number: int, index: int, exit_step: int, text) -> tuple[Tensor, Tensor]:
+    def _denoised(self, number: int, index: int, exit_step: int, text: TextCache) -> tuple[Tensor, Tensor]:
         """The input of a block's exit step and its estimate there, which is the block."""
 
         def noise(block: int, step: int) -> Tensor:
@@ -157,7 +158,7 @@ class Stream:
             self.newest = tensors["newest"].to(self._model.device)
 
 
-def prompt_of(scene: Scene, embeds: Tensor, is_switch: bool):
+def prompt_of(scene: Scene, embeds: Tensor, is_switch: bool) -> TextCache:
     """K and V of a prompt without gradient; at a switch the past is brought under it."""
     text = encode_prompt(scene.model, Switch(embeds))
     if is_switch:
