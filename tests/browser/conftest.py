@@ -74,6 +74,15 @@ def server(request, tmp_path_factory, playwright):
     running.stop()
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs_on(request):
+    """What a test left running would show in the next one, in nodes of the same ids."""
+    server = request.getfixturevalue("server") if "server" in request.fixturenames else None
+    yield
+    if server:
+        server.clear()
+
+
 # the workflows name files that nobody has here; the host's dialog about them would lie over the page
 NO_WARNINGS = "app.ui.settings.setSettingValueAsync('Comfy.Workflow.ShowMissingModelsWarning', false)"
 

@@ -13,6 +13,8 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
 AS_PROMPT = "async () => (await app.graphToPrompt()).output"
 UNKNOWN = "() => app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+SLOTS = """() => Object.fromEntries(app.graph.nodes.filter(n => n.type.startsWith('LongLive'))
+  .map(n => [n.id, n.inputs.map(i => i.name)]))"""
 PREVIEW = "() => Object.values(app.nodePreviewImages ?? {}).flat().length > 0"
 STREAM = "app.graph.nodes.find(n => n.type === 'LongLiveStream')"
 SHOWN = f"() => {STREAM}.imgs?.[0]?.src"
@@ -65,7 +67,32 @@ def test_the_page_reads_a_workflow_as_we_do(server, page, comfy, file):
     assert page.evaluate(UNKNOWN) == []
     ours = comfy.as_prompt(load_workflow(file), server.get("/object_info"))
     assert without_titles(page.evaluate(AS_PROMPT)) == ours
+    slots = {str(node["id"]): [named["name"] for named in node["inputs"]] for node in of_ours(file)}
+    assert page.evaluate(SLOTS) == slots, "the page has to add none"
     assert page.errors == []
+
+
+def of_ours(file: Path) -> list[dict]:
+    return [node for node in load_workflow(file)["nodes"] if node["type"].startswith("LongLive")]
+
+
+def test_a_workflow_saved_before_there_was_sound_keeps_its_values_and_links(page):
+    workflow = load_workflow(ROOT / "workflows" / "1 Start here - four prompts.json")
+    page.evaluate(LOAD, workflow)
+    asked = page.evaluate(AS_PROMPT)
+    stream = next(node for node in workflow["nodes"] if node["type"] == "LongLiveStream")
+    stream["inputs"] = [named for named in stream["inputs"] if named["name"] != "audio"]
+    names = [named["name"] for named in stream["inputs"]]
+    stream["inputs"][names.index("seconds")]["link"] = 90
+    workflow["links"].append([90, 91, 0, stream["id"], names.index("seconds"), "FLOAT"])
+    output = {"name": "FLOAT", "type": "FLOAT", "links": [90]}
+    source = {"id": 91, "type": "PrimitiveFloat", "inputs": [], "outputs": [output], "widgets_values": [7.5]}
+    workflow["nodes"].append(source | {"pos": [0, 900], "size": [200, 60]})
+    page.evaluate(LOAD, workflow | {"last_node_id": 91, "last_link_id": 90})
+    old = page.evaluate(AS_PROMPT)
+    assert old.pop("91")["inputs"] == {"value": 7.5}
+    asked[str(stream["id"])]["inputs"]["seconds"] = ["91", 0]
+    assert old == asked and page.errors == []
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,15 @@ class Server:
         run.history = self.get(f"/history/{run.prompt_id}")[run.prompt_id]
         return run
 
+    def clear(self) -> None:
+        """End what runs, drop what waits for it; returns when nothing runs."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while any(self.get("/queue").values()):
+            assert time.monotonic() < deadline, "a run goes on after it was interrupted"
+            self.post("/queue", {"clear": True})
+            self.post("/interrupt", {})
+            time.sleep(0.2)
+
     def path_of(self, image: dict) -> Path:
         """The file that an entry of a node's outputs names."""
         return self.base / image["type"] / image["subfolder"] / image["filename"]
