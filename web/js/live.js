@@ -141,6 +141,16 @@ async function share({ run }, format) {
   return t("{file} was downloaded ({size} MB).", { file: link.download, size: (clip.size / 1e6).toFixed(1) });
 }
 
+/** Makes a node as high as its panel needs, and no higher than it was once the panel needs less. */
+function grower(node) {
+  let grown = 0;
+  return () => {
+    const height = node.size[1] - grown;
+    grown = Math.max(0, node.computeSize()[1] - height);
+    node.setSize([node.size[0], height + grown]);
+  };
+}
+
 /** The panel of a node, as its last widget: neither saved with the workflow nor sent with the prompt. */
 function addPanel(node) {
   const panel = new Panel({
@@ -152,7 +162,7 @@ function addPanel(node) {
     share,
     keepCards: (cards) => keepCards(node, cards),
     videoUrl: (snapshot) => api.apiURL(snapshot.video),
-    resized: () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]),
+    resized: grower(node),
   });
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => panel.height };
   options.hideInPanel = true; // the side panel would take it out of the node, at a width of its own

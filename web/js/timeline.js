@@ -174,7 +174,7 @@ function beatsOf(node) {
     connected: () => streamsOf(node).map(soundFile).find(Boolean) ?? "",
     save: (beats) => {
       node.properties[BEATS] = beats;
-      noteChange();
+      noteChange(app);
     },
   };
 }

@@ -12,13 +12,14 @@ const MAX_CARDS = 64;
 const LABEL_CHARACTERS = 22; // of a prompt without a name
 const ROW_HEIGHT = 30;
 const CARDS_IN_A_ROW = 4;
+const MAX_ROWS = 2; // more are scrolled to
 const DIGIT = /^(?:Digit|Numpad)([1-9])$/;
 const TYPED_IN = "textarea, input, select";
 const ARROWS = { ArrowLeft: -1, ArrowRight: 1 };
 
 export const STYLE = `
 .longlive-live { position: relative; outline: none; }
-.longlive-live-cards { display: flex; flex: none; flex-wrap: wrap; gap: 4px; max-height: 52px; overflow-y: auto; }
+.longlive-live-cards { display: flex; flex-wrap: wrap; max-width: 100%; gap: 4px; max-height: 52px; overflow-y: auto; }
 .longlive-live-cards button { max-width: 160px; overflow: hidden; text-overflow: ellipsis; }
 .longlive-live-cards button[data-number]::before { content: attr(data-number) " "; opacity: .5; }
 .longlive-live-cards button[aria-disabled=true] { opacity: .6; }
@@ -96,9 +97,9 @@ export class Cards {
     this.#render();
   }
 
-  /** Pixels that the row needs. */
+  /** Pixels that the prompt cards need: with none, the button that adds one is in a row with others. */
   get height() {
-    return ROW_HEIGHT * (this.#cards.length > CARDS_IN_A_ROW ? 2 : 1);
+    return ROW_HEIGHT * Math.min(MAX_ROWS, Math.ceil(this.#cards.length / CARDS_IN_A_ROW));
   }
 
   /** Whether a prompt would be taken now. */

@@ -10,7 +10,7 @@ import { isLive } from "./runs.js";
 import { StageDoor } from "./stage.js";
 import { fate, message, view } from "./view.js";
 
-const MIN_HEIGHT = 290;
+const MIN_HEIGHT = 320; // without prompt cards, of which a row more each
 const LAG_MS = 250;
 const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not for the canvas
 const FIELDS = "video, textarea, select, input, [draggable=true]";
@@ -99,14 +99,14 @@ export class Panel {
       resized: actions.resized,
     });
     const screen = make("div", { className: "longlive-live-screen" }, p.hint, p.video, p.live);
+    const seldom = make("div", { className: "longlive-live-seldom" }, p.freeze, p.share, this.stage.page, this.stage.open);
     p.video.hidden = p.live.hidden = true;
     this.element = make(
       "div",
       { className: "longlive-live", role: "group", label: t("LongLive: live"), tabIndex: -1 },
-      ...[screen, this.cards.element, p.text],
-      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send, p.pause, p.stop, p.freeze),
-      ...[p.strip, p.error],
-      make("div", { className: "longlive-live-row" }, p.status, p.pending, p.share, this.stage.page, this.stage.open),
+      ...[screen, make("div", { className: "longlive-live-row" }, this.cards.element, seldom), p.text],
+      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send, p.pause, p.stop),
+      ...[p.strip, p.error, make("div", { className: "longlive-live-row" }, p.status, p.pending)],
       ...[p.notice, p.notes, this.stage.element],
     );
     this.#listen();
@@ -125,6 +125,7 @@ export class Panel {
 
   /** Show a run. */
   take(snapshot) {
+    if (this.#snapshot && this.run !== snapshot.run) this.#say(""); // what it says is of the run before
     this.#snapshot = snapshot;
     if (snapshot.num_frames) this.#show(snapshot);
     for (const ticket of this.#sent.keys()) this.#tell(ticket);
@@ -249,7 +250,7 @@ export class Panel {
   #render() {
     const p = this.#parts;
     const shown = view(this.#snapshot, this.#failure);
-    p.status.textContent = shown.status;
+    p.status.textContent = p.status.title = shown.status;
     p.hint.textContent = shown.hint;
     p.notes.textContent = p.notes.title = shown.notes;
     p.error.textContent = p.error.title = shown.error;

@@ -4,7 +4,7 @@
  */
 
 export const STYLE = `
-.longlive-live { display: flex; flex-direction: column; gap: 6px; height: 100%; padding: 4px; overflow: hidden;
+.longlive-live { container-type: inline-size; display: flex; flex-direction: column; gap: 6px; height: 100%; padding: 4px; overflow: hidden;
   box-sizing: border-box; color: var(--input-text, #ddd); font: 12px/1.35 var(--font-inter, sans-serif); }
 .longlive-live [hidden] { display: none !important; }
 .longlive-live :is(button, select, input, textarea) { font: inherit; color: inherit; box-sizing: border-box;
@@ -25,6 +25,8 @@ export const STYLE = `
 .longlive-live-row { display: flex; flex: none; flex-wrap: wrap; gap: 4px; align-items: center; }
 .longlive-live-row .longlive-live-main { margin-right: auto; background: var(--p-primary-color, #2f6db5);
   color: var(--p-primary-contrast-color, #fff); border-color: transparent; }
+.longlive-live-seldom { display: flex; flex-wrap: wrap; margin-left: auto; }
+.longlive-live-seldom button { background: none; border-color: transparent; color: var(--descrip-text, #999); }
 .longlive-live-line { flex: none; max-width: 100%; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
 .longlive-live-row .longlive-live-quiet { flex: 1 1 0; min-width: 0; }
 .longlive-live :is(.longlive-live-line, .longlive-live-strip):empty { display: none; }
@@ -41,5 +43,7 @@ export const STYLE = `
   border-left: 2px solid var(--descrip-text, #999); }
 .longlive-live-strip li[data-origin=live] { border-left: 4px double var(--p-primary-color, #4b8bd4);
   background: color-mix(in srgb, var(--p-primary-color, #4b8bd4) 28%, transparent); }
+@container (max-width: 420px) { /* as an input of an App */
+  .longlive-live-row :is(button, select) { padding: 0 3px; font-size: 11px; } }
 .lg-node:has(.longlive-live-screen) [data-testid^=node-body] > :is(img, img + div) { display: none; }
 `;

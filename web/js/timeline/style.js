@@ -73,9 +73,12 @@ export const STYLE = `
 ${FOLDED} { grid-template-rows: min-content auto !important; grid-auto-rows: min-content; }
 ${FOLDED} textarea:not(.longlive-timeline *) { display: none; }
 ${FOLDED} :has(> .lg-slot) { opacity: 1; }
+@container (max-width: 500px) { /* as wide as a new node: the tools are one row in every language */
+  .longlive-timeline .ll-bar button { min-width: 19px; padding: 2px 4px; } }
 @container (max-width: 420px) { /* as an input of an App: the tools stay one row */
   .longlive-timeline .ll-bar { gap: 1px; }
-  .longlive-timeline .ll-bar button { min-width: 14px; padding: 2px 1px; font-size: 10px; } }
+  .longlive-timeline .ll-bar button { min-width: 14px; padding: 2px 1px; font-size: 10px; }
+  .longlive-timeline .ll-bar .ll-order { display: none; } }
 .longlive-timeline [hidden] { display: none !important; }
 `;
 

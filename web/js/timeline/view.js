@@ -157,6 +157,11 @@ export class TimelineView {
       onToggleText(isShown);
     };
     const snaps = t("Show the beats of a sound file; dragged edges snap to them, except with Alt held");
+    const order = [
+      button("\u25c2", t("Earlier (Ctrl Left)"), act("earlier")),
+      button("\u25b8", t("Later (Ctrl Right)"), act("later")),
+    ];
+    for (const { classList } of order) classList.add("ll-order");
     const help = button("?", shortcuts(), () => this.showHelp(this.help.hidden));
     help.setAttribute("aria-label", t("Shortcuts"));
     return made(
@@ -166,8 +171,7 @@ export class TimelineView {
       button(t("Split"), t("Split the cue (S)"), act("split")),
       button(t("Copy"), t("Duplicate the cue (D)"), act("duplicate")),
       button(t("Delete"), t("Delete the cue (Delete)"), act("delete")),
-      button("\u25c2", t("Earlier (Ctrl Left)"), act("earlier")),
-      button("\u25b8", t("Later (Ctrl Right)"), act("later")),
+      ...order,
       this.undoButton,
       this.redoButton,
       made("span", { className: "ll-gap" }),
