@@ -221,7 +221,7 @@ export class Cards {
   }
 
   #closeForm() {
-    if (this.#form?.element.contains(document.activeElement)) this.element.parentElement?.focus(); // for the keys
+    if (this.#form?.element.contains(document.activeElement)) this.element.closest("[tabindex]")?.focus(); // for the keys
     this.#form?.close();
     this.#form = null;
   }
