@@ -12,7 +12,7 @@ from typing import Any
 from ..longlive_core.output.sound import Sound
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.steering.inbox import Room
-from ..longlive_core.steering.live import LiveControl
+from ..longlive_core.steering.live import SHOWN_CHARACTERS, LiveControl
 from . import host
 
 EVENT = "longlive.run"
@@ -122,7 +122,9 @@ class LiveRun:
         names |= {"video": f"/longlive/runs/{self.id}/video", "notes": self.notes}
         width, height = self.size
         video = {"width": width, "height": height, "num_frames": self._num_frames()}
-        video["length"] = self.settings["seconds"]
+        text = self.settings["schedule"]
+        video |= {"length": self.settings["seconds"]}
+        video |= {"schedule": text if len(text) <= SHOWN_CHARACTERS else None}
         video["block_latent_frames"] = self.settings["window"]["block_latent_frames"]
         return names | self._warned(self.control.snapshot()) | video
 

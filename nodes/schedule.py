@@ -11,7 +11,6 @@ from ..longlive_core.schedule.schedule import NEVER, PromptSchedule
 from ..longlive_core.text.tokens import TEXT_TOKENS, too_long
 from . import host
 from .io_types import CATEGORY, EncodedSchedule, ScheduleType, found_by
-from .live import SCHEDULE_KEY
 
 MOVED = 0.4  # seconds: that a cue takes effect so much later is worth a line
 EXAMPLE = """0:00 a red circle drifts right over navy
@@ -70,8 +69,7 @@ class LongLivePromptSchedule(io.ComfyNode):
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
         lines = [*word_warnings(clip, schedule), *times(schedule)]
-        shown = host.shown(cls.hidden.unique_id, lines).as_dict() | {SCHEDULE_KEY: [prompts]}
-        return io.NodeOutput(encoded(clip, schedule), ui=shown)
+        return io.NodeOutput(encoded(clip, schedule), ui=host.shown(cls.hidden.unique_id, lines))
 
 
 def times(schedule: PromptSchedule) -> list[str]:

@@ -115,6 +115,7 @@ def test_a_link_dropped_on_the_node_goes_to_prompts(page, rendering):
     assert places[1] > places[0] + 10, "the slot of prompts has a row of its own"
 
 
+@pytest.mark.newest
 def test_linked_prompts_are_named_and_shown_after_a_run(page, rendering):
     load(page)
     old = page.evaluate(WORDS)
@@ -133,6 +134,7 @@ def test_linked_prompts_are_named_and_shown_after_a_run(page, rendering):
     until_words(page, *old)
 
 
+@pytest.mark.newest
 def test_a_linked_length_is_the_rulers_end_after_a_run(page, rendering):
     load(page, 20.0)
     page.evaluate(LINK_SECONDS)
@@ -165,9 +167,8 @@ def test_a_subgraph_shows_the_text_and_the_timeline_in_it_is_in_step(server, pag
     assert "it turns blue" in field.first.input_value()
 
 
-def test_the_side_panel_shows_the_text_and_the_timeline_is_in_step(server, page, rendering):
-    if server.version.startswith("0.3."):
-        pytest.skip("the page of ComfyUI 0.3.64 has no side panel")
+@pytest.mark.newest
+def test_the_side_panel_shows_the_text_and_the_timeline_is_in_step(page, rendering):
     load(page)
     page.evaluate("() => app.canvas.processSelect(node)")
     page.evaluate(SIDE_PANEL, True)
@@ -185,6 +186,7 @@ def test_the_side_panel_shows_the_text_and_the_timeline_is_in_step(server, page,
         page.evaluate(SIDE_PANEL, False)
 
 
+@pytest.mark.newest
 def test_the_wheel_with_ctrl_zooms_the_timeline_and_not_the_canvas(page, rendering):
     load(page)
     page.evaluate("() => { app.canvas.ds.offset = [300 - node.pos[0], 200 - node.pos[1]] }")

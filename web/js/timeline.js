@@ -24,8 +24,6 @@ const ROW_HEIGHT = 20; // of the folded text
 const WATCH_MILLISECONDS = 500;
 const REST_MILLISECONDS = 400;
 
-const SCHEDULE_KEY = "longlive_schedule"; // of a run's outputs: the schedule text
-
 const views = new Map(); // node -> its timeline
 const lengths = new WeakMap(); // stream -> seconds of its last run
 const client = new Client((path, options) => api.fetchApi(path, options));
@@ -196,7 +194,6 @@ function addTimeline(node) {
   foldText(node, prompts, () => !view.isTextShown);
   node.setSize([WIDTH, Math.max(node.size[1], node.computeSize()[1])]);
   after(prompts, "callback", () => heldBy(node, "prompts").widget === prompts && view.show(prompts.value));
-  after(node, "onExecuted", (output) => view.showRunText(output?.[SCHEDULE_KEY]?.[0]));
   after(node, "onConfigure", () => {
     showOwn(app, node, view.element);
     view.reset(prompts.value);
@@ -215,7 +212,9 @@ function showRun(run) {
   const stream = nodeAt(graph, run.node);
   if (stream) lengths.set(stream, run.length);
   for (const [node, view] of views) {
-    if (streamsOf(node).includes(stream)) view.showRun({ ...run, isLive: isLive(run) });
+    if (!streamsOf(node).includes(stream)) continue;
+    view.showRunText(run.schedule);
+    view.showRun({ ...run, isLive: isLive(run) });
   }
 }
 

@@ -72,6 +72,7 @@ export class TimelineView {
 
   /** The text of the run that goes on, or of the last one. */
   showRunText(text = null) {
+    if (text === this.ran) return;
     this.ran = text;
     if (this.source !== null) this.showSource(this.source);
   }
