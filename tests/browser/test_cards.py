@@ -164,6 +164,7 @@ def test_cards_are_added_pressed_edited_and_removed(drawn, run):
     cards.button("rain").click(force=True)  # it counts as disabled
     assert "press Run" in drawn.inner_text(".longlive-live") and run.sent == []
     run.start()
+    assert "press Run" not in drawn.inner_text(".longlive-live")
     cards.button("the night falls").click()
     until(drawn, lambda: len(run.sent) == 1)
     drawn.keyboard.press("1")

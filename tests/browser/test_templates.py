@@ -21,6 +21,10 @@ LINK = """([from, slot, to, name]) => {
   const target = app.graph.getNodeById(to);
   app.graph.getNodeById(from).connect(slot, target, target.inputs.findIndex(input => input.name === name));
 }"""
+FITS = """() => {
+  const panel = document.querySelector('.longlive-live');
+  return panel.scrollHeight <= panel.clientHeight && panel.firstChild.clientHeight > 110;
+}"""
 VUE = "async on => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on) }"
 TOOLS = """() => new Set([...document.querySelectorAll('.ll-bar button')]
   .filter(button => button.checkVisibility())
@@ -87,6 +91,7 @@ def test_three_nodes_and_four_links_on_an_empty_canvas_make_a_video(fresh):
     page.locator(".longlive-live [role=status]").filter(has_text="done").wait_for(timeout=WAIT_MS)
     page.wait_for_function(PLAYS, timeout=WAIT_MS)
     page.get_by_role("note", name="Warnings").filter(has_text="2 cues after 0:02 are not played").wait_for()
+    assert page.evaluate(FITS), "at its first size the panel has room for all, and a picture"
     assert page.errors == []
 
 

@@ -125,7 +125,7 @@ export class Panel {
 
   /** Show a run. */
   take(snapshot) {
-    if (this.#snapshot && this.run !== snapshot.run) this.#say(""); // what it says is of the run before
+    if (this.run !== snapshot.run) this.#say(""); // what it says is of the time before
     this.#snapshot = snapshot;
     if (snapshot.num_frames) this.#show(snapshot);
     for (const ticket of this.#sent.keys()) this.#tell(ticket);

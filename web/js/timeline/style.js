@@ -77,8 +77,8 @@ ${FOLDED} :has(> .lg-slot) { opacity: 1; }
   .longlive-timeline .ll-bar button { min-width: 19px; padding: 2px 4px; } }
 @container (max-width: 420px) { /* as an input of an App: the tools stay one row */
   .longlive-timeline .ll-bar { gap: 1px; }
-  .longlive-timeline .ll-bar button { min-width: 14px; padding: 2px 1px; font-size: 10px; }
-  .longlive-timeline .ll-bar .ll-order { display: none; } }
+  .longlive-timeline .ll-bar button { min-width: 14px; padding: 2px 1px; font-size: 10px; } }
+@container (max-width: 310px) { .longlive-timeline .ll-bar .ll-order { display: none; } }
 .longlive-timeline [hidden] { display: none !important; }
 `;
 
