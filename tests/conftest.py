@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
+settings.register_profile("busy machines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machines")  # a test that waits for its turn is not slow
 GOLDEN = ROOT / "tests" / "golden"
 ONLY_SGF = "train_frames", "position_mode", "initial_latents", "policy"  # settings of Self Gradient Forcing
 PICTURES = "given", "start_step"  # settings of videos that begin with an image or with footage

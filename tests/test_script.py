@@ -91,7 +91,7 @@ def test_a_blend_takes_whole_blocks(seconds, block, blocks) -> None:
 
 
 @given(st.integers(0, 2**31), st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_arc_keeps_lengths_between_those_of_its_ends(seed: int, weight: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     start, end = (torch.randn(1, 5, 8, generator=generator) for _ in range(2))
