@@ -35,7 +35,7 @@ from longlive_core.rollout.rollout import Hook
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"
 LARGER_THAN_A_VIDEO = 8_000  # bytes; of a second, and less than its contact sheet
-COMMANDS = ("generate", "live", "share", "info", "plan", "download", "convert", "bench", "beats")
+COMMANDS = ("generate", "batch", "live", "share", "info", "plan", "download", "convert", "bench", "beats")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,10 +9,10 @@ from ..config import VERSION
 from ..rollout.retry import is_out_of_memory
 from ..rollout.rollout import RolloutError
 from ..weights.files import first_line
-from . import beats, bench, convert, download, generate, info, live, plan, share
+from . import batch, beats, bench, convert, download, generate, info, live, plan, share
 from .stderr import STDERR, Shown, show
 
-COMMANDS = (generate, live, share, info, plan, download, convert, bench, beats)
+COMMANDS = (generate, batch, live, share, info, plan, download, convert, bench, beats)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 SMALLER = "choose a smaller --size or --window, --precision fp8, or --tile; longlive plan lists what fits"
@@ -26,9 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def exit_code(options: argparse.Namespace) -> int:
-    """Run a command; its errors become one line each."""
+    """Run a command, which may have an exit code of its own; its errors become one line each."""
     try:
-        options.command(options)
+        return options.command(options) or 0
     except KeyboardInterrupt as stop:
         show("; ".join(filter(None, ("longlive: stopped", str(stop)))), STDERR)
         return EXIT_INTERRUPTED
@@ -40,7 +40,6 @@ def exit_code(options: argparse.Namespace) -> int:
             raise
         show(f"longlive: this does not fit the memory ({first_line(error)}); {SMALLER}", STDERR)
         return EXIT_BAD_INPUT
-    return 0
 
 
 def use_utf8() -> None:

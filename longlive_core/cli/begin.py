@@ -88,15 +88,9 @@ class Beginning:
         first = next(iter(self.files.values()), None)
         return size_like(*first.size, preset.width * preset.height) if first else (None, None)
 
-    def request(self, pipeline: Pipeline, width: int, height: int) -> dict[str, Any]:
-        """The keywords of a Request: latents of what it begins with, the source, and where they are from."""
-        shape, made = (width, height, self.fit), {}
-        if self.image:
-            frames = torch.cat(list(self.image.frames(*shape)))[:MAX_IMAGE_FRAMES]
-            made["given"] = pipeline.encode(frames)
-        if self.extended:
-            window = pipeline.preset.window.window_latent_frames or LEAST_PAST
-            made["past"] = pipeline.encode(newest(self.extended.frames(*shape), window))
+    def request(self, width: int | None, height: int | None) -> dict[str, Any]:
+        """The keywords of a Request that need no model: source and control, and what all files are from."""
+        made, shape = {}, (width, height, self.fit)
         if self.video:
             length = round(self.video.seconds * FRAME_RATE)
             made["source"] = Source(self.video.frames(*shape), self.strength, length=length)
@@ -104,6 +98,17 @@ class Beginning:
             made["control"] = control
         facts = {name: footage.facts() | {"fit": self.fit} for name, footage in self.files.items()}
         return made | ({"made_from": facts} if facts else {})
+
+    def encoded(self, pipeline: Pipeline, width: int | None, height: int | None) -> dict[str, Any]:
+        """The keywords of a Request with latents: what the video begins with or goes on from."""
+        made, shape = {}, (width, height, self.fit)
+        if self.image:
+            frames = torch.cat(list(self.image.frames(*shape)))[:MAX_IMAGE_FRAMES]
+            made["given"] = pipeline.encode(frames)
+        if self.extended:
+            window = pipeline.preset.window.window_latent_frames or LEAST_PAST
+            made["past"] = pipeline.encode(newest(self.extended.frames(*shape), window))
+        return made
 
     def _control(self, *shape: Any) -> Control | None:
         """What the video follows, of that size."""

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config import SWITCH_POLICIES, Policy
+from ..config import SWITCH_POLICIES, Policy, Preset
 from ..geometry import FRAME_RATE
 from ..output.contact_sheet import ContactSheet
 from ..output.sound import Sound
@@ -67,18 +67,28 @@ def frame_list(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> None:
     """Make the video; the file is playable while it grows."""
+    beginning, sound = checked(options)
+    with ending_like_ctrl_c():
+        make(pipeline_from(options), options, beginning, sound)
+
+
+def checked(options: argparse.Namespace) -> tuple[Beginning, Sound | None]:
+    """Check the options before there is a model, and open their files; settles `seconds`."""
     check_outputs(options)
     options.seconds = seconds_of(options)
     if options.seconds or not options.video:
         checked_frames(options.seconds)  # a plan without end needs a LiveControl
-    beginning, sound = Beginning.of(options), sound_from(options)
-    with ending_like_ctrl_c():
-        pipeline = pipeline_from(options)
-        plan = pipeline.plan(request_from(options, pipeline, beginning))
-        earlier = earlier_video(plan, options, beginning)
-        report([*plan.timeline.report(), *beginning.notes(), *plan.timeline.warnings])
-        report(sound.notes((earlier.num_frames + plan.frames) / FRAME_RATE) if sound else ())
-        record(pipeline, plan, options, sound, earlier)
+    return Beginning.of(options), sound_from(options)
+
+
+def make(pipeline: Pipeline, options: argparse.Namespace, beginning: Beginning, sound: Sound | None) -> int:
+    """Make the video of checked options; the frames in its file."""
+    request = request_from(options, pipeline.preset, beginning)
+    plan = pipeline.plan(replace(request, **beginning.encoded(pipeline, request.width, request.height)))
+    earlier = earlier_video(plan, options, beginning)
+    report([*plan.timeline.report(), *beginning.notes(), *plan.timeline.warnings])
+    report(sound.notes((earlier.num_frames + plan.frames) / FRAME_RATE) if sound else ())
+    return record(pipeline, plan, options, sound, earlier)
 
 
 def sound_from(options: argparse.Namespace) -> Sound | None:
@@ -134,25 +144,27 @@ class Notes(Hook):
         tqdm.write(printable(text), file=STDERR)
 
 
-def request_from(options: argparse.Namespace, pipeline: Pipeline, beginning: Beginning) -> Request:
-    """The options as a Request; images and footage to go on from are encoded."""
-    if options.schedule:
-        schedule = PromptSchedule.parse(read_text(options.schedule), options.switch_frames)
-    elif options.switch_frames:
-        raise ValueError("--switch-frames is for a JSONL --schedule, not for --prompt; leave it out")
-    else:
-        schedule = PromptSchedule.single(options.prompt)
+def request_from(options: argparse.Namespace, preset: Preset, beginning: Beginning | None = None) -> Request:
+    """The options as a Request, without the latents of what is encoded first; their files may be open."""
+    beginning, schedule = beginning or Beginning.of(options), schedule_from(options)
     state = VideoState.load(options.resume) if options.resume else None
     if options.on_switch:
         in_effect = state.script.prompt if state else None
         schedule = schedule.with_on_switch(Policy(options.on_switch), in_effect)
-    width, height = options.size or beginning.size(pipeline.preset, state)
+    width, height = options.size or beginning.size(preset, state)
     seed = state.seed if state and options.seed is None else options.seed
-    window, begin = window_from(options, pipeline.preset), {}
-    if beginning.files:
-        begin = beginning.request(pipeline, width, height)
-    made = (options.seconds, seed or 0, width, height, window, options.positions)
+    window, begin = window_from(options, preset), beginning.request(width, height)
+    made = (seconds_of(options), seed or 0, width, height, window, options.positions)
     return Request(schedule, *made, state=state, steps=options.steps, **begin)
+
+
+def schedule_from(options: argparse.Namespace) -> PromptSchedule:
+    """The prompts of the options, as they are written."""
+    if options.schedule:
+        return PromptSchedule.parse(read_text(options.schedule), options.switch_frames)
+    if options.switch_frames:
+        raise ValueError("--switch-frames is for a JSONL --schedule, not for --prompt; leave it out")
+    return PromptSchedule.single(options.prompt)
 
 
 def read_text(path: Path) -> str:
@@ -175,8 +187,8 @@ def report(lines: Sequence[str]) -> None:
 
 def record(
     pipeline: Pipeline, plan: Plan, options: argparse.Namespace, sound: Sound | None, earlier: Earlier
-) -> None:
-    """Write the video, its state, and the contact sheet, which is also written after an error."""
+) -> int:
+    """Write the video, its state, and the contact sheet, also after an error; the frames in the file."""
     settings = pipeline.settings(plan) | ({"sound": sound.settings} if sound else {})
     settings = None if options.no_metadata else settings
     writer = VideoWriter(options.out, plan.width, plan.height, settings, sound=sound)
@@ -195,6 +207,7 @@ def record(
     show(f"{options.out}: {writer.num_frames} frames")
     if not is_complete:
         raise OSError(f"{options.out} is complete, its contact sheet is missing")
+    return writer.num_frames
 
 
 def film(

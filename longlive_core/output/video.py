@@ -207,6 +207,14 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
         raise ValueError(f"{path} cannot be read as a video ({error})") from error
 
 
+def count_frames(path: str | Path) -> int:
+    """How many frames a video holds, without decoding them; 0 for what is no video."""
+    unreadable = suppress(av.error.FFmpegError, IndexError, UnicodeDecodeError)
+    with unreadable, av.open(_FILE_URL.format(path)) as container:
+        return sum(packet.dts is not None for packet in container.demux(video=0))
+    return 0
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a video of LongLive. Raises ValueError if there are none, or none that can be read."""
     try:
