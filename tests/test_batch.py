@@ -88,7 +88,7 @@ def twenty(folder: Path) -> list[dict]:
         JOB | {"image": "in/a.png", "name": "begun", "on-switch": "keep", "size": "64x64"},
         JOB | {"extend": "in/v.mp4", "with_source": True, "name": "joined"},
         {"prompt": PROMPT, "video": "in/v.mp4", "strength": 0.5, "seconds": None},
-        JOB | {"image": "in/a.png", "seconds": 0.05, "name": "no longer than its image"},
+        JOB | {"image": "in/v.mp4", "name": "no longer than its beginning"},
         {"schedule": "in/cut.txt", "seconds": 0.5, "image": "in/a.png", "name": "cut at once"},
     ]
     (folder / "in" / "cut.txt").write_text(f"0s cut: {PROMPT}")
