@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os.path import realpath
 from pathlib import Path
@@ -11,12 +11,10 @@ from tqdm import tqdm
 
 from ..config import MINI, Preset
 from ..output.manifest import Manifest
-from ..pipeline import Pipeline, Plan
-from ..rollout.rollout import RolloutError
-from ..weights.files import first_line
+from ..pipeline import Plan
 from ..weights.published import DOWNLOADS
-from . import generate
-from .jobs import WRITE, Job, JobParser, digest_of, model_facts
+from . import cluster, generate
+from .jobs import WRITE, Job, JobParser, Made, attempt, digest_of, model_facts
 from .options import add_model, preset_named
 from .outputs import inputs_of
 from .signals import ending_like_ctrl_c
@@ -33,11 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("jobs", type=Path, metavar="JOBS", help=jobs)
     out = f"folder for the videos and {MANIFEST}; made if there is none"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
+    cluster.add_options(parser)
     add_model(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check all jobs, then make those that are not finished."""
+    cluster.check_options(options)
     options.out.mkdir(parents=True, exist_ok=True)
     with ending_like_ctrl_c(), Manifest(options.out / MANIFEST) as manifest:
         problems, preset = Problems(options.jobs), known_preset(options)
@@ -138,34 +138,35 @@ def check_due(due: Sequence[Job], preset: Preset | None, problems: Problems) -> 
 def make_due(
     due: Sequence[Job], options: argparse.Namespace, preset: Preset | None, manifest: Manifest
 ) -> list[str]:
-    """Make the videos one after another; a sentence for each that failed."""
-    pipeline = generate.pipeline_from(options)
-    if pipeline.preset != preset:  # it was not known before
-        problems = Problems(options.jobs)
-        check_due(due, pipeline.preset, problems)
-        problems.report()
-    failed, done, total, begun = [], 0, sum(job.frames for job in due), time.monotonic()
-    for number, job in enumerate(due, 1):
-        left = (time.monotonic() - begun) * (total - done) / done if done else 0
-        about = f", about {tqdm.format_interval(left)} left" if left else ""
-        show(f"{number} of {len(due)}: {job.options.out.name}, line {job.line}{about}", STDERR)
-        if error := make(pipeline, job, manifest):
+    """Make the videos, each noted when it is finished; a sentence for each that failed."""
+
+    def check(loaded: Preset) -> None:
+        if loaded != preset:  # it was not known before
+            problems = Problems(options.jobs)
+            check_due(due, loaded, problems)
+            problems.report()
+
+    failed, done, begun = [], 0, time.monotonic()
+    make = cluster.make_there if options.ray else make_here
+    for number, (job, frames, error) in enumerate(make(due, options, check), 1):
+        manifest.add(job.record(frames, error))
+        if error:
             failed.append(f"{options.jobs}, line {job.line}: {job.options.out.name} failed: {error}")
         done += job.frames
+        left = (time.monotonic() - begun) * (sum(one.frames for one in due) / done - 1)
+        name = f"{job.options.out.name}, line {job.line}"
+        show(f"{number} of {len(due)}: {name}, about {tqdm.format_interval(left)} left", STDERR)
     return failed
 
 
-def make(pipeline: Pipeline, job: Job, manifest: Manifest) -> str | None:
-    """Make one video and note it in the manifest; the error, if there was one."""
-    frames, sentence = 0, None
-    try:
-        frames = generate.make(pipeline, job.options, *generate.checked(job.options))
-    except KeyboardInterrupt as stop:
-        kept = "; ".join(filter(None, ("stopped", str(stop))))
-        manifest.add(job.record(error=kept))
-        raise KeyboardInterrupt("; ".join(filter(None, (str(stop), AGAIN)))) from stop
-    except Exception as error:  # whatever it is, the other jobs are made
-        is_expected = isinstance(error, ValueError | OSError | RolloutError)
-        sentence = str(error) if is_expected else f"{type(error).__name__}: {first_line(error)}"
-    manifest.add(job.record(frames, sentence))
-    return sentence
+def make_here(
+    due: Sequence[Job], options: argparse.Namespace, check: Callable[[Preset], None]
+) -> Iterator[Made]:
+    """Make the videos one after another; `check` sees the preset of the model first."""
+    pipeline = generate.pipeline_from(options)
+    check(pipeline.preset)
+    for job in due:
+        try:
+            yield job, *attempt(pipeline, job)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("; ".join(filter(None, (str(stop), AGAIN)))) from stop

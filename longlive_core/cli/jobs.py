@@ -10,8 +10,9 @@ from typing import Any
 
 from ..config import MINI, VERSION
 from ..geometry import FRAME_RATE
-from ..pipeline import ModelFiles
-from ..weights.files import sha256_of
+from ..pipeline import ModelFiles, Pipeline
+from ..rollout.rollout import RolloutError
+from ..weights.files import first_line, sha256_of
 from ..weights.lora import LoraChoice
 from . import generate
 from .outputs import is_same
@@ -43,6 +44,9 @@ class Job:
         named = {"line": self.line, "name": file.stem, "file": file.name}
         made = {"frames": frames, "seconds": frames / FRAME_RATE, "seed": self.seed}
         return {**named, **made, "hash": self.digest, "error": error}
+
+
+Made = tuple[Job, int, str | None]  # the frames in its file, or the error
 
 
 class JobParser(argparse.ArgumentParser):
@@ -175,3 +179,12 @@ def fact(value: Any) -> Any:
     if value.is_dir():
         return sorted([file.name, file.stat().st_size] for file in value.rglob("*") if file.is_file())
     return sha256_of(value) if value.is_file() else value.name
+
+
+def attempt(pipeline: Pipeline, job: Job) -> tuple[int, str | None]:
+    """Make the video of a job: the frames in its file, or 0 and the error."""
+    try:
+        return generate.make(pipeline, job.options, *generate.checked(job.options)), None
+    except Exception as error:  # whatever it is, the other jobs are made
+        is_expected = isinstance(error, ValueError | OSError | RolloutError)
+        return 0, str(error) if is_expected else f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,118 @@
+"""`longlive batch --ray`: Ray actors hold the model, jobs are their tasks; Ray places, restarts, retries."""
+
+import argparse
+import importlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from ..config import MINI, Preset
+from ..weights.files import first_line
+from ..weights.published import DOWNLOADS
+from . import generate
+from .jobs import MODEL, Job, Made, attempt, placed
+
+RETRIES = 2  # of a job whose worker died: a job that kills every worker must end
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    cluster = (
+        "make the videos on a Ray cluster: auto is the one of this machine (extra: ray; docs/cluster.md)"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help=cluster)
+    cpus = "with --ray: workers on so many CPUs, with as many threads, instead of a GPU each"
+    parser.add_argument("--cpus-per-worker", type=int, metavar="N", help=cpus)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for impossible options; paths become those that workers find, too."""
+    if options.cpus_per_worker is not None and (not options.ray or options.cpus_per_worker < 1):
+        raise ValueError("--cpus-per-worker is 1 or more, and goes with --ray ADDRESS")
+    if options.ray:
+        for key in ("jobs", "out", *MODEL):
+            setattr(options, key, placed(getattr(options, key), Path.cwd()))
+        if options.model not in (MINI.name, *DOWNLOADS):
+            options.model = str(Path(options.model).absolute())
+        if options.vace and options.vace.name in DOWNLOADS:
+            options.vace = Path(options.vace.name)
+
+
+class Worker:
+    """A process of the cluster that holds the model."""
+
+    def __init__(self, options: argparse.Namespace):
+        if options.cpus_per_worker:
+            torch.set_num_threads(options.cpus_per_worker)
+        self._pipeline = generate.pipeline_from(options)
+
+    def preset(self) -> Preset:
+        return self._pipeline.preset
+
+    def make(self, job: Job) -> tuple[int, str | None]:
+        return attempt(self._pipeline, job)
+
+
+def make_there(
+    due: Sequence[Job], options: argparse.Namespace, check: Callable[[Preset], None]
+) -> Iterator[Made]:
+    """Make the videos on the cluster, in the order in which they are finished; `check` sees the preset."""
+    ray = connected(options.ray)
+    try:
+        gpus = 0 if options.cpus_per_worker else 1
+        needs = {"num_cpus": options.cpus_per_worker or 1, "num_gpus": gpus}
+        actor = ray.remote(Worker).options(**needs, max_restarts=-1, max_task_retries=RETRIES)
+        workers = [actor.remote(options) for _ in range(num_workers(ray, needs, len(due)))]
+        try:
+            check(ray.get(workers[0].preset.remote()))
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"a worker could not load the model: {reason}") from error
+        yield from made_by(ray, workers, due)
+    finally:
+        ray.shutdown()
+
+
+def connected(address: str) -> ModuleType:
+    """Ray, connected to the cluster; ValueError where there is none."""
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise ValueError(f"--ray needs Ray ({error}); pip install 'longlive[ray]'") from error
+    try:
+        ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address} ({first_line(error)}); start one with: ray start --head"
+        ) from error
+    return ray
+
+
+def num_workers(ray: ModuleType, needs: dict[str, int], most: int) -> int:
+    """How many workers the cluster has room for; ValueError if none."""
+    has = ray.cluster_resources()
+    room = min(has.get(name[4:-1].upper(), 0) // count for name, count in needs.items() if count)
+    if room < 1:
+        raise ValueError(
+            f"the cluster has {has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs, too few for a "
+            "worker; without GPUs give --cpus-per-worker N"
+        )
+    return min(int(room), most)
+
+
+def made_by(ray: ModuleType, workers: list, due: Sequence[Job]) -> Iterator[Made]:
+    """Give each worker the next job when it has none."""
+    idle, left, running = [*workers], deque(due), {}
+    while left or running:
+        while left and idle:
+            worker, job = idle.pop(), left.popleft()
+            running[worker.make.remote(job)] = worker, job
+        (task, *_), _ = ray.wait([*running])
+        worker, job = running.pop(task)
+        idle.append(worker)
+        try:
+            yield job, *ray.get(task)
+        except ray.exceptions.RayError as error:
+            yield job, 0, f"its worker failed {RETRIES + 1} times: {first_line(error)}"
