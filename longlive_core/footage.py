@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
-from .geometry import FRAME_RATE, PIXEL_MULTIPLE
+from .geometry import FRAME_RATE, PIXEL_MULTIPLE, TIME_STRIDE, num_frames
 
 CROP, PAD, STRETCH = "crop", "pad", "stretch"
 FITS = (CROP, PAD, STRETCH)
@@ -218,6 +219,16 @@ def at_rate(timed: Iterable[Timed], start: float) -> Iterator[Tensor]:
             yield seen
             number += 1
         seen, end = frame, begins + lasts
+
+
+def newest(pieces: Iterator[Tensor], window: int) -> Tensor:
+    """The last frames [F, H, W, 3] that fill latent frames, at most `window` of them; the end is exact."""
+    frames: deque[Tensor] = deque(maxlen=num_frames(window))
+    for piece in pieces:
+        frames.extend(piece.unbind(0))
+    stack = torch.stack(list(frames))
+    beyond = (len(stack) - 1) % TIME_STRIDE
+    return stack[beyond:]
 
 
 def _is_animated(image: Image.Image) -> bool:

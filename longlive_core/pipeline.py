@@ -188,27 +188,11 @@ class Pipeline:
         stream = ControlStream(control, self.encoder, like, plan.control_start, plan.scene_block, given)
         return ControlledWan(self.model, stream, control.scale, stream.references)
 
-    @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames [F, H, W, 3] in [0, 1] -> latents [1, C, T, h, w] to begin a video with, or to continue.
-
-        T is 1 + (F - 1) // 4; frames beyond 4T - 3 are left out. Where a preset wants whole blocks, the last
-        frame is held until there is one. ValueError for no frames, sizes that are no multiples of 16, and
-        where there is no encoder.
-        """
+        """As `encoded`, by the encoder of this pipeline; ValueError too where there is none."""
         if self.encoder is None:
             raise ValueError(NO_ENCODER)
-        if frames.ndim != 4 or not len(frames) or frames.shape[3] < RGB:
-            raise ValueError(
-                f"frames of shape {list(frames.shape)} cannot be encoded; give [frames, height, width, 3]"
-            )
-        latent_size(frames.shape[2], frames.shape[1])
-        frames = frames[..., :RGB]
-        if self.preset.commits_past and len(frames):
-            missing = max(0, num_frames(self.preset.window.block_latent_frames) - len(frames))
-            frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
-        video = frames.to(self.model.device, torch.float32).permute(0, 3, 1, 2)[None]
-        return self.encoder.encode(video)
+        return encoded(frames.to(self.model.device), self.encoder, self.preset)
 
     def _noted(self, blocks: Iterator[Block], hook: Hook) -> Iterator[Block]:
         """The same blocks; a failure of the compiler is reported when it happened, once for the model."""
@@ -229,6 +213,25 @@ class Pipeline:
             schedule = PromptSchedule.parse(schedule)
         for chunk in self.run(self.plan(Request(schedule, seconds, **request))):
             yield chunk.frames
+
+
+@torch.no_grad()
+def encoded(frames: Tensor, encoder: Encoder, preset: Preset) -> Tensor:
+    """Frames [F, H, W, 3] in [0, 1] -> latents [1, C, T, h, w] to begin a video with, or to continue.
+
+    T is 1 + (F - 1) // 4; frames beyond 4T - 3 are left out. Where a preset wants whole blocks, the last
+    frame is held until there is one. ValueError for no frames, and sizes that are no multiples of 16.
+    """
+    if frames.ndim != 4 or not len(frames) or frames.shape[3] < RGB:
+        raise ValueError(
+            f"frames of shape {list(frames.shape)} cannot be encoded; give [frames, height, width, 3]"
+        )
+    latent_size(frames.shape[2], frames.shape[1])
+    frames = frames[..., :RGB]
+    if preset.commits_past:
+        missing = max(0, num_frames(preset.window.block_latent_frames) - len(frames))
+        frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
+    return encoder.encode(frames.float().permute(0, 3, 1, 2)[None])
 
 
 class Decoding:

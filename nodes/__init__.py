@@ -3,7 +3,9 @@
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from . import routes, stage
+from .control import LongLiveControl
 from .decode import LongLiveDecode
+from .footage import LongLiveSource
 from .frame_sink import LongLiveFrameSink
 from .loaders import LongLiveLoadMini, LongLiveLoadModel, LongLiveLoadVAE, LongLiveUseModel
 from .schedule import LongLivePromptSchedule
@@ -16,6 +18,8 @@ NODES = [
     LongLiveLoadVAE,
     LongLivePromptSchedule,
     LongLiveFrameSink,
+    LongLiveSource,
+    LongLiveControl,
     LongLiveStream,
     LongLiveDecode,
 ]

@@ -28,6 +28,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn
 
+from ..longlive_core.footage import FootageError
 from ..longlive_core.rollout.retry import is_out_of_memory
 from ..longlive_core.rollout.rollout import RolloutError
 from ..longlive_core.schedule.cue import ScheduleError
@@ -154,7 +155,7 @@ def plain_errors() -> Iterator[None]:
     """Raise the core's errors as Python's own types: of others the page shows the module, and little else."""
     try:
         yield
-    except ScheduleError as error:
+    except (ScheduleError, FootageError) as error:
         raise ValueError(str(error)) from error
     except RolloutError as error:
         raise RuntimeError(str(error)) from error

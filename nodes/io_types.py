@@ -26,6 +26,8 @@ POSITIONS = (AUTO, "absolute", "endless")
 ModelType = io.Custom("LONGLIVE_MODEL")
 ScheduleType = io.Custom("LONGLIVE_SCHEDULE")
 WindowType = io.Custom("LONGLIVE_WINDOW")
+SourceType = io.Custom("LONGLIVE_SOURCE")
+ControlType = io.Custom("LONGLIVE_CONTROL")
 
 # of inputs that few people change: pages fold them away; 0.3.64 does not know the word
 ADVANCED = {"advanced": True} if "advanced" in signature(io.Int.Input.__init__).parameters else {}
@@ -64,7 +66,8 @@ def latent_space(preset: Preset) -> Samples:
 class StreamModel:
     """A generator that ComfyUI keeps in memory, and the preset that it is run with.
 
-    `precision` is of its stored weights; `source` is what a video's metadata says of its files.
+    `precision` is of its stored weights; `source` is what a video's metadata says of its files; with the
+    layers of VACE a video can be controlled.
     """
 
     preset: Preset
@@ -72,6 +75,7 @@ class StreamModel:
     precision: str
     source: Mapping[str, Any] = field(default_factory=dict)
     speed: str = EAGER
+    has_vace: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What a video's metadata says of the model."""

@@ -13,9 +13,11 @@ from ..longlive_core.config import LONGLIVE_1_3B, MINI, RELATIVES, Preset
 from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed
 from ..longlive_core.mini.loader import load_mini
 from ..longlive_core.model.attention import AUTO, BACKENDS, attention_backend, known_attention
+from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.weights.checkpoints import (
     MERGED,
     NO_LORA,
+    Progress,
     load_transformer,
     may_have_two_sets,
     preset_of_metadata,
@@ -28,6 +30,7 @@ from ..longlive_core.weights.files import open_tensors, sha256_of
 from ..longlive_core.weights.lora import LoraChoice
 from ..longlive_core.weights.published import DOWNLOADS
 from ..longlive_core.weights.quantize import PRECISIONS, precision_of
+from ..longlive_core.weights.vace import graft
 from ..longlive_core.weights.vae_files import load_vae
 from . import host
 from .adapters import MiniClip
@@ -112,6 +115,16 @@ SaveMergedInput = io.String.Input(
     tooltip=(
         "Name of a file to write into models/diffusion_models: checkpoint and LoRAs in one, in bf16 or fp8. "
         "It loads several times as fast, and stock loaders read it too. Empty: none. No file is replaced."
+    ),
+)
+VaceInput = io.Combo.Input(
+    "vace",
+    options=[NONE, *host.file_names(MODELS)],
+    default=NONE,
+    optional=True,
+    tooltip=(
+        "For LongLive: Control: a file with the layers of VACE 1.3B in models/diffusion_models, such as "
+        "wan2.1_vace_1.3B_fp16.safetensors. Its other weights are not loaded."
     ),
 )
 ModelOutput = ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream.")
@@ -203,15 +216,17 @@ class LongLiveLoadModel(io.ComfyNode):
                 LicenceInput,
                 SpeedInput,
                 SaveMergedInput,
+                VaceInput,
             ],
             outputs=[ModelOutput],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, **_) -> str:
+    def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, vace: str = NONE, **_) -> str:
         """Changes with the files; what comes over a link is None here."""
-        files = ((checkpoint, MODELS), (lora_file(lora), LORAS), (lora_file(second_lora), LORAS))
+        loras = [(lora_file(name), LORAS) for name in (lora, second_lora)]
+        files = ((checkpoint, MODELS), (vace, MODELS), *loras)
         return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, *PUBLISHED))
 
     @classmethod
@@ -229,10 +244,12 @@ class LongLiveLoadModel(io.ComfyNode):
         path, choices, saved = merged_file(merged, path, choices, precision, family, progress)
         devices = host.offload_device(), attention_backend(attention, host.device(), replaced.append)
         loaded = load_transformer(path, choices, precision, *devices, family, on_progress=progress)
+        vace, grafted = with_vace(loaded.transformer, files.get("vace", NONE), precision, choices, progress)
         settled = settle(loaded.transformer, precision, host.device())
-        source = {"checkpoint": path.name, "sha256": sha256_of(path), **added(choices, attention)}
-        model = StreamModel(loaded.preset, host.managed(loaded.transformer), precision, source, speed)
-        notes = (f"{loaded.preset.name}, {precision}", *replaced, *saved, *loaded.notes, *settled)
+        source = {"checkpoint": path.name, "sha256": sha256_of(path), **added(choices, attention), **vace}
+        shared = host.managed(loaded.transformer)
+        model = StreamModel(loaded.preset, shared, precision, source, speed, bool(vace))
+        notes = (f"{loaded.preset.name}, {precision}", *replaced, *saved, *loaded.notes, *grafted, *settled)
         return io.NodeOutput(model, ui=host.shown(cls.hidden.unique_id, notes))
 
 
@@ -413,6 +430,17 @@ def merged_file(
     precision, family, progress = how
     notes = convert(path, choices, precision.removesuffix("-fast"), out, family, progress)
     return out, [], [*notes, f"{out.name} is written: choose it as checkpoint from now on, without a LoRA"]
+
+
+def with_vace(
+    transformer: CausalWan, name: str, precision: str, loras: list[LoraChoice], progress: Progress
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Give a transformer the VACE layers of a file, if one is chosen: what metadata says of it, and notes."""
+    if name == NONE:
+        return {}, ()
+    path = host.file_path(name, MODELS)
+    notes = graft(transformer, path, precision, host.offload_device(), tuple(loras), progress)
+    return {"vace": path.name}, (f"with VACE of {path.name}", *notes)
 
 
 def chosen_loras(chosen: Iterable[tuple[str, float]]) -> list[LoraChoice]:

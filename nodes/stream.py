@@ -1,7 +1,8 @@
 """LongLiveStream: model, schedule and decoder -> a video file that grows as it is made, and its latents."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 
 import torch
@@ -13,22 +14,35 @@ from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_f
 from ..longlive_core.memory import GIB, Needs, Setting, estimate, fitting
 from ..longlive_core.output.sound import Sound
 from ..longlive_core.output.video import VideoWriter
-from ..longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, as_uint8, environment
+from ..longlive_core.pipeline import (
+    UNTIL_STOPPED,
+    Chunk,
+    Pipeline,
+    Plan,
+    Request,
+    as_uint8,
+    encoded,
+    environment,
+)
 from ..longlive_core.resume import Ending, VideoState
+from ..longlive_core.rollout.retry import free_unused
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
 from ..longlive_core.steering.live import FULL_SPEED, PACES
 from . import host
+from .beginning import Beginning
 from .io_types import (
     ADVANCED,
     CATEGORY,
     FRAMES_KEY,
     SCENES_KEY,
     STATE_KEY,
+    ControlType,
     EncodedSchedule,
     ModelType,
     Samples,
     ScheduleType,
+    SourceType,
     StreamModel,
     WindowChoice,
     WindowType,
@@ -36,9 +50,10 @@ from .io_types import (
     latent_space,
 )
 from .live import RUNS, LiveRun, UnloadingRoom
-from .vaes import BLOCK, StreamVae, decoded, stream_vae
+from .vaes import BLOCK, StreamVae, decoded, encode_bytes, stream_vae
 
 PREFIX = "longlive/stream"
+BEGINS = "start_image", "source", "control", "continue_from"
 VIDEO, LATENT = 0, 1  # the numbers of these outputs
 STEPS = tuple(SigmaConfig().choices)
 MAX_CUT_OFF = num_frames(2 * BLOCK) - num_frames(BLOCK) - 1  # all frames of a block but one
@@ -72,19 +87,20 @@ class LongLiveStream(io.ComfyNode):
 
     @classmethod
     @host.plain_errors()
-    def execute(cls, model, schedule, vae, window=None, continue_from=None, **made) -> io.NodeOutput:
+    def execute(cls, model, schedule, vae, window=None, **made) -> io.NodeOutput:
         pace = made.pop("pace", FULL_SPEED)
         wanted = {name: made.pop(name, False) for name in ("keep_state", "whole_video")}
         wanted["sound"] = sound = sound_of(made.pop("audio", None))
         parts = Parts(model, schedule, stream_vae(vae))
-        past = Past(continue_from, parts.space)
-        plan = Plan(model.preset, request_of(schedule, window, past, model.preset, **made))
+        begins = Beginning(**{name: made.pop(name, None) for name in BEGINS})
+        plan, past = planned(parts, begins, window, **made)
         settings = plan.settings() | environment(host.device()) | model.settings()
         settings |= {"past_latent_frames": past.num_frames} | ({"sound": sound.settings} if sound else {})
         steering = {"pace": pace, "room": UnloadingRoom(schedule.has_room, lambda: parts.load(plan))}
         steering |= {"on_switch": window.on_switch if window else None}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow, schedule.warnings_of, **steering)
+        live.notes = begins.notes
         run = Run(parts, plan, past, cls.hidden.unique_id, live.notes, **wanted)
         is_passed_on = is_in_another_file(cls.hidden)
         with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:
@@ -109,10 +125,17 @@ INPUTS = [
         "vae", tooltip="The VAE that belongs to the model: a Wan 2.1 VAE, or Mini's. It decodes every block."
     ),
     io.Int.Input(
-        "width", **SIDE, tooltip="Width in pixels, a multiple of 16. 0: what the model was trained at."
+        "width",
+        **SIDE,
+        tooltip=(
+            "Width in pixels, a multiple of 16. 0: it follows from height and the proportions of "
+            "start_image, source or model. Both 0: about as many pixels as the model was trained at."
+        ),
     ),
     io.Int.Input(
-        "height", **SIDE, tooltip="Height in pixels, a multiple of 16. 0: what the model was trained at."
+        "height",
+        **SIDE,
+        tooltip="Height in pixels, a multiple of 16. 0: it follows from width, as width does from it.",
     ),
     io.Float.Input(
         "seconds",
@@ -122,8 +145,9 @@ INPUTS = [
         step=0.5,
         round=0.01,
         tooltip=(
-            "Length of the video. It has 16 frames a second. 0: until you stop it; at 832x480 its latents "
-            "take 100 MB of RAM a minute, and as much again at the end."
+            "Length of the video. It has 16 frames a second. 0: as long as the source that is transformed, "
+            "else until you stop it; at 832x480 its latents take 100 MB of RAM a minute, and as much again "
+            "at the end."
         ),
     ),
     io.Int.Input(
@@ -197,6 +221,24 @@ INPUTS = [
             "the video."
         ),
     ),
+    io.Image.Input(
+        "start_image",
+        optional=True,
+        tooltip=(
+            "The video begins with this image, or with up to 45 of a batch. It is scaled to cover the frame. "
+            "The first prompt must name all that is seen in it."
+        ),
+    ),
+    SourceType.Input(
+        "source",
+        optional=True,
+        tooltip="Footage to transform or to go on from, from LongLive: Source.",
+    ),
+    ControlType.Input(
+        "control",
+        optional=True,
+        tooltip="What the video follows, from LongLive: Control; the model needs VACE.",
+    ),
 ]
 OUTPUTS = [
     io.Video.Output(
@@ -240,11 +282,21 @@ class Parts:
 
     def pipeline(self, plan: Plan) -> Pipeline:
         """The pipeline of a run, with all parts in memory."""
-        return Pipeline(self.model.preset, *self.load(plan), self.encode, speed=self.model.speed)
+        transformer, placed = self.load(plan)
+        speed, encoder = self.model.speed, placed.encoder
+        return Pipeline(self.model.preset, transformer, placed, self.encode, speed=speed, encoder=encoder)
 
     def load(self, plan: Plan) -> list:
         """Transformer and decoder in memory, with room for the run."""
         return host.load([self.model.transformer, self.vae.decoder], self.run_bytes(plan))
+
+    def encoded(self, frames: Tensor) -> Tensor:
+        """Latents [1, C, T, h, w] of frames [F, H, W, 3], on the CPU; what that took is free again."""
+        needed = encode_bytes(self.vae, frames.shape[2], frames.shape[1])
+        (placed,) = host.load([self.vae.decoder], needed)
+        latents = encoded(frames.to(host.vae_device()), placed, self.model.preset).cpu()
+        free_unused(host.vae_device())
+        return latents
 
     def encode(self, prompt: str) -> Tensor:
         """The embedding of a prompt; ComfyUI's encoders make more rows of a long one than the model takes."""
@@ -253,9 +305,9 @@ class Parts:
     def needs(self, plan: Plan) -> tuple[Setting, Needs]:
         """What the memory of a run depends on, and how much it takes."""
         model, kind = self.model, self.vae.kind
-        has_source = plan.request.source is not None
-        blocks = plan.blocks.stop
-        setting = Setting(plan.width, plan.height, model.precision, kind, plan.window, blocks, has_source)
+        encoding = {"has_source": plan.request.source is not None, "has_control": plan.control is not None}
+        how = (model.precision, kind, plan.window, plan.blocks.stop)
+        setting = Setting(plan.width, plan.height, *how, **encoding)
         return setting, estimate(model.preset, setting, host.device())
 
     def run_bytes(self, plan: Plan) -> int:
@@ -286,11 +338,31 @@ def sound_of(audio: Mapping | None) -> Sound | None:
     return Sound.of_waveform(audio["waveform"].float().cpu().numpy(), int(audio["sample_rate"]))
 
 
+def planned(parts: Parts, begins: Beginning, window: WindowChoice | None, **made) -> tuple[Plan, "Past"]:
+    """The plan of the widgets and all that is connected, and what it goes on from."""
+    begins.check(parts.model, parts.vae)
+    preset, space = parts.model.preset, parts.space
+    size = made["width"], made["height"] = begins.size(made["width"], made["height"], preset)
+
+    def samples(frames: Tensor) -> Tensor:
+        return space.raw(parts.encoded(frames))
+
+    past = Past(begins.earlier(samples, preset.window.window_latent_frames, *size), space)
+    sides = size if all(size) else ((past.state or preset).width, (past.state or preset).height)
+    if (first := begins.first_frames(*sides)) is not None:
+        made["given"] = parts.encoded(first)
+    made |= begins.made(*sides)
+    if begins.continued:
+        past.footage = partial(begins.continued.frames, *sides, begins.notes)
+        past.num_shown = begins.continued.footage.num_frames
+    return Plan(preset, request_of(parts.schedule, window, past, preset, **made)), past
+
+
 def request_of(
     schedule: EncodedSchedule, window: WindowChoice | None, past: "Past", preset: Preset, **made
 ) -> Request:
-    """The request of the widgets; 0 seconds are until stopped."""
-    seconds = made.pop("seconds") or UNTIL_STOPPED
+    """The request of the widgets; 0 seconds are those of the source, else until stopped."""
+    seconds = made.pop("seconds") or (0 if "source" in made else UNTIL_STOPPED)
     made |= {"state": past.state} if past.state else {"past": past.scene, "cut_off": past.cut_off}
     made["steps"] = min(made.get("steps", max(STEPS)), len(preset.sigmas.steps))
     request = Request(schedule.schedule, seconds, **made)
@@ -300,7 +372,8 @@ def request_of(
 class Past:
     """The samples [1, C, T, H, W] to continue from, if any; `scene`, since the last cut, is normalised.
 
-    `cut_off` pixel frames at their end were in no video yet; `state` is exact, where there is one.
+    `cut_off` pixel frames at their end were in no video yet; `state` is exact, where there is one. `footage`
+    gives the frames of footage they are the end of, `num_shown` of them.
     """
 
     def __init__(self, latent: dict | None, space: Samples):
@@ -315,6 +388,8 @@ class Past:
         cut_off = self.num_pixel_frames - latent.get(FRAMES_KEY, self.num_pixel_frames) if latent else 0
         # other nodes may have shortened the samples without changing the number of frames
         self.cut_off = cut_off if 0 <= cut_off <= MAX_CUT_OFF else 0
+        self.num_shown = self.num_pixel_frames - self.cut_off
+        self.footage: Callable[[], Iterator[Tensor]] | None = None
         self.state: VideoState | None = latent.get(STATE_KEY) if latent else None
         if self.state and not self._has_made(space.raw(self.state.newest_latents)):
             self.state = None
@@ -342,10 +417,11 @@ class Run(Hook):
         whole_video: bool = False,
         sound: Sound | None = None,
     ):
-        self._parts, self._plan, self._is_whole = parts, plan, whole_video
+        self._parts, self._plan = parts, plan
         self._progress = host.Progress(node_id, len(plan.blocks) * len(plan.sigmas))
-        self._past, self._num_latents = past.samples, past.num_frames - plan.num_given
-        self._earlier_latents = self._num_latents  # the others are in the first block that is made
+        self._past, self._footage = past.samples, past.footage
+        in_first = plan.num_given if past.num_frames else 0  # in the first block that is made
+        self._num_latents = self._earlier_latents = past.num_frames - in_first
         self._made: list[Tensor] = []
         self._scenes = list(past.scenes)
         self._past_frames = past.num_pixel_frames - past.cut_off
@@ -353,7 +429,8 @@ class Run(Hook):
         self._frames = 0
         self._notes = notes
         notes.extend(plan.timeline.warnings)
-        earlier = self._past_frames if whole_video else 0
+        self._num_shown = past.num_shown if whole_video else 0
+        earlier = self._num_shown
         seconds = 0 if plan.is_until_stopped else (earlier + plan.frames) / FRAME_RATE
         notes.extend(sound.notes(seconds) if sound else ())
 
@@ -388,12 +465,18 @@ class Run(Hook):
 
     def _write_past(self, writer: VideoWriter) -> None:
         """Begin the file with the earlier video, if asked; without the frames that its end cut off."""
-        left = self._past_frames if self._is_whole else 0
-        for part in decoded(self._parts.vae, self._past, tuple(self._scenes)) if left else ():
+        left = self._num_shown
+        for part in self._earlier() if left else ():
             host.throw_if_interrupted()
-            frames = part[0, :left]
+            frames = part[:left]
             left -= len(frames)
             writer.append(as_uint8(frames))
+
+    def _earlier(self) -> Iterator[Tensor]:
+        """The earlier video in pieces [F, H, W, 3]: footage as it is, latents decoded."""
+        if self._footage:
+            return self._footage()
+        return (part[0] for part in decoded(self._parts.vae, self._past, tuple(self._scenes)))
 
     def latents(self) -> dict:
         """All clean latents as a LATENT, with what continue_from needs."""

@@ -1,4 +1,4 @@
-"""VAEs as streaming decoders: ours for stock nodes, ComfyUI's with their weights shared."""
+"""VAEs as streaming decoders and encoders: ours for stock nodes, ComfyUI's with their weights shared."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..longlive_core.config import LONGLIVE_1_3B, Preset, WindowConfig
 from ..longlive_core.geometry import SPACE_STRIDE, TIME_STRIDE, num_frames
 from ..longlive_core.vae.autoencoder import WanAutoencoder
-from ..longlive_core.vae.memory import decoder_bytes
-from ..longlive_core.vae.streaming import Decoder, StreamingDecoder
+from ..longlive_core.vae.memory import decoder_bytes, encoder_bytes
+from ..longlive_core.vae.streaming import Encoder, StreamingDecoder
 from ..longlive_core.vae.tiled import TiledDecoder
 from ..longlive_core.vae.tiny import TinyAutoencoder
 from ..longlive_core.weights.vae_files import build_tiny_decoder, build_wan_autoencoder
@@ -22,39 +22,55 @@ from .io_types import latent_space
 
 BLOCK = WindowConfig().block_latent_frames
 Autoencoder = WanAutoencoder | TinyAutoencoder
+NO_ENCODER = "a tiny decoder only decodes; connect the Wan 2.1 VAE to encode images and footage"
 
 
-class PlacedDecoder:
-    """A decoder on its device, in tiles if asked; it takes latents from any device."""
+class PlacedVae:
+    """An autoencoder on its device, decoding in tiles if asked; it takes tensors from any device.
 
-    def __init__(self, decoder: Decoder, device: torch.device, is_tiled: bool = False):
-        self._decoder = TiledDecoder(decoder, past_device="cpu") if is_tiled else decoder
-        self._device = device
+    `encoder` is itself, or None where it only decodes.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, device: torch.device, is_tiled: bool = False):
+        self._autoencoder, self._device = autoencoder, device
+        self._decoder = TiledDecoder(autoencoder, past_device="cpu") if is_tiled else autoencoder
+        self.encoder: Encoder | None = None if autoencoder.encoder is None else self
 
     def decode(self, latents: Tensor, past: Any = None) -> tuple[Tensor, Any]:
         """As the decoder itself."""
         return self._decoder.decode(latents.to(self._device), past)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """As the encoder itself; the latents are where the frames were."""
+        return self._autoencoder.encode(frames.to(self._device)).to(frames.device)
+
+    def encode_next(self, frames: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+        """The same, piece by piece."""
+        latents, past = self._autoencoder.encode_next(frames.to(self._device), past)
+        return latents.to(frames.device), past
 
 
 @dataclass(eq=False)
 class StreamVae:
     """A streaming decoder whose weights ComfyUI manages, and the preset whose latents it decodes.
 
-    `kind` names it for estimates of memory: wan, tiled or tiny.
+    `kind` names it for estimates of memory: wan, tiled or tiny. Some only decode.
     """
 
-    decoder: host.Managed[Decoder]
+    decoder: host.Managed[PlacedVae]
     preset: Preset
     kind: str
+    has_encoder: bool = True
 
 
 class OwnVae(StreamVae):
     """An autoencoder of ours behind a VAE socket: frames [F, H, W, 3] in [0, 1] <-> LATENT samples."""
 
     def __init__(self, autoencoder: Autoencoder, preset: Preset, is_tiled: bool = False):
-        decoder = PlacedDecoder(autoencoder, host.vae_device(), is_tiled)
+        placed = PlacedVae(autoencoder, host.vae_device(), is_tiled)
         kind = "tiny" if isinstance(autoencoder, TinyAutoencoder) else "wan"
-        super().__init__(host.managed_vae(autoencoder, decoder), preset, "tiled" if is_tiled else kind)
+        managed, has_encoder = host.managed_vae(autoencoder, placed), autoencoder.encoder is not None
+        super().__init__(managed, preset, "tiled" if is_tiled else kind, has_encoder)
         self._autoencoder = autoencoder
 
     def decode(self, samples: Tensor, **_: Any) -> Tensor:
@@ -65,8 +81,8 @@ class OwnVae(StreamVae):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Frames [F, H, W, 3] -> samples [1, C, T, H, W]; F beyond 1 + 4n are left out."""
-        if self._autoencoder.encoder is None:
-            raise ValueError("a tiny decoder only decodes; connect the Wan 2.1 VAE to encode images")
+        if not self.has_encoder:
+            raise ValueError(NO_ENCODER)
         height, width = pixels.shape[-3:-1]
         if height % SPACE_STRIDE or width % SPACE_STRIDE:
             raise ValueError(
@@ -92,23 +108,25 @@ def stream_vae(vae: Any) -> StreamVae:
     if host.is_wan_vae(vae):
         return shared(vae, build_wan_autoencoder, "wan")
     if host.is_tiny_vae(vae):
-        return shared(vae, lambda state: build_tiny_decoder(state, is_raw=True), "tiny")
+        return shared(vae, lambda state: build_tiny_decoder(state, is_raw=True), "tiny", has_encoder=False)
     raise ValueError(
         "this VAE cannot decode a stream; connect a Wan 2.1 VAE, or a tiny decoder from LongLive: Load VAE"
     )
 
 
-def shared(vae: Any, build: Callable[[dict[str, Tensor]], nn.Module], kind: str) -> StreamVae:
-    """A VAE of ComfyUI's, decoded by our layers with the very weights that ComfyUI holds."""
+def shared(
+    vae: Any, build: Callable[[dict[str, Tensor]], Autoencoder], kind: str, has_encoder: bool = True
+) -> StreamVae:
+    """A VAE of ComfyUI's, run by our layers with the very weights that ComfyUI holds."""
 
-    def decoder_of(weights: dict[str, Tensor]) -> Decoder:
+    def placed(weights: dict[str, Tensor]) -> PlacedVae:
         try:
-            return PlacedDecoder(build(weights), vae.device)
+            return PlacedVae(build(weights), vae.device)
         except ValueError as error:
             raise ValueError(f"this VAE cannot decode a stream: {error}") from error
 
-    bind = partial(host.built_once, vae, decoder_of)
-    return StreamVae(host.Managed(vae.patcher, bind), LONGLIVE_1_3B, kind)
+    bind = partial(host.built_once, vae, placed)
+    return StreamVae(host.Managed(vae.patcher, bind), LONGLIVE_1_3B, kind, has_encoder)
 
 
 def decoded(vae: StreamVae, samples: Tensor, scenes: tuple[int, ...] = ()) -> Iterator[Tensor]:
@@ -130,8 +148,15 @@ def pieces(num_latents: int, scenes: Sequence[int]) -> list[tuple[int, int]]:
     return list(pairwise([*sorted(firsts), num_latents]))
 
 
+def encode_bytes(vae: StreamVae, width: int, height: int) -> int:
+    """Bytes that encoding needs next to the weights; ComfyUI accounts for GPUs only."""
+    if host.vae_device().type == "cpu":
+        return 0
+    return sum(encoder_bytes(vae.preset, BLOCK, (width, height), host.vae_dtype()))
+
+
 def decode_bytes(vae: StreamVae, samples: Tensor) -> int:
-    """Bytes that decoding needs next to the weights; ComfyUI accounts for GPUs only."""
+    """The same for decoding."""
     if host.vae_device().type == "cpu":
         return 0
     size = (samples.shape[4] * SPACE_STRIDE, samples.shape[3] * SPACE_STRIDE)

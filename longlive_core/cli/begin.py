@@ -1,7 +1,6 @@
 """What `longlive generate` begins with, goes on from or transforms: images and footage in files."""
 
 import argparse
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..config import Preset
 from ..control import Control
-from ..footage import CROP, FITS, Footage, size_like
-from ..geometry import FRAME_RATE, TIME_STRIDE, num_frames
+from ..footage import CROP, FITS, Footage, newest, size_like
+from ..geometry import FRAME_RATE, num_frames
 from ..pipeline import Pipeline, as_uint8
 from ..resume import VideoState
 from ..source import DEFAULT_STRENGTH, Source
@@ -162,13 +160,3 @@ def seconds_of(options: argparse.Namespace) -> float:
     if options.seconds is None:
         return 0.0 if options.video else SECONDS
     return options.seconds
-
-
-def newest(pieces: Iterator[Tensor], window: int) -> Tensor:
-    """The last frames [F, H, W, 3] that fill latent frames, at most `window` of them; the end is exact."""
-    frames: deque[Tensor] = deque(maxlen=num_frames(window))
-    for piece in pieces:
-        frames.extend(piece.unbind(0))
-    stack = torch.stack(list(frames))
-    beyond = (len(stack) - 1) % TIME_STRIDE
-    return stack[beyond:]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longlive_core.config import LONGLIVE_1_3B, TINY_WAN
 from longlive_core.model.causal_wan import CausalWan
+from longlive_core.model.vace import Vace
 from longlive_core.vae.tiny import TinyAutoencoder
 from longlive_core.weights import vae_files
 from longlive_core.weights.names import foreign_name
@@ -27,6 +28,16 @@ def transformer(seed: int = 0) -> dict[str, Tensor]:
     patches = state["patch_embedding.weight"]
     state["patch_embedding.weight"] = patches.view(len(patches), CONFIG.latent_channels, 1, 2, 2)
     return {name: weight.contiguous() for name, weight in state.items()}
+
+
+def vace(seed: int = 7) -> dict[str, Tensor]:
+    """VACE layers for that transformer, under their published names."""
+    torch.manual_seed(seed)
+    layers = Vace(CONFIG, (0,)).requires_grad_(False)
+    patches = layers.patch_embedding.weight
+    patches.data = torch.randn_like(patches) * 0.02
+    state = {foreign_name(f"vace.{name}", "wan"): weight for name, weight in layers.state_dict().items()}
+    return state | {"vace_patch_embedding.weight": patches.view(len(patches), -1, 1, 2, 2).contiguous()}
 
 
 def two_sets() -> dict[str, Tensor]:
@@ -111,6 +122,7 @@ def write_models(models: Path) -> None:
     save_file(state, models / "diffusion_models" / "small_ar.safetensors", metadata=frame_wise)
     save_file(two_sets(), models / "diffusion_models" / "small_sgf_plus.safetensors")
     save_file(image_to_video(state), models / "diffusion_models" / "small_i2v.safetensors")
+    save_file(vace(), models / "diffusion_models" / "small_vace.safetensors")
     base = {"generator": {f"model.{name}": weight for name, weight in state.items()}}
     torch.save(base, models / "diffusion_models" / "longlive_base.pt")
     both = {f"model.{name}": weight for name, weight in two_sets().items()}

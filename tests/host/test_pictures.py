@@ -1,0 +1,215 @@
+"""Images, footage and control in a real ComfyUI: from the stock nodes that give them to videos, or sentences."""
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from longlive_core.output.video import VideoWriter, read_settings
+from longlive_training.world import Attributes, Motion, film
+
+BEFORE = Attributes("red", "circle", "drifts right", "navy")
+SIZE = {"width": 64, "height": 64}
+BLUE = BEFORE.prompt().replace("red", "blue")
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def graph(prompt: str = BEFORE.prompt(), **stream) -> dict:
+    """Mini and a stream of a second, with what may be connected to it."""
+    parts = {"model": ["mini", 0], "schedule": ["prompts", 0], "vae": ["mini", 2]}
+    return {
+        "mini": node("LongLiveLoadMini"),
+        "prompts": node("LongLivePromptSchedule", clip=["mini", 1], prompts=prompt),
+        "image": node("LoadImage", image="wide.png"),
+        "file": node("LoadVideo", file="shot.mp4"),
+        "made": node("CreateVideo", images=["many", 0], fps=8.0),
+        "many": node("RepeatImageBatch", image=["image", 0], amount=100),
+        "stream": node("LongLiveStream", **parts, **({"seconds": 1.0, "seed": 51} | SIZE | stream)),
+    }
+
+
+def source(video: str, **settings) -> dict:
+    chosen = {"use": "transform", "strength": 0.25, "fit": "crop", "start": 0.0} | settings
+    return {"source": node("LongLiveSource", video=[video, 0], **chosen)}
+
+
+@pytest.fixture(scope="module")
+def shot(server) -> np.ndarray:
+    """Puts two seconds of the world, 48 frames of 24 a second, and a wide image into the input folder."""
+    folder = server.base / "input"
+    folder.mkdir(exist_ok=True)
+    frames, _ = film([BEFORE], Motion.anywhere([BEFORE], torch.Generator().manual_seed(3)), 32, 64)
+    pixels = (frames[0].permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    with VideoWriter(folder / "shot.mp4", 64, 64) as writer:
+        writer.append(pixels)
+    wide = Image.fromarray(pixels[0]).resize((96, 96)).crop((0, 16, 96, 80))
+    wide.putalpha(255)  # LoadImage gives alpha as a MASK
+    wide.save(folder / "wide.png")
+    return pixels
+
+
+def run(server, prompt: dict):
+    done = server.run(prompt)
+    assert done.has_succeeded, done.event("execution_error")["exception_message"]
+    return done
+
+
+def path_of(server, done, key: str = "stream"):
+    return server.path_of(done.outputs[key]["longlive_video"][0])
+
+
+def pixels_of(path) -> np.ndarray:
+    """The frames [F, H, W, 3] of a video."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def notes(server) -> str:
+    return " | ".join(server.get("/longlive/runs")["runs"][0]["notes"])
+
+
+def test_a_video_begins_with_the_image_of_load_image_in_its_proportions(server, shot):
+    """A red circle on navy is in the first frame and stays; 80x48 has about as many pixels as 64x64."""
+    done = run(server, graph(start_image=["image", 0], width=0, height=0))
+    made, settings = pixels_of(path_of(server, done)), read_settings(path_of(server, done))
+    assert made.shape == (16, 48, 80, 3) and "80x48" in notes(server)
+    wanted = np.asarray(Image.open(server.base / "input" / "wide.png").convert("RGB").resize((80, 54)))
+    assert np.abs(made[0].astype(int) - wanted[3:51]).mean() < 6
+    assert settings["given_latent_frames"] == 1 and settings["made_from"]["start_image"]["size"] == [96, 64]
+
+
+@pytest.mark.newest
+def test_one_side_follows_the_other(server, shot):
+    for size, expected in (((0, 64), (96, 64)), ((48, 0), (48, 32))):
+        done = run(server, graph(start_image=["image", 0], width=size[0], height=size[1], seconds=0.5))
+        assert pixels_of(path_of(server, done)).shape[1:3] == expected[::-1]
+    done = run(server, graph(width=0, height=32, seconds=0.5))
+    assert pixels_of(path_of(server, done)).shape[1:3] == (32, 32)
+
+
+def test_footage_of_load_video_is_transformed_at_its_length(server, shot):
+    prompt = graph(BLUE, source=["source", 0], seconds=0.0, width=0, height=0) | source("file", start=0.5)
+    done = run(server, prompt)
+    made, settings = pixels_of(path_of(server, done)), read_settings(path_of(server, done))
+    assert len(made) == len(shot) - 8
+    assert settings["strength"] == 0.25 and settings["made_from"]["source"]["file"] == "shot.mp4"
+    where = [frames.astype(int).sum(axis=3).argmax(axis=None) for frames in (made[:1], shot[8:9])]
+    assert abs(where[0] % 64 - where[1] % 64) < 16
+    assert made[4:].reshape(-1, 3).mean(0)[2] > shot.reshape(-1, 3).mean(0)[2], "it is blue"
+
+
+def test_footage_without_a_file_is_transformed(server, shot):
+    """A VIDEO of images, 8 a second, is seen twice as long as the IMAGE batch."""
+    for video, seconds in (("made", 12.5), ("many", 6.25)):
+        done = run(server, graph(source=["source", 0], seconds=0.0) | source(video))
+        assert read_settings(path_of(server, done))["seconds"] == seconds
+
+
+def test_a_clip_is_continued_and_begins_the_file(server, shot):
+    """Of another stream's file, which is in the temp folder by then."""
+    prompt = graph(source=["source", 0], whole_video=True) | source("clip", use="continue")
+    inputs = {name: link for name, link in prompt["stream"]["inputs"].items() if name != "source"}
+    prompt["clip"] = node("LongLiveStream", **(inputs | {"whole_video": False, "seconds": 1.5}))
+    done = run(server, prompt)
+    made, before = pixels_of(path_of(server, done)), pixels_of(path_of(server, done, "clip"))
+    assert len(made) == 16 + 24 and np.abs(made[:24].astype(int) - before).mean() < 4
+    assert np.abs(made[24].astype(int) - made[23]).mean() < 12, "no jump"
+    assert read_settings(path_of(server, done))["made_from"]["source"]["fit"] == "crop"
+
+
+REFUSED = {
+    "start_image and continue_from exclude each other": {
+        "start_image": ["image", 0],
+        "continue_from": ["a", 1],
+    },
+    "source and continue_from exclude each other": {"source": ["source", 0], "continue_from": ["a", 1]},
+    "control needs VACE, and this model has none": {"control": ["control", 0]},
+    "multiple of 16": {"start_image": ["image", 0], "width": 72},
+}
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_is_said_in_a_sentence(server, shot, words):
+    prompt = graph(**REFUSED[words]) | source("file")
+    prompt["a"] = graph()["stream"]
+    prompt["control"] = node("LongLiveControl", strength=1.0, control_video=["many", 0])
+    message = server.run(prompt).event("execution_error")["exception_message"]
+    assert words in message and "\n" not in message.strip(), message
+
+
+@pytest.mark.newest
+def test_footage_that_is_not_there_is_said_in_a_sentence(server, shot):
+    for settings, words in (
+        ({"start": 9.0}, "cannot begin at 9 s"),
+        ({"use": "continue"}, "exclude each other"),
+    ):
+        prompt = graph(source=["source", 0], start_image=["image", 0]) | source("file", **settings)
+        assert words in server.run(prompt).event("execution_error")["exception_message"]
+    prompt = graph(control=["control", 0]) | {"control": node("LongLiveControl", strength=1.0)}
+    assert "nothing to follow" in server.run(prompt).event("execution_error")["exception_message"]
+
+
+@pytest.mark.newest
+def test_of_many_start_images_the_first_are_used(server, shot):
+    done = run(server, graph(start_image=["many", 0], seconds=3.0))
+    assert "of 100 start images the first 45 are used" in notes(server)
+    assert read_settings(path_of(server, done))["given_latent_frames"] == 12
+
+
+def controlled(strength: float, **inputs) -> dict:
+    """A small random model with VACE under control of 20 images, a mask and a reference; its latents dumped."""
+    images = node("EmptyImage", width=96, height=64, batch_size=20, color=0x3366CC)
+    loaded = {
+        "checkpoint": "small_wan.safetensors",
+        "lora": "none",
+        "lora_strength": 1.0,
+        "second_lora": "none",
+    }
+    loaded |= {"second_strength": 1.0, "precision": "auto", "attention": "auto", "family": "auto"}
+    parts = {"model": ["model", 0], "schedule": ["prompts", 0], "vae": ["vae", 0], "control": ["control", 0]}
+    wanted = {"control_video": ["images", 0], "control_masks": ["mask", 0], "reference_image": ["images", 0]}
+    return {
+        "model": node("LongLiveLoadModel", **(loaded | {"vace": "small_vace.safetensors"})),
+        "clip": node("TestSmallClip"),
+        "vae": node("VAELoader", vae_name="wan_2.1_vae.safetensors"),
+        "prompts": node("LongLivePromptSchedule", clip=["clip", 0], prompts="a red star drifts over"),
+        "images": images,
+        "one": node("EmptyImage", width=96, height=64, batch_size=1, color=0xCC6633),
+        "mask": node("SolidMask", value=1.0, width=96, height=64),
+        "control": node("LongLiveControl", strength=strength, **(wanted | {"reference_image": ["one", 0]})),
+        "stream": node("LongLiveStream", **parts, **({"seconds": 1.0, "seed": 3} | SIZE | inputs)),
+        "dump": node("TestDump", name=f"controlled_{strength}", latent=["stream", 1]),
+    }
+
+
+def test_control_by_vace_changes_the_video(server, models, shot):
+    latents = {}
+    for strength in (0.0, 1.0):
+        done = run(server, controlled(strength))
+        latents[strength] = torch.load(server.base / "output" / f"controlled_{strength}.pt")
+    settings = read_settings(path_of(server, done))
+    assert settings["vace"] == "small_vace.safetensors"
+    assert settings["control"] == {"scale": 1.0, "references": 1}
+    assert not torch.equal(latents[0.0], latents[1.0]) and latents[1.0].isfinite().all()
+
+
+@pytest.mark.newest
+def test_a_tiny_decoder_has_no_encoder(server, models, shot):
+    prompt = controlled(1.0)
+    prompt["vae"] = node("LongLiveLoadVAE", vae_name="taew2_1.safetensors", tiled=False)
+    message = server.run(prompt).event("execution_error")["exception_message"]
+    assert "connect the Wan 2.1 VAE" in message
+
+
+@pytest.mark.newest
+def test_a_stock_vae_encodes_the_image_that_a_video_begins_with(server, models, shot):
+    prompt = controlled(0.0, start_image=["one", 0], width=0, height=0, seconds=0.5)
+    prompt["stream"]["inputs"] |= {"width": 96, "height": 0}
+    del prompt["dump"]
+    done = run(server, prompt)
+    assert pixels_of(path_of(server, done)).shape == (8, 64, 96, 3)
