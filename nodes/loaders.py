@@ -117,16 +117,6 @@ SaveMergedInput = io.String.Input(
         "It loads several times as fast, and stock loaders read it too. Empty: none. No file is replaced."
     ),
 )
-VaceInput = io.Combo.Input(
-    "vace",
-    options=[NONE, *host.file_names(MODELS)],
-    default=NONE,
-    optional=True,
-    tooltip=(
-        "For LongLive: Control: a file with the layers of VACE 1.3B in models/diffusion_models, such as "
-        "wan2.1_vace_1.3B_fp16.safetensors. Its other weights are not loaded."
-    ),
-)
 ModelOutput = ModelType.Output(display_name="model", tooltip="The generator. Goes into LongLive: Stream.")
 
 
@@ -216,7 +206,16 @@ class LongLiveLoadModel(io.ComfyNode):
                 LicenceInput,
                 SpeedInput,
                 SaveMergedInput,
-                VaceInput,
+                io.Combo.Input(
+                    "vace",
+                    options=[NONE, *host.file_names(MODELS)],
+                    default=NONE,
+                    optional=True,
+                    tooltip=(
+                        "For LongLive: Control: a file with the layers of VACE 1.3B in models/diffusion_models, such as "
+                        "wan2.1_vace_1.3B_fp16.safetensors. Its other weights are not loaded."
+                    ),
+                ),
             ],
             outputs=[ModelOutput],
             hidden=[io.Hidden.unique_id],

@@ -1,4 +1,4 @@
-"""Images, footage and control in a real ComfyUI: from the stock nodes that give them to videos, or sentences."""
+"""Images, footage and control in a real ComfyUI: from stock nodes that give them to videos, or sentences."""
 
 import av
 import numpy as np
@@ -97,15 +97,17 @@ def test_footage_of_load_video_is_transformed_at_its_length(server, shot):
     made, settings = pixels_of(path_of(server, done)), read_settings(path_of(server, done))
     assert len(made) == len(shot) - 8
     assert settings["strength"] == 0.25 and settings["made_from"]["source"]["file"] == "shot.mp4"
-    where = [frames.astype(int).sum(axis=3).argmax(axis=None) for frames in (made[:1], shot[8:9])]
-    assert abs(where[0] % 64 - where[1] % 64) < 16
-    assert made[4:].reshape(-1, 3).mean(0)[2] > shot.reshape(-1, 3).mean(0)[2], "it is blue"
+    wanted = shot[8:].astype(int).sum(axis=3) > 200  # where the circle is
+    assert (wanted == (made.astype(int).sum(axis=3) > 200)).mean() > 0.95, "it is still there"
+    assert np.median(made[wanted], axis=0)[2] > 100 > np.median(made[wanted], axis=0)[0], "and blue"
 
 
 def test_footage_without_a_file_is_transformed(server, shot):
     """A VIDEO of images, 8 a second, is seen twice as long as the IMAGE batch."""
-    for video, seconds in (("made", 12.5), ("many", 6.25)):
-        done = run(server, graph(source=["source", 0], seconds=0.0) | source(video))
+    for video, seconds in (("made", 2.5), ("many", 1.25)):
+        prompt = graph(source=["source", 0], seconds=0.0) | source(video)
+        prompt["many"]["inputs"]["amount"] = 20
+        done = run(server, prompt)
         assert read_settings(path_of(server, done))["seconds"] == seconds
 
 
@@ -121,14 +123,12 @@ def test_a_clip_is_continued_and_begins_the_file(server, shot):
     assert read_settings(path_of(server, done))["made_from"]["source"]["fit"] == "crop"
 
 
+IMAGE, LATENT = ["image", 0], ["a", 1]
 REFUSED = {
-    "start_image and continue_from exclude each other": {
-        "start_image": ["image", 0],
-        "continue_from": ["a", 1],
-    },
-    "source and continue_from exclude each other": {"source": ["source", 0], "continue_from": ["a", 1]},
+    "start_image and continue_from exclude each other": {"start_image": IMAGE, "continue_from": LATENT},
+    "source and continue_from exclude each other": {"source": ["source", 0], "continue_from": LATENT},
     "control needs VACE, and this model has none": {"control": ["control", 0]},
-    "multiple of 16": {"start_image": ["image", 0], "width": 72},
+    "multiples of 16": {"start_image": IMAGE, "width": 72},
 }
 
 
@@ -144,10 +144,8 @@ def test_what_cannot_be_is_said_in_a_sentence(server, shot, words):
 
 @pytest.mark.newest
 def test_footage_that_is_not_there_is_said_in_a_sentence(server, shot):
-    for settings, words in (
-        ({"start": 9.0}, "cannot begin at 9 s"),
-        ({"use": "continue"}, "exclude each other"),
-    ):
+    begins_late, is_continued = ({"start": 9.0}, "cannot begin at 9 s"), ({"use": "continue"}, "exclude each")
+    for settings, words in (begins_late, is_continued):
         prompt = graph(source=["source", 0], start_image=["image", 0]) | source("file", **settings)
         assert words in server.run(prompt).event("execution_error")["exception_message"]
     prompt = graph(control=["control", 0]) | {"control": node("LongLiveControl", strength=1.0)}
@@ -162,15 +160,11 @@ def test_of_many_start_images_the_first_are_used(server, shot):
 
 
 def controlled(strength: float, **inputs) -> dict:
-    """A small random model with VACE under control of 20 images, a mask and a reference; its latents dumped."""
+    """A small random model with VACE under control of images, a mask and a reference; its latents dumped."""
     images = node("EmptyImage", width=96, height=64, batch_size=20, color=0x3366CC)
-    loaded = {
-        "checkpoint": "small_wan.safetensors",
-        "lora": "none",
-        "lora_strength": 1.0,
-        "second_lora": "none",
-    }
-    loaded |= {"second_strength": 1.0, "precision": "auto", "attention": "auto", "family": "auto"}
+    loaded = {"checkpoint": "small_wan.safetensors", "lora": "none", "second_lora": "none"}
+    loaded |= {"lora_strength": 1.0, "second_strength": 1.0}
+    loaded |= {"precision": "auto", "attention": "auto", "family": "auto"}
     parts = {"model": ["model", 0], "schedule": ["prompts", 0], "vae": ["vae", 0], "control": ["control", 0]}
     wanted = {"control_video": ["images", 0], "control_masks": ["mask", 0], "reference_image": ["images", 0]}
     return {
