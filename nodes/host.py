@@ -82,10 +82,14 @@ def vae_dtype() -> torch.dtype:
 
 @dataclass(frozen=True)
 class Managed(Generic[T]):
-    """Weights that ComfyUI loads and unloads. `bind` gives what runs on them, until ComfyUI moves them."""
+    """Weights that ComfyUI loads and unloads. `bind` gives what runs on them, until ComfyUI moves them.
+
+    `more` are patchers of further weights of it.
+    """
 
     patcher: Any
     bind: Callable[[], T]
+    more: tuple[Any, ...] = ()
 
 
 class LongLiveWeights(nn.Module):
@@ -118,7 +122,8 @@ def managed_vae(module: nn.Module, decoder: T) -> Managed[T]:
 
 def load(parts: Sequence[Managed], num_bytes: int = 0) -> list:
     """Load all these weights, with room for `num_bytes` more; returns what runs on them."""
-    comfy.model_management.load_models_gpu([part.patcher for part in parts], memory_required=num_bytes)
+    patchers = [patcher for part in parts for patcher in (part.patcher, *part.more)]
+    comfy.model_management.load_models_gpu(patchers, memory_required=num_bytes)
     return [part.bind() for part in parts]
 
 

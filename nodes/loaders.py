@@ -9,10 +9,10 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..longlive_core.config import LONGLIVE_1_3B, MINI, RELATIVES, Preset
+from ..longlive_core.config import LONGLIVE_1_3B, MINI, RELATIVES, ModelConfig, Preset
 from ..longlive_core.fast.compiled import EAGER, SPEEDS, known_speed
 from ..longlive_core.mini.loader import load_mini
-from ..longlive_core.model.attention import AUTO, BACKENDS, attention_backend, known_attention
+from ..longlive_core.model.attention import AUTO, BACKENDS, Attend, attention_backend, known_attention
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.weights.checkpoints import (
     MERGED,
@@ -35,7 +35,7 @@ from ..longlive_core.weights.vae_files import load_vae
 from . import host
 from .adapters import MiniClip
 from .io_types import ADVANCED, CATEGORY, ModelType, StreamModel, found_by
-from .shared_model import shared_config, shared_transformer, with_lora
+from .shared_model import shared_config, shared_transformer, vace_of, with_lora
 from .vaes import OwnVae
 
 MODELS, LORAS, NONE = "diffusion_models", "loras", "none"
@@ -212,7 +212,7 @@ class LongLiveLoadModel(io.ComfyNode):
                     default=NONE,
                     optional=True,
                     tooltip=(
-                        "For LongLive: Control: a file with the layers of VACE 1.3B in models/diffusion_models, such as "
+                        "A file with VACE 1.3B in models/diffusion_models, for LongLive: Control, such as "
                         "wan2.1_vace_1.3B_fp16.safetensors. Its other weights are not loaded."
                     ),
                 ),
@@ -225,8 +225,7 @@ class LongLiveLoadModel(io.ComfyNode):
     def fingerprint_inputs(cls, checkpoint: str, lora: str, second_lora: str, vace: str = NONE, **_) -> str:
         """Changes with the files; what comes over a link is None here."""
         loras = [(lora_file(name), LORAS) for name in (lora, second_lora)]
-        files = ((checkpoint, MODELS), (vace, MODELS), *loras)
-        return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, *PUBLISHED))
+        return stamps((checkpoint, MODELS), *loras, (vace, MODELS))
 
     @classmethod
     def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
@@ -281,15 +280,25 @@ class LongLiveUseModel(io.ComfyNode):
                 AttentionInput,
                 FamilyInput,
                 SpeedInput,
+                io.Combo.Input(
+                    "vace",
+                    options=[NONE, *host.file_names(MODELS)],
+                    default=NONE,
+                    optional=True,
+                    tooltip=(
+                        "A file with VACE 1.3B in models/diffusion_models, for LongLive: Control. The MODEL "
+                        "and its weights stay as they are."
+                    ),
+                ),
             ],
             outputs=[ModelOutput],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora: str, **_) -> str:
-        """Changes with the file; what comes over a link is None here."""
-        return "" if lora in (None, NONE) else host.file_stamp(lora_file(lora), LORAS)
+    def fingerprint_inputs(cls, lora: str, vace: str = NONE, **_) -> str:
+        """Changes with the files; what comes over a link is None here."""
+        return stamps((lora_file(lora), LORAS), (vace, MODELS))
 
     @classmethod
     def validate_inputs(cls, attention: str, speed: str = EAGER) -> bool:
@@ -297,7 +306,7 @@ class LongLiveUseModel(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model, lora, lora_strength, attention, family, speed=EAGER) -> io.NodeOutput:
+    def execute(cls, model, lora, lora_strength, attention, family, speed=EAGER, vace=NONE):
         speed, attention, replaced = known_choices(speed, attention)
         attend, config = attention_backend(attention, host.device(), replaced.append), shared_config(model)
         preset, file = replace(preset_of(model, family), model=config), host.file_of(model)
@@ -309,9 +318,10 @@ class LongLiveUseModel(io.ComfyNode):
         for choice in choices:
             model, report = with_lora(model, config, choice)
             notes.append(report)
-        shared = host.Managed(model, cache(lambda: shared_transformer(model, config, attend)))
+        shared = shared_with_vace(model, config, attend, vace)
         precision = precision_of(host.bytes_per_weight(model))
-        generator = StreamModel(preset, shared, precision, source, speed)
+        source |= {} if vace == NONE else {"vace": vace}
+        generator = StreamModel(preset, shared, precision, source, speed, vace != NONE)
         return io.NodeOutput(generator, ui=host.shown(cls.hidden.unique_id, notes))
 
 
@@ -360,6 +370,11 @@ class LongLiveLoadVAE(io.ComfyNode):
         path = host.file_path(vae_name, *VAES)
         autoencoder = load_vae(path, host.vae_dtype(), host.vae_offload_device())
         return io.NodeOutput(OwnVae(autoencoder, LONGLIVE_1_3B, tiled))
+
+
+def stamps(*files: tuple[str | None, str]) -> str:
+    """What changes when one of these files, (name, folder), does."""
+    return "|".join(host.file_stamp(*file) for file in files if file[0] not in (None, NONE, *PUBLISHED))
 
 
 def lora_names() -> list[str]:
@@ -440,6 +455,15 @@ def with_vace(
     path = host.file_path(name, MODELS)
     notes = graft(transformer, path, precision, host.offload_device(), tuple(loras), progress)
     return {"vace": path.name}, (f"with VACE of {path.name}", *notes)
+
+
+def shared_with_vace(model: Any, config: ModelConfig, attend: Attend, name: str) -> host.Managed[CausalWan]:
+    """A transformer on the weights of a MODEL, with the VACE layers of a file, if one is chosen."""
+    if name == NONE:
+        return host.Managed(model, cache(lambda: shared_transformer(model, config, attend)))
+    vace = vace_of(host.file_path(name, MODELS), model, config, attend)
+    bind = cache(lambda: shared_transformer(model, config, attend, vace))
+    return host.Managed(model, bind, (host.managed(vace).patcher,))
 
 
 def chosen_loras(chosen: Iterable[tuple[str, float]]) -> list[LoraChoice]:

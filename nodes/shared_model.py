@@ -4,6 +4,7 @@ Calling ComfyUI's own layers, and not only reading their weights, keeps all that
 quantised formats, weights that are moved to the GPU a layer at a time.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..longlive_core.config import ModelConfig
 from ..longlive_core.model.attention import Attend
 from ..longlive_core.model.causal_wan import CausalWan
 from ..longlive_core.model.layers import Linear
+from ..longlive_core.model.vace import Vace
 from ..longlive_core.weights.checkpoints import config_of
 from ..longlive_core.weights.lora import LoraChoice, open_lora
 from ..longlive_core.weights.names import (
@@ -26,6 +28,8 @@ from ..longlive_core.weights.names import (
     renamed,
     shapes_in,
 )
+from ..longlive_core.weights.quantize import precision_of
+from ..longlive_core.weights.vace import graft
 from . import host
 
 PATCHES = "patch_embedding"  # a convolution there, a matrix here
@@ -75,8 +79,19 @@ def with_lora(model: Any, config: ModelConfig, choice: LoraChoice) -> tuple[Any,
     return model, lora.report()
 
 
-def shared_transformer(model: Any, config: ModelConfig, attend: Attend) -> CausalWan:
-    """A transformer that runs on the weights of a loaded MODEL as they are now."""
+def vace_of(path: Path, model: Any, config: ModelConfig, attend: Attend) -> Vace:
+    """The VACE layers of a file, of their own weights, for a transformer that runs on a MODEL's."""
+    dtype = host.compute_dtype(model)
+    with torch.device("meta"):
+        alone = CausalWan(config, attend)
+    graft(alone, path, precision_of(dtype.itemsize, dtype), host.offload_device())
+    return alone.vace.to(dtype)
+
+
+def shared_transformer(
+    model: Any, config: ModelConfig, attend: Attend, vace: Vace | None = None
+) -> CausalWan:
+    """A transformer that runs on the weights of a loaded MODEL as they are now, next to it VACE's."""
     network, dtype = host.network_of(model), host.compute_dtype(model)
     with torch.device("meta"):
         transformer = CausalWan(config, attend).eval().requires_grad_(False)
@@ -91,6 +106,7 @@ def shared_transformer(model: Any, config: ModelConfig, attend: Attend) -> Causa
     transformer.load_state_dict(small, assign=True)
     for name in linears:
         transformer.set_submodule(name, network.get_submodule(foreign_name(name, "wan")))
+    transformer.vace = vace
     return transformer
 
 

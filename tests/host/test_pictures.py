@@ -193,6 +193,35 @@ def test_control_by_vace_changes_the_video(server, models, shot):
 
 
 @pytest.mark.newest
+def test_control_of_a_stock_model_leaves_its_weights_alone(server, models, shot):
+    """The same weights in both loaders: the same latents, and without VACE those of a stream without control."""
+    stock = node("UNETLoader", unet_name="small_wan.safetensors", weight_dtype="default")
+    used = {
+        "model": ["stock", 0],
+        "lora": "none",
+        "lora_strength": 1.0,
+        "attention": "auto",
+        "family": "auto",
+    }
+    prompt = controlled(1.0, seed=4) | {"stock": stock}
+    own = prompt["model"]["inputs"]
+    prompt["model"] = node("LongLiveUseModel", **used, vace=own["vace"])
+    prompt["plain"] = node("LongLiveUseModel", **used)
+    inputs = {name: link for name, link in prompt["stream"]["inputs"].items() if name != "control"}
+    prompt["after"] = node("LongLiveStream", **(inputs | {"model": ["plain", 0]}))
+    prompt["own"] = node("LongLiveLoadModel", **(own | {"vace": "none"}))
+    prompt["other"] = node("LongLiveStream", **(inputs | {"model": ["own", 0]}))
+    prompt["a"] = node("TestDump", name="after", latent=["after", 1])
+    prompt["b"] = node("TestDump", name="other", latent=["other", 1])
+    done = run(server, prompt)
+    assert read_settings(path_of(server, done))["vace"] == "small_vace.safetensors"
+    after, other, made = (
+        torch.load(server.base / "output" / f"{name}.pt") for name in ("after", "other", "controlled_1.0")
+    )
+    assert torch.allclose(after, other, atol=1e-3) and not torch.allclose(made, after, atol=1e-1)
+
+
+@pytest.mark.newest
 def test_a_tiny_decoder_has_no_encoder(server, models, shot):
     prompt = controlled(1.0)
     prompt["vae"] = node("LongLiveLoadVAE", vae_name="taew2_1.safetensors", tiled=False)
