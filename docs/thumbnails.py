@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from einops import rearrange
 from icon import PAPER, QUIET, canvas, colour, hue_at, loop
 from PIL import Image, ImageDraw, ImageFont
 
 from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.config import WindowConfig
-from longlive_core.pipeline import as_uint8
+from longlive_core.footage import newest
+from longlive_core.pipeline import Source, as_uint8
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 SIDE, QUALITY = 480, 80  # pixels, of the JPEG
@@ -37,6 +39,8 @@ def frames(workflow: dict) -> Image.Image:
     schedules = [values[0] for values in values_of(workflow, "LongLivePromptSchedule")]
     streams, windows = values_of(workflow, "LongLiveStream"), values_of(workflow, "LongLiveFrameSink")
     seconds, seed, prompts = sum(values[2] for values in streams), streams[0][3], schedules[0]
+    if used := values_of(workflow, "LongLiveSource") or values_of(workflow, "ImageFromBatch"):
+        return joined(streams, schedules, used[0])
     if "real time" in streams[0]:
         prompts, seconds = prompts + TYPED, 30
     if len(windows) == 2:
@@ -48,6 +52,23 @@ def frames(workflow: dict) -> Image.Image:
             cues = PromptSchedule.parse(later).cues
             prompts += "".join(f"{values[2] + cue.seconds}s => {cue.prompt}\n" for cue in cues if cue.seconds)
         picture = sheet(3, 3, prompts, seconds, seed=seed)
+    return Image.fromarray(picture).resize((SIDE, SIDE))
+
+
+def joined(streams: list[list], schedules: list[str], used: list) -> Image.Image:
+    """What Mini makes of a clip, in a row, and what it makes from the clip, below."""
+    mini = load_pipeline()
+    (_, _, seconds, seed, *_), later = streams
+    clip = torch.cat(list(mini.stream(schedules[0], seconds, seed=seed)))
+    if used[0] == "transform":
+        request = {"source": Source(clip, used[1])}
+    elif used[0] == "continue":
+        request = {"past": mini.encode(newest([clip], 12))}
+    else:
+        request = {"given": mini.encode(clip[used[0] : used[0] + 1])}
+    made = torch.cat(list(mini.stream(schedules[1], later[2], seed=later[3], **request)))
+    rows = [row[torch.linspace(0, len(row) - 1, 4).round().long()] for row in (clip, *made.tensor_split(3))]
+    picture = rearrange(as_uint8(torch.stack(rows)), "row column h w rgb -> (row h) (column w) rgb")
     return Image.fromarray(picture).resize((SIDE, SIDE))
 
 

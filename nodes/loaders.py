@@ -55,6 +55,9 @@ STRENGTHS = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
 LoraStrengthInput = io.Float.Input(
     "lora_strength", **STRENGTHS, tooltip="How much of the LoRA is added. 1 for LongLive's own."
 )
+SecondStrengthInput = io.Float.Input(
+    "second_strength", **ADVANCED | STRENGTHS, tooltip="How much of the second LoRA is added."
+)
 AttentionInput = io.Combo.Input(
     "attention",
     **ADVANCED,
@@ -195,11 +198,7 @@ class LongLiveLoadModel(io.ComfyNode):
                     default=NONE,
                     tooltip="One more LoRA for Wan 2.1 1.3B, e.g. a style.",
                 ),
-                io.Float.Input(
-                    "second_strength",
-                    **ADVANCED | STRENGTHS,
-                    tooltip="How much of the second LoRA is added.",
-                ),
+                SecondStrengthInput,
                 PrecisionInput,
                 AttentionInput,
                 FamilyInput,

@@ -194,7 +194,7 @@ def test_control_by_vace_changes_the_video(server, models, shot):
 
 @pytest.mark.newest
 def test_control_of_a_stock_model_leaves_its_weights_alone(server, models, shot):
-    """The same weights in both loaders: the same latents, and without VACE those of a stream without control."""
+    """The same weights in both loaders give the same latents, also after VACE was next to them."""
     stock = node("UNETLoader", unet_name="small_wan.safetensors", weight_dtype="default")
     used = {
         "model": ["stock", 0],
