@@ -23,6 +23,8 @@ NODES = (
     "LongLiveLoadVAE",
     "LongLivePromptSchedule",
     "LongLiveFrameSink",
+    "LongLiveSource",
+    "LongLiveControl",
     "LongLiveStream",
     "LongLiveDecode",
 )
