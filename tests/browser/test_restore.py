@@ -46,7 +46,8 @@ def test_a_video_dropped_on_the_page_restores_its_graph(server, page, tmp_path):
     while not (new := set(server.get("/history")) - before) and time.monotonic() < deadline:
         time.sleep(0.2)
     outputs = server.get("/history")[new.pop()]["outputs"]
-    streamed, saved = outputs["3"]["longlive_video"][0], outputs["9"]["images"][0]
+    save = next(key for key, node in asked.items() if node["class_type"] == "SaveVideo")
+    streamed, saved = outputs["3"]["longlive_video"][0], outputs[save]["images"][0]
     assert restored(page, server.path_of(streamed).read_bytes()) == asked
     assert restored(page, server.path_of(saved).read_bytes()) == asked
     with VideoWriter(tmp_path / "v.mp4", 64, 64, {}, {"workflow": json.dumps(workflow)}) as writer:
