@@ -122,6 +122,58 @@ class SourceChoice:
         return self.footage.facts() | {"fit": self.fit}
 
 
+SOURCE_INPUTS = [
+    io.MultiType.Input(
+        "video",
+        types=[io.Video, io.Image],
+        tooltip=(
+            "A VIDEO, such as of Load Video, seen 16 times a second, or an IMAGE batch, taken as "
+            "16 frames a second. For its sound use audio of LongLive: Stream."
+        ),
+    ),
+    io.Combo.Input(
+        "use",
+        options=list(USES),
+        default=TRANSFORM,
+        tooltip=(
+            "transform: each block is made from the footage at this place, as the prompts say. "
+            "continue: the video goes on where the footage ends; its newest 45 frames count."
+        ),
+    ),
+    io.Float.Input(
+        "strength",
+        default=DEFAULT_STRENGTH,
+        min=0.05,
+        max=1.0,
+        step=0.05,
+        round=0.01,
+        tooltip=(
+            "Of transform. 0.25: places and motion stay. 0.35: any look may change, most places "
+            "stay. 0.5: places are lost, 1: all is. Measured with Mini; on large models others "
+            "begin at 0.7."
+        ),
+    ),
+    io.Combo.Input(
+        "fit",
+        options=list(FITS),
+        default=CROP,
+        tooltip=(
+            "Into the size of the video. crop: covered, the middle counts. pad: all of it, on "
+            "black. stretch: proportions are ignored."
+        ),
+    ),
+    io.Float.Input(
+        "start",
+        default=0.0,
+        min=0.0,
+        max=86400.0,
+        step=0.5,
+        round=0.01,
+        tooltip="Seconds of the footage that are skipped.",
+    ),
+]
+
+
 class LongLiveSource(io.ComfyNode):
     """Footage for LongLive: Stream."""
 
@@ -138,56 +190,7 @@ class LongLiveSource(io.ComfyNode):
                 "Footage for LongLive: Stream, of any length: a video that it transforms, or one that it "
                 "goes on from. A file is read and encoded while the video is made."
             ),
-            inputs=[
-                io.MultiType.Input(
-                    "video",
-                    types=[io.Video, io.Image],
-                    tooltip=(
-                        "A VIDEO, such as of Load Video, seen 16 times a second, or an IMAGE batch, taken as "
-                        "16 frames a second. For its sound use audio of LongLive: Stream."
-                    ),
-                ),
-                io.Combo.Input(
-                    "use",
-                    options=list(USES),
-                    default=TRANSFORM,
-                    tooltip=(
-                        "transform: each block is made from the footage at this place, as the prompts say. "
-                        "continue: the video goes on where the footage ends; its newest 45 frames count."
-                    ),
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=DEFAULT_STRENGTH,
-                    min=0.05,
-                    max=1.0,
-                    step=0.05,
-                    round=0.01,
-                    tooltip=(
-                        "Of transform. 0.25: places and motion stay. 0.35: any look may change, most places "
-                        "stay. 0.5: places are lost, 1: all is. Measured with Mini; on large models others "
-                        "begin at 0.7."
-                    ),
-                ),
-                io.Combo.Input(
-                    "fit",
-                    options=list(FITS),
-                    default=CROP,
-                    tooltip=(
-                        "Into the size of the video. crop: covered, the middle counts. pad: all of it, on "
-                        "black. stretch: proportions are ignored."
-                    ),
-                ),
-                io.Float.Input(
-                    "start",
-                    default=0.0,
-                    min=0.0,
-                    max=86400.0,
-                    step=0.5,
-                    round=0.01,
-                    tooltip="Seconds of the footage that are skipped.",
-                ),
-            ],
+            inputs=SOURCE_INPUTS,
             outputs=[SourceType.Output(display_name="source", tooltip="Goes into LongLive: Stream.")],
         )
 
