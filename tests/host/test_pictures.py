@@ -153,6 +153,18 @@ def test_footage_that_is_not_there_is_said_in_a_sentence(server, shot):
 
 
 @pytest.mark.newest
+def test_a_trimmed_video_begins_and_ends_where_it_was_trimmed(server, shot):
+    prompt = graph(source=["source", 0], seconds=0.0) | source("part", start=0.25)
+    trim = {"start_time": 0.5, "duration": 1.0, "strict_duration": False}
+    prompt["part"] = node("Video Slice", video=["file", 0], **trim)
+    settings = read_settings(path_of(server, run(server, prompt)))
+    assert settings["made_from"]["source"]["start"] == settings["seconds"] == 0.75
+    prompt |= source("part", start=1.0)
+    message = server.run(prompt).event("execution_error")["exception_message"]
+    assert "the footage is 1.0 s long; it cannot begin at 1 s" in message
+
+
+@pytest.mark.newest
 def test_of_many_start_images_the_first_are_used(server, shot):
     done = run(server, graph(start_image=["many", 0], seconds=3.0))
     assert "of 100 start images the first 45 are used" in notes(server)
