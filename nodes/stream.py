@@ -353,8 +353,8 @@ def planned(parts: Parts, begins: Beginning, window: WindowChoice | None, **made
         made["given"] = parts.encoded(first)
     made |= begins.made(*sides)
     if begins.continued:
-        past.footage = partial(begins.continued.frames, *sides, begins.notes)
-        past.num_shown = begins.continued.footage.num_frames
+        shown = partial(begins.continued.frames, *sides, begins.notes)
+        past.show(shown, begins.continued.footage.num_frames)
     return Plan(preset, request_of(parts.schedule, window, past, preset, **made)), past
 
 
@@ -372,8 +372,8 @@ def request_of(
 class Past:
     """The samples [1, C, T, H, W] to continue from, if any; `scene`, since the last cut, is normalised.
 
-    `cut_off` pixel frames at their end were in no video yet; `state` is exact, where there is one. `footage`
-    gives the frames of footage they are the end of, `num_shown` of them.
+    `cut_off` pixel frames at their end were in no video yet; `state` is exact, where there is one.
+    `num_shown` frames were in one; `footage` gives them, where they are not decoded.
     """
 
     def __init__(self, latent: dict | None, space: Samples):
@@ -393,6 +393,10 @@ class Past:
         self.state: VideoState | None = latent.get(STATE_KEY) if latent else None
         if self.state and not self._has_made(space.raw(self.state.newest_latents)):
             self.state = None
+
+    def show(self, footage: Callable[[], Iterator[Tensor]], num_frames: int) -> None:
+        """Of the footage that the samples are the end of, all frames are shown, as they are."""
+        self.footage, self.num_shown = footage, num_frames
 
     def _has_made(self, newest: Tensor) -> bool:
         """Whether the state still belongs to the samples, which other nodes may have changed."""
