@@ -117,7 +117,7 @@ class Pipeline:
             if live:
                 live.out(block.index - plan.first_block, len(frames))
         if ending:
-            ending.keep(plan.preset, plan.facts(), block.index + 1, decoding.decoder, due)
+            ending.keep(plan.preset, plan.facts(block.index), block.index + 1, decoding.decoder, due)
 
     def _decoder_for(self, plan: "Plan") -> tuple[StreamingDecoder, Tensor | None]:
         """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it."""
@@ -169,7 +169,7 @@ class Pipeline:
     def _noise(self, plan: Plan, hook: Hook) -> SeededNoise | SourceNoise:
         """What the blocks of a plan begin from; a source at strength 1 counts for nothing."""
         source = plan.request.source
-        noise = SeededNoise(plan.request.seed, plan.block_shape)
+        noise = SeededNoise(plan.request.seed, plan.block_shape, plan.cue_seeds)
         if source is None or source.strength == 1:
             return noise
         like = torch.empty(plan.block_shape, device=self.model.device)

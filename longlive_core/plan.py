@@ -11,7 +11,7 @@ from .config import ABSOLUTE_LATENT_FRAMES, Policy, Preset, WindowConfig
 from .control import Control
 from .geometry import FRAME_RATE, SPACE_STRIDE, frames_of_seconds, latent_size, num_blocks, num_frames
 from .resume import VideoState
-from .rollout.noise import shifted_sigmas
+from .rollout.noise import seed_at, shifted_sigmas
 from .rollout.rollout import Block, Past
 from .schedule.cue import MAX_SECONDS
 from .schedule.schedule import PromptSchedule
@@ -98,6 +98,7 @@ class Plan:
             state.check(preset, self.width, self.height, self.window)
             self._check_control(state)
         self.timeline = request.schedule.resolve(block, self.seconds, self.first_block, self.cut_off)
+        self.cue_seeds = self._cue_seeds()
         self._check_cut()
 
     def _latents(self) -> Tensor | None:
@@ -168,6 +169,16 @@ class Plan:
                 "the frames out"
             )
 
+    def _cue_seeds(self) -> tuple[tuple[int, int], ...]:
+        """(block, seed) of cues, from which blocks on noise is of another seed than the video's.
+
+        That of an earlier video's cue goes on, unless the video is given another seed.
+        """
+        state, own = self.request.state, self.timeline.seeds
+        goes_on = state and state.cue_seed is not None and state.seed == self.request.seed
+        earlier = ((self.first_block, state.cue_seed),) if goes_on else ()
+        return (*earlier, *((self.first_block + block, seed) for block, seed in own))
+
     @property
     def past(self) -> Past | None:
         """What the rollout continues.
@@ -221,10 +232,11 @@ class Plan:
         facts = {"seed": self.request.seed, "width": self.width, "height": self.height}
         return facts | {"steps": len(self.sigmas)}
 
-    def facts(self) -> dict[str, int | None]:
-        """The same for a VideoState, with where source and control began."""
+    def facts(self, block: int) -> dict[str, int | None]:
+        """The same for a VideoState after a block, with where source and control began, and a cue's seed."""
         starts = {"source_start": self.source_start if self.request.source else None}
-        return self.made_with() | starts | {"control_start": self.control_start if self.control else None}
+        starts |= {"control_start": self.control_start if self.control else None}
+        return self.made_with() | starts | {"cue_seed": seed_at(self.cue_seeds, block)}
 
     def settings(self) -> dict[str, Any]:
         """What a video must carry to be made again with the same model."""

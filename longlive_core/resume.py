@@ -25,14 +25,14 @@ from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
 
 METADATA_KEY, CHECKSUM_KEY = "longlive_state", "longlive_checksum"  # older files have no check sum
 FORMAT = 1
-_STARTS = ("source_start", "control_start")
+_LATER = ("source_start", "control_start", "cue_seed")  # a file has those that are not None
 _FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps")
-_KINDS = {  # of all that a file says of a state; older ones have no seed, no steps, no source and no control
+_KINDS = {  # of all that a file says of a state; older ones have no seed, no steps and nothing _LATER
     **dict.fromkeys(("format", "width", "height", "num_frames", "num_blocks"), (int,)),
     **dict.fromkeys(("end", "sink_position"), (int,)),
     **dict.fromkeys(("model", "dtype", "prompt"), (str,)),
     **dict.fromkeys(("blend", "decoder"), (list,)),
-    **dict.fromkeys(("seed", "steps", *_STARTS), (int, NoneType)),
+    **dict.fromkeys(("seed", "steps", *_LATER), (int, NoneType)),
     "window": (dict,),
 }
 _MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
@@ -44,7 +44,8 @@ class VideoState:
 
     `cut_off` [F, 3, H, W] in [0, 1] are the frames of the last block beyond the end. All tensors are on the
     CPU, never written to, and together about as large as the KV cache. `seed` and `steps` may be None, as may
-    `source_start` and `control_start`: which pixel frame the first of a source or control stands at.
+    `source_start` and `control_start`: which pixel frame the first of a source or control stands at; and
+    `cue_seed`, the seed of a cue that was in effect at the end.
     """
 
     model: str
@@ -61,6 +62,7 @@ class VideoState:
     steps: int | None = None
     source_start: int | None = None
     control_start: int | None = None
+    cue_seed: int | None = None
 
     @property
     def newest_latents(self) -> Tensor:
@@ -97,8 +99,8 @@ class VideoState:
             "blend": [self.script.done, self.script.of],
             "decoder": [self.decoder.shape, self.decoder.device],
         }
-        starts = {name: getattr(self, name) for name in _STARTS}
-        facts |= {name: frame for name, frame in starts.items() if frame is not None}
+        later = {name: getattr(self, name) for name in _LATER}
+        facts |= {name: number for name, number in later.items() if number is not None}
         tensors, text = self._tensors(), json.dumps(facts, ensure_ascii=False)
         metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text, tensors)}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -159,7 +161,7 @@ class VideoState:
             script=ScriptState(facts["prompt"], groups["script"], *facts["blend"]),
             decoder=DecoderState(shape, past, device),
             cut_off=groups["video"]["cut_off"],
-            **{name: facts.get(name) for name in _STARTS},
+            **{name: facts.get(name) for name in _LATER},
         )
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import av
@@ -23,7 +24,7 @@ from longlive_core.config import (
     WanAutoencoderConfig,
     WindowConfig,
 )
-from longlive_core.geometry import FRAME_RATE, block_first_frame
+from longlive_core.geometry import FRAME_RATE, block_at, block_first_frame
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.output.video import read_settings
 from longlive_core.pipeline import UNTIL_STOPPED, Pipeline, Request, load_pipeline
@@ -139,6 +140,11 @@ PARTED = {
     ),
     "a cut before": (f"0 {RED}\n2s => {PLUM}", 3.5, "0 a red square rests over plum"),
     "a cut behind": (f"0 {RED}\n4s => {PLUM}", 2.5, f"0 {RED}\n1.5s => {PLUM}"),
+    "a seed before and one behind": (
+        f"0 {RED}\n2s => seed 7: {BLUE}\n4s => cut, seed 9: {GREEN}",
+        *(3.0, f"0 {BLUE}\n1s => cut, seed 9: {GREEN}"),
+    ),
+    "a seed at the seam": (f"0 {RED}\n3s => seed 7: {BLUE}", 3.0, f"0 => seed 7: {BLUE}"),
     "one frame": (f"0 {RED}", 0.0625, f"0 {RED}"),
     "whole blocks": (f"0 {RED}", block_first_frame(4, 3) / FRAME_RATE, f"0 {RED}"),
 }
@@ -195,6 +201,34 @@ def test_a_saved_state_continues_alike_wherever_its_tensors_lie_in_the_file(pipe
     assert {tensor.data_ptr() % 64 for tensor in tensors} == {0}, "as tensors of torch itself lie"
     other = made(pipeline, f"0 {BLUE}", 1.5, state=state)
     assert is_same(joined(one, other), made(pipeline, f"0 {BLUE}", 4.5))
+
+
+def test_another_take_of_a_cue_changes_it_and_nothing_before_it(pipeline) -> None:
+    def take(seed: str) -> torch.Tensor:
+        return made(pipeline, f"0 {RED}\n2s => {seed}{BLUE}\n4s => {GREEN}", SECONDS)[1]
+
+    first = 3 * block_at(2.0, 3)
+    usual, same, *takes = map(take, ("", "seed 3: ", "seed 7: ", "seed 8: "))
+    assert torch.equal(usual, same), "the video's own"
+    assert torch.equal(take("seed 3, recache: "), same)
+    for one, other in combinations((usual, *takes), 2):
+        assert torch.equal(one[:, :, :first], other[:, :, :first])
+        blocks = zip(one[:, :, first:].split(3, 2), other[:, :, first:].split(3, 2), strict=True)
+        assert not any(torch.equal(*pair) for pair in blocks), "with the cue after it"
+
+
+def test_a_seed_in_effect_is_in_a_state_and_another_seed_of_the_video_ends_it(pipeline, tmp_path) -> None:
+    large = 2**64 - 1
+    one = made(pipeline, f"0 {RED}\n1s => seed {large}: {BLUE}\n2s => seed 8: {GREEN}", 1.9)
+    one[2].save(tmp_path / "state")
+    state = VideoState.load(tmp_path / "state")
+    assert (state.seed, state.cue_seed) == (3, large)
+    other = made(pipeline, f"0 {BLUE}", 1.1, state=state)
+    assert is_same(joined(one, other), made(pipeline, f"0 {RED}\n1s => seed {large}: {BLUE}", 3.0))
+    assert other[2].cue_seed == large
+    anew = Request(PromptSchedule.single(BLUE), 1.1, seed=4, state=state)
+    assert pipeline.plan(anew).cue_seeds == () and pipeline.plan(replace(anew, seed=3)).cue_seeds
+    assert made(pipeline, f"0 {RED}", 1.0)[2].cue_seed is None
 
 
 def test_a_video_that_was_stopped_is_continued_too(pipeline) -> None:

@@ -120,6 +120,20 @@ def test_the_newest_prompt_replaces_the_one_that_waits_and_wins_over_the_schedul
     assert control.schedule().to_text() == "0s => refresh: two!\n3.5625s => blend 1.5s: three\n"
 
 
+def test_a_prompt_that_wins_over_a_cue_takes_its_seed_and_others_keep_the_one_in_effect():
+    control = LiveControl()
+    timeline = PromptSchedule.parse("0 first\n3.2 => keep, seed 7: second\n").resolve(BLOCK)
+    script = control.script(timeline, encode, range(9), BLOCK)
+    for block in range(5):
+        script(block)
+    for block, prompt in ((5, "sent"), (6, "another")):
+        ticket = control.send(prompt)
+        wait_for(lambda ticket=ticket: ticket.state == "ready")
+        script(block)
+    played = "0s => first\n3.5625s => seed 7: sent\n4.3125s => another\n"
+    assert control.schedule().to_text() == played
+
+
 def test_where_there_is_no_room_the_encoder_runs_between_two_blocks():
     places = []
 
@@ -498,9 +512,10 @@ def latents(pipeline: Pipeline, schedule: PromptSchedule, control: LiveControl |
     return torch.cat(parts, dim=2)
 
 
-@pytest.mark.parametrize("always", ["", "a pink star"])
-def test_blocks_before_a_prompt_are_untouched_and_the_frozen_schedule_replays_it(pipeline, always):
-    control, written = LiveControl(), replace(PLAYED, always=always)
+@pytest.mark.parametrize("always, seed", [("", None), ("a pink star", None), ("", 9)])
+def test_blocks_before_a_prompt_are_untouched_and_the_frozen_schedule_replays_it(pipeline, always, seed):
+    first, *others = PLAYED.cues
+    control, written = LiveControl(), PromptSchedule((first, replace(others[0], seed=seed)), always=always)
     live, plain = latents(pipeline, written, control), latents(pipeline, written)
     control.finish()
     cues = control.snapshot()["cues"]

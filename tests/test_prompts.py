@@ -85,6 +85,47 @@ def test_spellings_of_a_blend(seconds, spellings):
         assert read == schedule((0, "a"), (5, "b c", "blend", seconds)), spelling
 
 
+@pytest.mark.parametrize(
+    "policy, seed, spellings",
+    [
+        (None, 7, ["seed 7: b c", "Seed\t007:b c", "auto, seed 7: b c", "seed 7,\n  auto: b c"]),
+        ("cut", 0, ["cut, seed 0: b c", "seed 0,cut: b c", "SEED  00 ,  Cut:b c"]),
+        (
+            "blend",
+            2**64 - 1,
+            [f"blend, seed {2**64 - 1}: b c", f"seed {2**64 - 1}, blend: b c"],
+        ),
+    ],
+)
+def test_spellings_of_a_seed(policy, seed, spellings):
+    for spelling in spellings:
+        read = PromptSchedule.parse(f"0 a\n5s => {spelling}")
+        assert read.cues == (Cue(0, "a"), Cue(5, "b c", policy, seed=seed)), spelling
+        assert PromptSchedule.parse(read.to_text()) == PromptSchedule.parse(read.to_json()) == read
+
+
+SEEDLESS = ["seed: b", "seed x: b", "seed 7 b", "cut, keep: b", "auto: seed 7: b", "cut, seed seven: b"]
+
+
+@pytest.mark.parametrize("words", [*SEEDLESS, "seed 7s: b", "seed -1: b", "sede 7: b", "cut seed 7: b"])
+def test_what_is_no_seed_stays_words_of_the_prompt(words):
+    cue = PromptSchedule.parse(f"0 a\n5s => {words}").cues[1]
+    assert (cue.prompt, cue.policy, cue.seed) == (words.removeprefix("auto: "), None, None)
+
+
+def test_a_prompt_that_begins_like_a_seed_is_written_with_auto():
+    written = PromptSchedule((Cue(0, "seed 7: a"), Cue(5, "cut, seed 7: b", seed=8)))
+    assert written.to_text() == "0s => auto: seed 7: a\n5s => seed 8: cut, seed 7: b\n"
+    assert PromptSchedule.parse(written.to_text()) == written and written.resolve(BLOCK).warnings == ()
+
+
+def test_a_large_seed_is_in_quotes_in_json():
+    cues = [Cue(0, "a", seed=2**53 - 1), Cue(5, "b", "cut", seed=2**53)]
+    written = PromptSchedule(tuple(cues)).to_json()
+    assert [cue["seed"] for cue in json.loads(written)["cues"]] == [2**53 - 1, str(2**53)]
+    assert PromptSchedule.parse(written).cues == tuple(cues)
+
+
 def test_text_says_only_what_the_cue_says():
     written = schedule((0, "keep: a"), (5, "b"), (6, "c", "recache"), (7, "d", "blend"), (8, "e", "blend", 3))
     assert written.to_text() == (
@@ -294,6 +335,10 @@ def test_single_takes_its_text_as_it_is():
             "the schedule holds NUL characters, as UTF-16 text does; save it as UTF-8",
         ),
         ("0 a red circle\n".encode("utf-16-le").decode(), None, None, "save it as UTF-8"),
+        ("0 a\n5s => cut, seed 18446744073709551616: b", 2, 6, "from 0 to 18446744073709551615"),
+        ("0 a\n5s => cut, seed 7, keep: b", 2, 6, "at most one policy and one seed"),
+        ("0 a\n5s => seed 7, seed 8: b", 2, 6, "write auto: before it"),
+        ("0 a\n5s => blend 3x, seed 7: b", 2, 6, "not how long a blend takes"),
         ("a red circle\n5s => b", 2, 1, "begin the first line with 0 =>"),
         ("0 a\n" * (MAX_CUES + 1), None, None, "at most 100000"),
         ("a" * (MAX_CHARACTERS + 1), None, None, "at most 8000000"),
@@ -356,6 +401,15 @@ def test_text_that_is_refused(text, line, column, says):
                 (10**400, "is not possible"),
                 (True, "True is not a number"),
                 ("3s", '"3s" is not a number of seconds'),
+            ]
+        ),
+        *(
+            (timeline_json({"time": 0, "prompt": "a", "seed": seed}), None, None, says)
+            for seed, says in [
+                (-1, "cue 1: the seed -1 is not possible; use a whole number from 0 to 18446744073709551615"),
+                (2**53, "write it in quotes, as every seed above 9007199254740991"),
+                (float("inf"), "write it in quotes"),
+                *((bad, "is not possible") for bad in (0.5, float("nan"), True, [], "", "7 ", str(2**64))),
             ]
         ),
         (timeline_json({"time": 0, "prompt": "\ud800"}), None, None, "surrogate"),
@@ -677,6 +731,19 @@ def test_what_is_within_two_letters_of_a_policy_warns(typed):
     assert timeline.warnings == ((meant,) if meant else ())
 
 
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        *[("sede 7", "seed 7"), ("seed 7s", "seed 7"), ("cut, seed=7", "cut, seed 7"), ("seed 7 ", "seed 7")],
+        *[("cut seed 7", "cut, seed 7"), ("seed 7 cut", "seed 7, cut"), ("seed: 7", None), ("week 3", None)],
+    ],
+)
+def test_what_is_nearly_a_seed_warns(typed, meant):
+    timeline = PromptSchedule((Cue(0, "a"), Cue(5, f"{typed}: it rests"))).resolve(BLOCK)
+    begins = f'cue 2 at 5s begins with "{typed}:", read as words of the prompt; for the seed write {meant}:'
+    assert timeline.warnings == ((begins,) if meant else ())
+
+
 def test_ten_thousand_cues():
     text = "".join(f"{second}s => cut: scene {second} 🎬\n" for second in range(10_000))
     read = PromptSchedule.parse(text)
@@ -701,14 +768,14 @@ def test_the_policy_of_a_switch_is_for_cues_that_name_none():
 prompts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")).filter(
     lambda text: text.split()
 )
-prefixes = st.sampled_from(["", "cut:", "auto: ", "blend 3s: ", "Blend 1x:"])
+prefixes = st.sampled_from(["", "cut:", "auto: ", "blend 3s: ", "Blend 1x:", "seed 7:", "cut, seed 7: "])
 prompts |= st.tuples(prefixes, prompts).map("".join)
 policies = st.tuples(st.sampled_from([None, *SWITCH_POLICIES])) | st.tuples(
     st.just(Policy.BLEND), st.none() | st.floats(0, MAX_BLEND_SECONDS, exclude_min=True)
 )
 cues = st.builds(
-    lambda seconds, prompt, policy: Cue(seconds, prompt, *policy),
-    *(st.floats(0, MAX_SECONDS), prompts, policies),
+    lambda seconds, prompt, policy, seed: Cue(seconds, prompt, *policy, seed=seed),
+    *(st.floats(0, MAX_SECONDS), prompts, policies, st.none() | st.integers(0, 2**64 - 1)),
 )
 schedules = st.builds(
     lambda some, always: PromptSchedule(
@@ -721,6 +788,8 @@ pieces = [
     "keep:",
     "blend 3s:",
     "auto:",
+    "seed 7:",
+    ", seed 7",
     '"cues":',
     '"time":',
     '"prompts":',
@@ -760,7 +829,7 @@ def test_any_text_is_read_or_refused_with_a_sentence(text):
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
-        st.lists(inner) | st.dictionaries(st.sampled_from(["time", "prompt", "policy", "x"]), inner)
+        st.lists(inner) | st.dictionaries(st.sampled_from(["time", "prompt", "policy", "seed", "x"]), inner)
     ),
 )
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from longlive_core import geometry
-from longlive_core.schedule.cue import ScheduleError, meant_policy
+from longlive_core.schedule.cue import Cue, ScheduleError
+from longlive_core.schedule.prefix import meant_prefix
 from longlive_core.schedule.schedule import PromptSchedule
 from tests.notations import LISTS_THAT_ARE_NOT, LISTS_THAT_ARE_READ, ONE_PROMPT_ALL_THE_SAME
 
@@ -75,9 +76,18 @@ NULS = [
 POLICY_NAMES = ["recache", "refresh", "keep", "cut", "blend"]
 SLIPS_OF_PROMPTS = f"""
 import {{ readFileSync }} from "node:fs";
-import {{ meantPolicy }} from {json.dumps((WEB.parents[1] / "web/js/timeline/cues.js").as_uri())};
-console.log(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(meantPolicy)));
+import {{ meantPrefix }} from {json.dumps((WEB.parents[1] / "web/js/timeline/prefix.js").as_uri())};
+console.log(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(meantPrefix)));
 """
+KINDS = ["cut", "Keep", "recache", "blend", "blend 3s", "BLEND  .5", "auto", "blend 3x", "blend 3,5s", "kep"]
+SEEDS = [
+    *("seed 7", "seed 0", "Seed  007", "seed\t8", "seed 9007199254740993", f"seed {2**64 - 1}"),
+    *(f"seed {2**64}", f"seed {'0' * 5000}9", "sede 7", "seed -1", "seed 7s", "seed", "seed\u00a07"),
+]
+JSON_SEEDS = [
+    *(7, 0, -0.0, 7.0, "7", "007", 2**53 - 1, str(2**53), str(2**64 - 1), None),
+    *(7.5, -1, 2**53, 1e19, str(2**64), "", " 7", "x", True, [7], {}),
+]
 ENDS = ["\n", "\n", "\r\n", "\r", "\n\n", "\n# note\n", "\n  # note\n", "\n \n"]
 
 
@@ -85,10 +95,21 @@ def some_prompt(dice: random.Random) -> str:
     return " ".join(dice.choices(WORDS, k=dice.randint(1, 4)))
 
 
+def some_prefix(dice: random.Random) -> str:
+    """A seed and sometimes a policy, in any order and now and then wrong."""
+    seed = dice.choice(SEEDS[:6] if dice.random() < 0.9 else SEEDS)
+    kinds = dice.sample(KINDS[:7] if dice.random() < 0.9 else KINDS, dice.choice([0, 1, 1, 1, 1, 2]))
+    parts = [seed, *kinds]
+    dice.shuffle(parts)
+    between = dice.choice([", ", ", ", ",", " , ", ",\n  ", " ", "\u00a0, "])
+    return between.join(parts) + dice.choice([":", ":", ":", " :", ":cut:"])
+
+
 def some_cue(dice: random.Random, seconds: float) -> str:
     is_odd = dice.random() < 0.04
     time = dice.choice(BAD_TIMES if is_odd else TIMES).format(seconds)
     policy = dice.choice(BAD_POLICIES if dice.random() < 0.04 else POLICIES)
+    policy = some_prefix(dice) if dice.random() < 0.3 else policy
     words = some_prompt(dice) if dice.random() < 0.98 else dice.choice(["", " ", "\ud800"])
     more = dice.choice(["", "", "", "\n  and on", "\n\tand\n# no\n on"])
     return f"{time}{dice.choice([' => ', ' ', '=>', '  =>'])}{policy}{dice.choice([' ', ''])}{words}{more}"
@@ -130,6 +151,8 @@ def some_entry(dice: random.Random, seconds: float) -> dict:
     if entry.get("policy") == "blend" and dice.random() < 0.6:
         entry["blend"] = dice.choice([0.75, 3, 60])
     if dice.random() < 0.3:
+        entry["seed"] = dice.choice(JSON_SEEDS[:10] if dice.random() < 0.9 else JSON_SEEDS)
+    if dice.random() < 0.3:
         entry |= {"colour": "#f00", "lane": {"row": 2.5, "name": None}}
     if dice.random() < 0.06:
         name = dice.choice(["time", "prompt", "policy", "blend"])
@@ -164,10 +187,15 @@ def some_schedule(dice: random.Random) -> tuple[str, list[int]]:
     return (some_text(dice) if kind < 0.65 else some_json(dice)), []
 
 
+def seed_of(cue: Cue) -> str | None:
+    """The digits, which the timeline has."""
+    return None if cue.seed is None else str(cue.seed)
+
+
 def fields_of(schedule: PromptSchedule) -> list:
     policies = [cue.policy and cue.policy.value for cue in schedule.cues]
     return [
-        [cue.seconds, cue.prompt, policy, cue.blend_seconds, dict(cue.extra)]
+        [cue.seconds, cue.prompt, policy, cue.blend_seconds, seed_of(cue), dict(cue.extra)]
         for cue, policy in zip(schedule.cues, policies, strict=True)
     ]
 
@@ -179,10 +207,13 @@ def read(text: str, switch_frames: list[int]) -> PromptSchedule | ScheduleError:
         return error
 
 
-def test_python_and_the_timeline_read_the_same_200_schedules():
+def test_python_and_the_timeline_read_the_same_1200_schedules_200_with_seeds():
     dice = random.Random(5)
-    refused = num_refused([some_schedule(dice) for _ in range(200)])
-    assert 30 < refused < 120, refused
+    written = [some_schedule(dice) for _ in range(1200)]
+    refused = num_refused(written)
+    assert 180 < refused < 720, refused
+    made = [schedule for one in written if isinstance(schedule := read(*one), PromptSchedule)]
+    assert sum(any(cue.seed is not None for cue in schedule.cues) for schedule in made) >= 200
 
 
 def test_what_is_in_every_prompt_changes_nothing_else_and_old_schedules_are_read_as_ever():
@@ -215,11 +246,13 @@ def test_python_and_the_timeline_find_the_same_slips():
             other = dice.choices("abcehklnprsuTU: ", k=dice.randint(0, 2))
             letters[place : place + dice.randint(0, 2)] = other
         typed.append("".join(letters) or "x")
-    prompts = [f"{word}: it rests" for word in typed]
-    ours = [(meant := meant_policy(prompt)) and meant.value for prompt in prompts]
+    typed += [some_prefix(dice).rstrip(":") for _ in range(400)]
+    prompts = [" ".join(f"{word}: it rests".split()) for word in typed]
+    ours = [meant_prefix(prompt) for prompt in prompts]
     done = run_node("--input-type=module", "-e", SLIPS_OF_PROMPTS, text=json.dumps(prompts))
     assert json.loads(done.stdout or done.stderr) == ours
-    assert 50 < sum(map(bool, ours)) < 350
+    assert 50 < sum(map(bool, ours[:400])) < 350
+    assert 20 < sum("seed" in meant for meant in filter(None, ours)) < 350
 
 
 MARKS = ["", "", "", "- ", "* ", "• ", "1. ", "12) ", "**", "[", "(", "- **", '"', "Frame ", "t=", "Shot 1 ("]
@@ -258,7 +291,8 @@ def num_refused(written: list[tuple[str, list[int]]]) -> int:
             is_json = text.lstrip("\ufeff \n").startswith("{")
             assert "error" in theirs, text
             assert is_json or (theirs["line"], theirs["column"]) == (mine.line, mine.column), (text, theirs)
-            assert is_json or theirs["error"] == str(mine).replace(".0 seconds", " seconds"), text
+            said = str(mine).replace(".0 seconds", " seconds").replace("time inf ", "time Infinity ")
+            assert is_json or theirs["error"] == said, text
             continue
         assert theirs.get("cues") == fields_of(mine), (text, theirs)
         assert (theirs["extra"], theirs["always"]) == (mine.extra, mine.always)

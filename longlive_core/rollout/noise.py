@@ -1,7 +1,9 @@
 """Noise levels and noise: the shifted sigmas, flow -> clean latents, and noise anyone can draw again."""
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -54,16 +56,25 @@ def renoise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
 class SeededNoise:
     """Standard normal noise of `shape` [B, C, T, H, W]: a pure function of (seed, block, step).
 
-    It is drawn in fp32 on torch's CPU generator, so that any block can be made again, on any device.
+    `later` has (block, seed) in order of blocks: from that block on the seed is another one. Noise is drawn
+    in fp32 on torch's CPU generator, so that any block can be made again, on any device.
     """
 
     seed: int
     shape: tuple[int, ...]
+    later: tuple[tuple[int, int], ...] = ()
 
     def __call__(self, block: int, step: int) -> Tensor:
-        digest = hashlib.blake2b(f"{self.seed}/{block}/{step}".encode(), digest_size=4).digest()
+        seed = seed_at(self.later, block, self.seed)
+        digest = hashlib.blake2b(f"{seed}/{block}/{step}".encode(), digest_size=4).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         return torch.randn(self.shape, generator=generator)
+
+
+def seed_at(later: tuple[tuple[int, int], ...], block: int, first: int | None = None) -> int | None:
+    """The newest of seeds that begin at blocks, `first` before them."""
+    index = bisect_right(later, block, key=itemgetter(0))
+    return later[index - 1][1] if index else first
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from ..config import Policy
@@ -14,15 +14,14 @@ from ..config import Policy
 MAX_SECONDS = 24 * 60 * 60
 MAX_CUES = 100_000
 MAX_BLEND_SECONDS = 60.0
+MAX_SEED = 2**64 - 1
 DEFAULT_BLEND_SECONDS = 2.25  # three blocks
 AUTO = "auto"  # how "no policy" is spelled
 TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03"
 SECONDS = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
 
 _TIME = re.compile(rf"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?|{SECONDS}")  # 1:02:03 or 1:02.5
-_LIKE_A_POLICY = re.compile(rf"(\S{{2,9}}?)(?:\s+{SECONDS})?(\s?):")
-_MAX_SLIPS = {policy: min(2, (len(policy) - 1) // 2) for policy in Policy}
-_MAX_SLIPS = {policy: min(2, (len(policy) - 1) // 2) for policy in Policy}
+_SEED = re.compile("0*([0-9]{1,20})")
 _QUOTED_CHARACTERS = 40
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -46,7 +45,8 @@ class Cue:
     """One prompt and its time in seconds. Whitespace inside the prompt becomes single spaces.
 
     `policy` is a Policy or its name; None or "auto" leaves it to the run. `blend_seconds` (above 0, at most
-    60, default 2.25) goes with Policy.BLEND alone. `extra` holds unknown fields of a timeline JSON: they are
+    60, default 2.25) goes with Policy.BLEND alone. `seed` (0 to 2**64 - 1, or its digits) is for the noise
+    from this cue on, until another cue has one. `extra` holds unknown fields of a timeline JSON: they are
     written back and do not count in `==`. Raises ScheduleError.
     """
 
@@ -55,12 +55,14 @@ class Cue:
     policy: Policy | None = None
     blend_seconds: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    seed: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "seconds", _checked_seconds(self.seconds))
         object.__setattr__(self, "prompt", checked_prompt(self.prompt))
         object.__setattr__(self, "policy", _checked_policy(self.policy))
         object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
+        object.__setattr__(self, "seed", _checked_seed(self.seed))
 
 
 def _is_number(value: Any) -> bool:
@@ -129,6 +131,18 @@ def _checked_blend(seconds: Any, policy: Policy | None) -> float | None:
     return float(seconds)
 
 
+def _checked_seed(seed: Any) -> int | None:
+    digits = _SEED.fullmatch(seed) if isinstance(seed, str) else None
+    number = int(digits[1]) if digits else seed
+    if number is None:
+        return None
+    if not isinstance(number, Integral) or isinstance(number, bool) or not 0 <= number <= MAX_SEED:
+        raise ScheduleError(
+            f"the seed {quoted(seed)} is not possible; use a whole number from 0 to {MAX_SEED}"
+        )
+    return int(number)
+
+
 def quoted(value: Any) -> str:
     """A value as messages show it, cut short."""
     if not isinstance(value, str):
@@ -157,36 +171,6 @@ def spelled(seconds: float) -> str:
     """Seconds without an exponent and without loss: 0s, 2.5s, 0.0000001s."""
     digits = format(Decimal(repr(float(seconds))), "f")
     return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + "s"
-
-
-def meant_policy(prompt: str) -> Policy | None:
-    """The policy that a prompt may begin with by a slip of at most two letters: `recahce:`, `blnd 3s:`."""
-    found = _LIKE_A_POLICY.match(prompt)
-    for policy, most in _MAX_SLIPS.items() if found else ():
-        if 0 < _num_slips(found[1].lower(), policy) + len(found[2]) <= most:
-            return policy
-    return None
-
-
-def slip(index: int, cue: Cue) -> str | None:
-    """A warning, where a cue without a policy may have been meant to have one."""
-    meant = None if cue.policy else meant_policy(cue.prompt)
-    typed = quoted(f"{cue.prompt.partition(':')[0]}:")
-    begins = f"{named(index, cue, shown)} begins with {typed}, read as words of the prompt"
-    return meant and f"{begins}; for the policy write {meant.value}:"
-
-
-def _num_slips(word: str, due: str) -> int:
-    """How many letters are wrong, missing, too many or exchanged with their neighbour."""
-    older, row = [], [*range(len(due) + 1)]
-    for i, letter in enumerate(word):
-        older, before, row = row, older, [i + 1]
-        for j, other in enumerate(due):
-            ways = [older[j + 1] + 1, row[j] + 1, older[j] + (letter != other)]
-            if i and j and (letter, word[i - 1]) == (due[j - 1], other):
-                ways.append(before[j - 1] + 1)
-            row.append(min(ways))
-    return row[-1]
 
 
 def shown(seconds: float) -> str:

@@ -12,6 +12,7 @@ from .cue import MAX_SECONDS, Cue, ScheduleError, check_num_cues, checked_always
 from .text_format import numbered_lines
 
 LAST_FRAME = num_latent_frames(frames_of_seconds(MAX_SECONDS)) - 1
+MAX_EXACT = 2**53 - 1  # of whole numbers in JSON: not every program keeps larger ones
 JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[{\]])')
 
 
@@ -54,7 +55,22 @@ def _read_entry(entry: Any, number: int) -> Cue:
             f'cue {number} is {quoted(entry)}; write {{"time": 5.0, "prompt": "..."}}', cue=number
         )
     fields = (entry["prompt"], entry.get("policy"), entry.get("blend"))
-    return _numbered_cue(number, entry["time"], *fields, _without(entry, "time", "prompt", "policy", "blend"))
+    extra = _without(entry, "time", "prompt", "policy", "blend", "seed")
+    return _numbered_cue(number, entry["time"], *fields, extra, _seed_of(entry, number))
+
+
+def _seed_of(entry: Mapping[str, Any], number: int) -> Any:
+    """A seed as it is written; whole numbers may have a decimal point, as they have none in JavaScript."""
+    seed = entry.get("seed")
+    if not isinstance(seed, int | float) or isinstance(seed, bool):
+        return seed
+    if abs(seed) > MAX_EXACT:
+        raise ScheduleError(
+            f"cue {number}: the seed {quoted(seed)} is more than all programs keep; write it in quotes, as "
+            f"every seed above {MAX_EXACT}",
+            cue=number,
+        )
+    return int(seed) if float(seed).is_integer() else seed
 
 
 def _numbered_cue(number: int, time: Any, *fields: Any) -> Cue:
@@ -71,7 +87,8 @@ def written_timeline(cues: Sequence[Cue], extra: Mapping[str, Any], always: str)
     for cue in cues:
         policy = {} if cue.policy is None else {"policy": cue.policy.value}
         blend = {} if cue.blend_seconds is None else {"blend": cue.blend_seconds}
-        entries.append({"time": cue.seconds, "prompt": cue.prompt, **policy, **blend, **cue.extra})
+        seed = {} if cue.seed is None else {"seed": cue.seed if cue.seed <= MAX_EXACT else str(cue.seed)}
+        entries.append({"time": cue.seconds, "prompt": cue.prompt, **policy, **blend, **seed, **cue.extra})
     first = {"version": 1, "always": always} if always else {"version": 1}
     return json.dumps({**first, "cues": entries, **extra}, ensure_ascii=False, indent=2)
 

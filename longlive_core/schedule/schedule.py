@@ -9,8 +9,9 @@ from typing import Any
 
 from .. import geometry
 from ..config import Policy
-from .cue import Cue, ScheduleError, check_cues, checked_always, clock, named, quoted, shown, slip, whole
+from .cue import Cue, ScheduleError, check_cues, checked_always, clock, named, quoted, shown, whole
 from .json_format import JSON_START, is_jsonl, read_jsonl, read_timeline, written_timeline
+from .prefix import slip
 from .text_format import checked_text, read_text, written_always, written_cue
 
 NEVER = " is never seen: "  # in warnings, between a cue and the reason
@@ -40,6 +41,11 @@ class Timeline:
     def prompts(self) -> list[str]:
         """The prompts of the segments as they are encoded."""
         return [whole(self.always, segment.cue.prompt) for segment in self.segments]
+
+    @property
+    def seeds(self) -> tuple[tuple[int, int], ...]:
+        """(block, seed) of the segments that have one of their own, in order."""
+        return tuple((one.block, one.cue.seed) for one in self.segments if one.cue.seed is not None)
 
     def segment_at(self, block: int) -> Segment:
         """The segment that block `block` belongs to."""
@@ -92,9 +98,10 @@ class PromptSchedule:
     def parse(cls, text: str, switch_frames: Sequence[int] = ()) -> "PromptSchedule":
         """Read schedule text, timeline JSON or JSONL, recognised by the first characters (`{"`, `[{`: JSON).
 
-        Schedule text has one cue a line, `TIME [=>] [POLICY:] PROMPT`. Indented lines continue the cue above,
-        blank lines and lines that begin with # are skipped. A first line without a time makes the whole text
-        one prompt; `always: ...` may come first. `switch_frames` goes with JSONL alone. Raises ScheduleError.
+        Schedule text has one cue a line, `TIME [=>] [POLICY, seed N:] PROMPT`. Indented lines continue the
+        cue above, blank lines and lines that begin with # are skipped. A first line without a time makes the
+        whole text one prompt; `always: ...` may come first. `switch_frames` goes with JSONL alone. Raises
+        ScheduleError.
         """
         text = checked_text(text)
         if is_jsonl(text):
@@ -114,7 +121,8 @@ class PromptSchedule:
         """Read `{"version": 1, "cues": [{"time": 5.0, "prompt": "...", "policy": "recache"}]}`.
 
         `time` is seconds or a time as in schedule text. Without a `policy` (or with "auto") a cue names none;
-        "blend" may have its seconds in `blend`. Cues may come in any order. `always` may be next to `cues`.
+        "blend" may have its seconds in `blend`; a `seed` above 2**53 - 1 is in quotes. Cues may come in any
+        order. `always` may be next to `cues`.
         """
         cues, extra, always = read_timeline(checked_text(text))
         return cls(tuple(cues), extra, always)

@@ -5,18 +5,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..config import Policy
-from .cue import AUTO, SECONDS, Cue, ScheduleError, check_order, checked_always, quoted, read_time, spelled
+from .cue import AUTO, Cue, ScheduleError, check_order, checked_always, read_time, spelled
 from .notations import OTHER_NOTATION, is_bare_range, is_other_notation, listed
+from .prefix import kinds_of, read_prefix
 
 MAX_CHARACTERS = 8_000_000
 
 _ALWAYS = re.compile("always:", re.IGNORECASE)
 _CUE_LINE = re.compile(r"(?P<time>\S*?)(?P<arrow>\s*=>|\s+|\Z)(?P<words>.*)", re.DOTALL)
-# A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
-_POLICY_PREFIX = re.compile(
-    rf"(?:(?P<policy>{'|'.join((*Policy, AUTO))})|blend\s+(?P<blend>[-+]?\.?[0-9][^\s:]*)):",
-    re.IGNORECASE | re.ASCII,
-)
 # How a first line shows that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
 _TIME_LIKE = re.compile(r"0+(\.0+)?|[-+]?\.?[0-9][0-9.,]*(s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?")
 _COLOUR = re.compile(r"#(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{6}(?![0-9A-Za-z])")
@@ -146,25 +142,10 @@ def _read_cue(first: _Line, *more: _Line) -> Cue:
         seconds = read_time(time)
         column += start
         words = " ".join([first.text[start:], *(line.text for line in more)]).lstrip()
-        return Cue(seconds, *_read_words(words))
+        prefix, prompt = read_prefix(words)
+        return Cue(seconds, prompt, **prefix._asdict())
     except ScheduleError as error:
         raise error.at(first.number, column) from None
-
-
-def _read_words(words: str) -> tuple[str, str, float | None]:
-    """What follows a time -> prompt, name of the policy ("auto" where there is none), seconds of a blend."""
-    prefix = _POLICY_PREFIX.match(words)
-    if prefix is None:
-        return words, AUTO, None
-    prompt, seconds = words[prefix.end() :], prefix["blend"]
-    if seconds is None:
-        return prompt, prefix["policy"].lower(), None
-    if not re.fullmatch(SECONDS, seconds):
-        raise ScheduleError(
-            f"{quoted(seconds)} is not how long a blend takes; write it as blend 3s: or blend 2.5s: (where "
-            "it is meant as words of the prompt, write auto: before it)"
-        )
-    return prompt, Policy.BLEND, float(seconds.removesuffix("s"))
 
 
 def written_always(always: str) -> str:
@@ -174,9 +155,11 @@ def written_always(always: str) -> str:
 
 def written_cue(cue: Cue) -> str:
     """A cue as a line of schedule text."""
-    policy = "" if cue.policy is None else cue.policy.value
+    kinds = [] if cue.policy is None else [cue.policy.value]
     if cue.policy is Policy.BLEND:
-        policy += f" {spelled(cue.blend_seconds)}"
-    if not policy and _POLICY_PREFIX.match(cue.prompt):
-        policy = AUTO
-    return f"{spelled(cue.seconds)} => {policy}{': ' * bool(policy)}{cue.prompt}\n"
+        kinds[0] += f" {spelled(cue.blend_seconds)}"
+    if cue.seed is not None:
+        kinds.append(f"seed {cue.seed}")
+    if not kinds and kinds_of(cue.prompt):
+        kinds.append(AUTO)
+    return f"{spelled(cue.seconds)} => {', '.join(kinds)}{': ' * bool(kinds)}{cue.prompt}\n"

@@ -248,8 +248,10 @@ class LiveControl:
 
     def _play(self, index: int, seconds: float, cue: Cue | None, ticket: Ticket | None) -> Cue | None:
         """The cue of a block that begins at `seconds`, noted as played; sent before scheduled."""
-        if ticket or (cue and not index):  # frames cut off from an earlier video may delay a first cue
-            cue = replace(ticket.cue if ticket else cue, seconds=seconds)
+        if ticket:  # a seed that begins here does so all the same
+            cue = replace(ticket.cue, seconds=seconds, seed=cue and cue.seed)
+        elif cue and not index:  # frames cut off from an earlier video may delay it
+            cue = replace(cue, seconds=seconds)
         if cue:
             with self._change():
                 self._played.append(Played(index, seconds, cue, ticket))

@@ -140,7 +140,7 @@ test("integers beyond what a number holds keep their digits", { skip: !JSON.rawJ
 });
 
 test("the words of a policy at the beginning of a prompt are kept apart from it", () => {
-  for (const prompt of ["keep: calm", "auto: mobile", "blend 3s: it", "blend 3x: it", "note: it"]) {
+  for (const prompt of ["keep: calm", "auto: mobile", "blend 3s: it", "blend 3x: it", "note: it", "seed 7: it", "cut, seed 7: it"]) {
     const schedule = model.setPrompt(model.parse("0 a\n5s => b"), 1, prompt);
     assert.deepEqual(prompts(model.parse(model.serialise(schedule))), ["a", prompt]);
     assert.equal(model.parse(model.serialise(schedule)).cues[1].policy, null);
@@ -217,6 +217,27 @@ test("policies and their seconds are checked", () => {
   refused(() => model.setPrompt(schedule, 1, "  "), /empty/);
 });
 
+test("a seed is a cue's own: it stays with it, goes with the field, and another take changes it alone", () => {
+  const schedule = model.parse("0 a\n5s => cut: b\n9s c");
+  const seeded = model.setSeed(schedule, 1, " 007 ");
+  assert.equal(model.serialise(seeded), "0 a\n5s => cut, seed 7: b\n9s c\n");
+  assert.equal(model.serialise(model.setSeed(seeded, 1, " ")), "0 a\n5s => cut: b\n9s c\n");
+  assert.equal(model.serialise(model.reorderCue(seeded, 1, 2)), "0 a\n5.0625s => c\n10.3125s => cut, seed 7: b\n");
+  assert.equal(model.splitCue(seeded, 1)[0].cues[2].seed, null, "the second half goes on with it");
+  const takes = new Set(Array.from({ length: 20 }, () => model.anotherTake(seeded, 1).cues[1].seed));
+  assert.ok(takes.size > 15 && [...takes].every((seed) => /^[0-9]{1,9}$/.test(seed)));
+  assert.deepEqual({ ...model.anotherTake(seeded, 1).cues[1], seed: "7" }, seeded.cues[1]);
+  for (const wrong of ["-1", "7s", "1.5", "18446744073709551616"]) {
+    refused(() => model.setSeed(schedule, 1, wrong), /from 0 to 18446744073709551615/);
+  }
+  const json = (seed) => `{"cues": [{"time": 0, "prompt": "a", "seed": ${seed}}], "zoom": 1}`;
+  for (const exact of ['"18446744073709551615"', "9007199254740991", "7"]) {
+    const again = JSON.parse(model.serialise(model.parse(json(exact))));
+    assert.equal(JSON.stringify(again.cues[0].seed), exact);
+  }
+  refused(() => model.parse(json("18446744073709551615")), /write it in quotes/);
+});
+
 test("prompts of a JSONL are pasted ten seconds apart, and other text as it is", () => {
   const pasted = model.imported('{"prompts": ["a", "b", "c"]}');
   assert.deepEqual(model.blocksOf(pasted), [0, 14, 27]);
@@ -284,7 +305,7 @@ function seeded(seed) {
   };
 }
 
-const WORDS = ["a", "red", "keep:", "cut: x", "auto:", "blend", "blend 3s:", "=>", "5s", "#1", "{\"a\"", "é", "🟦", "赤"];
+const WORDS = ["a", "red", "keep:", "cut: x", "auto:", "blend", "blend 3s:", "seed 7:", "seed 8,", "=>", "5s", "#1", "{\"a\"", "é", "🟦", "赤"];
 
 function someSchedule(random) {
   const one = (list) => list[Math.floor(random() * list.length)];
@@ -292,9 +313,10 @@ function someSchedule(random) {
     const policy = one([null, null, ...model.POLICIES]);
     const prompt = Array.from({ length: 1 + Math.floor(random() * 4) }, () => one(WORDS)).join(" ");
     const blendSeconds = policy === "blend" ? one([2.25, 0.1 + random() * 59, 60, 1e-7]) : null;
+    const seed = random() < 0.3 ? one(["0", "7", "9007199254740993", "18446744073709551615"]) : null;
     const extra = random() < 0.1 ? { lane: one([1, null, "x", [2], { y: 3 }]) } : {};
     const seconds = one([Math.floor(random() * 60), random() * 60, random() * 1e-7, model.blockSeconds(9)]);
-    return { seconds, prompt, policy, blendSeconds, extra };
+    return { seconds, prompt, policy, blendSeconds, seed, extra };
   };
   const cues = Array.from({ length: 1 + Math.floor(random() * 6) }, someCue);
   cues[0].seconds = 0;
@@ -354,6 +376,8 @@ test("any edit of any schedule leaves one that reads back", () => {
     (schedule, index) => model.moveEdge(schedule, index, random() * 70 - 5),
     (schedule, index) => model.nudgeEdge(schedule, index, Math.floor(random() * 9) - 4),
     (schedule) => model.setAlways(schedule, random() < 0.5 ? "film still" : ""),
+    (schedule, index) => model.setSeed(schedule, index, random() < 0.5 ? "8" : ""),
+    model.anotherTake,
   ];
   for (let count = 0; count < 1000; count += 1) {
     let schedule = someSchedule(random);

@@ -4,6 +4,8 @@
 export const MAX_SECONDS = 24 * 60 * 60;
 export const MAX_CUES = 100000;
 export const MAX_BLEND_SECONDS = 60;
+export const MAX_SEED = 2n ** 64n - 1n;
+export const MAX_EXACT = Number.MAX_SAFE_INTEGER; // of whole numbers in JSON
 export const DEFAULT_BLEND_SECONDS = 2.25;
 export const AUTO = "auto";
 export const POLICIES = ["recache", "refresh", "keep", "cut", "blend"];
@@ -14,6 +16,7 @@ export const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028
 
 const QUOTED_CHARACTERS = 40;
 const SPACES = new RegExp(`${SPACE}+`);
+const SEED = /^0*([0-9]{1,20})$/;
 const LONE_SURROGATE = /[\ud800-\udfff]/u;
 
 /** A schedule that cannot be used. `line`, `column` and `cue` count from 1; null where they mean nothing. */
@@ -29,14 +32,16 @@ export class ScheduleError extends Error {
 }
 
 /**
- * A cue: seconds, prompt, policy (null names none), blendSeconds (with "blend" alone) and `extra`, the
- * fields of a timeline JSON that are not ours. Throws ScheduleError.
+ * A cue: seconds, prompt, policy (null names none), blendSeconds (with "blend" alone), seed (its digits, as a number
+ * does not hold all; null names none) and `extra`, the fields of a timeline JSON that are not ours. Throws
+ * ScheduleError.
  */
-export function makeCue({ seconds, prompt, policy = null, blendSeconds = null, extra = {} }) {
+export function makeCue({ seconds, prompt, policy = null, blendSeconds = null, seed = null, extra = {} }) {
   const time = checkedSeconds(seconds);
   const words = checkedPrompt(prompt);
   const named = checkedPolicy(policy);
-  return { seconds: time, prompt: words, policy: named, blendSeconds: checkedBlend(blendSeconds, named), extra };
+  const blend = checkedBlend(blendSeconds, named);
+  return { seconds: time, prompt: words, policy: named, blendSeconds: blend, seed: checkedSeed(seed), extra };
 }
 
 export function checkedSeconds(seconds) {
@@ -94,36 +99,20 @@ function checkedBlend(seconds, policy) {
   return seconds;
 }
 
+function checkedSeed(seed) {
+  if (seed === null) return null;
+  const written = Number.isSafeInteger(seed) ? String(seed) : seed;
+  const digits = typeof written === "string" ? SEED.exec(written)?.[1] : undefined;
+  if (digits !== undefined && BigInt(digits) <= MAX_SEED) return String(BigInt(digits));
+  throw new ScheduleError(`the seed ${quoted(seed)} is not possible; use a whole number from 0 to ${MAX_SEED}`);
+}
+
 /** A value as messages show it, cut short. */
 export function quoted(value) {
   const shown = ["string", "number"].includes(typeof value) ? String(value) : JSON.stringify(value);
   const characters = [...shown];
   const short = characters.length > QUOTED_CHARACTERS ? `${characters.slice(0, QUOTED_CHARACTERS).join("")}...` : shown;
   return typeof value === "string" ? `"${short}"` : short;
-}
-
-const LIKE_A_POLICY = new RegExp(`^([^${SPACE.slice(1)}{2,9}?)(?:${SPACE}+${SECONDS})?(${SPACE}?):`);
-
-/** The policy that a prompt may begin with by a slip of at most two letters (recahce:, blnd 3s:), or null. */
-export function meantPolicy(prompt) {
-  const [, word, space] = LIKE_A_POLICY.exec(prompt) ?? [];
-  if (!word) return null;
-  const isNear = (policy, slips) => slips > 0 && slips <= Math.min(2, (policy.length - 1) >> 1);
-  return POLICIES.find((policy) => isNear(policy, numSlips(word.toLowerCase(), policy) + space.length)) ?? null;
-}
-
-/** How many letters are wrong, missing, too many or exchanged with their neighbour. */
-function numSlips(word, due) {
-  let [before, older, row] = [[], [], [...Array(due.length + 1).keys()]];
-  for (let i = 0; i < word.length; i += 1) {
-    [before, older, row] = [older, row, [i + 1]];
-    for (let j = 0; j < due.length; j += 1) {
-      const ways = [older[j + 1] + 1, row[j] + 1, older[j] + Number(word[i] !== due[j])];
-      if (i && j && word[i] === due[j - 1] && word[i - 1] === due[j]) ways.push(before[j - 1] + 1);
-      row.push(Math.min(...ways));
-    }
-  }
-  return row.at(-1);
 }
 
 /** Seconds to a tenth, as fields and messages show them: 5s, 19.3s. */

@@ -4,6 +4,7 @@
 import { blockAt, blockSeconds, latentFrameSeconds } from "./blocks.js";
 import {
   AUTO,
+  MAX_EXACT,
   MAX_SECONDS,
   SPACE,
   ScheduleError,
@@ -74,8 +75,19 @@ function cueFromJson(entry, number) {
     prompt: entry.prompt,
     policy: entry.policy ?? AUTO,
     blendSeconds: entry.blend ?? null,
-    extra: without(entry, "time", "prompt", "policy", "blend"),
+    seed: seedOf(entry, number),
+    extra: without(entry, "time", "prompt", "policy", "blend", "seed"),
   });
+}
+
+/** A seed as it is written; a number that may have lost digits is refused. */
+function seedOf({ seed = null }, number) {
+  if (typeof seed === "number" ? Math.abs(seed) <= MAX_EXACT : !JSON.isRawJSON?.(seed)) return seed;
+  throw new ScheduleError(
+    `cue ${number}: the seed ${seed.rawJSON ?? seed} is more than all programs keep; write it in quotes, as every ` +
+      `seed above ${MAX_EXACT}`,
+    { cue: number },
+  );
 }
 
 /** A cue of those fields; errors name its number. */
@@ -91,12 +103,13 @@ function numberedCue(number, fields) {
 }
 
 /** The entry that reads back as this cue. */
-function cueToJson({ seconds, prompt, policy, blendSeconds, extra }) {
+function cueToJson({ seconds, prompt, policy, blendSeconds, seed, extra }) {
   return {
     time: seconds,
     prompt,
     ...(policy !== null && { policy }),
     ...(blendSeconds !== null && { blend: blendSeconds }),
+    ...(seed !== null && { seed: Number(seed) <= MAX_EXACT ? Number(seed) : seed }),
     ...extra,
   };
 }

@@ -8,12 +8,14 @@ import { fromJson, fromJsonl, isJsonl, jsonlPrompts, looksLikeJson, toJson } fro
 import { commentsOf, fromText, toText, writtenAlways } from "./text.js";
 
 export { LATENT_FRAMES, blockAt, blockLength, blockSeconds } from "./blocks.js";
-export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, meantPolicy, shown } from "./cues.js";
+export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, shown } from "./cues.js";
+export { meantPrefix } from "./prefix.js";
 export { readTime } from "./text.js";
 
 const MAX_CHARACTERS = 8000000;
 const MAX_HISTORY = 200;
 const NEW_CUE_FRAMES = 21; // latent frames: five seconds
+const TAKES = 1e9; // seeds to choose from, short enough to read
 const MIN_SHARED = 12; // characters that labels leave out
 const IMPORTED_SWITCH_FRAMES = 40; // latent frames between prompts that came without times: ten seconds
 
@@ -189,6 +191,16 @@ export function sharedStart({ cues }) {
 /** Another policy (null names none); `blendSeconds` with "blend" alone. */
 export function setPolicy(schedule, index, policy, blendSeconds = null) {
   return replaced(schedule, index, changed(schedule.cues[index], { policy, blendSeconds }));
+}
+
+/** Another seed, from that cue on (its digits; none for the seed in effect). */
+export function setSeed(schedule, index, digits) {
+  return replaced(schedule, index, changed(schedule.cues[index], { seed: digits.trim() || null }));
+}
+
+/** The same cue with a new random seed: what comes before it stays as it is. */
+export function anotherTake(schedule, index) {
+  return setSeed(schedule, index, String(Math.floor(Math.random() * TAKES)));
 }
 
 /** A history of texts. `kind` joins edits that belong together: of typing, only the newest text is kept. */

@@ -2,7 +2,6 @@
 
 import {
   AUTO,
-  POLICIES,
   SECONDS,
   SPACE,
   ScheduleError,
@@ -16,21 +15,15 @@ import {
   spelled,
 } from "./cues.js";
 import { OTHER_NOTATION, isBareRange, isOtherNotation, listed } from "./notations.js";
+import { kindsOf, readWords } from "./prefix.js";
 
 const ALWAYS = /^always:/i;
 const CUE_LINE = new RegExp(`^([^${SPACE.slice(1)}*?)(${SPACE}*=>|${SPACE}+|$)([^]*)`);
 const INDENT = new RegExp(`^${SPACE}*`);
 const TIME = new RegExp(`^(?:(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\\.[0-9]+)?|${SECONDS})$`);
-const BLEND = new RegExp(`^${SECONDS}$`);
 // How a first line says that it has a time: 0, 5s, 0:5, 5sec, but not the 3 of "3 cats".
 const TIME_LIKE =
   /^(?:0+(?:\.0+)?|[-+]?\.?[0-9][0-9.,]*(?:s|secs?|seconds?)[:,]?|[-+]?[0-9]+:[0-9.,:]*s?)$/;
-// A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
-const POLICY_PREFIX = new RegExp(
-  `^(?:(${[...POLICIES, AUTO].join("|")})|blend[\\t-\\r ]+([-+]?\\.?[0-9][^\\t-\\r :]*)):`,
-  "i",
-);
-
 const COLOUR = /^#(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{6}(?![0-9A-Za-z])/;
 
 const lengthOf = (text) => [...text].length; // in characters, as columns count
@@ -143,23 +136,6 @@ function readCue({ lead, lines }) {
   return { ...cue, lead: joined(lead), source: joined(lines) };
 }
 
-/** What follows a time -> prompt, policy, blendSeconds. */
-function readWords(words) {
-  const prefix = POLICY_PREFIX.exec(words);
-  if (!prefix) return { prompt: words };
-  const prompt = words.slice(prefix[0].length);
-  if (prefix[2] === undefined) return { prompt, policy: prefix[1].toLowerCase() };
-  return { prompt, policy: "blend", blendSeconds: readBlend(prefix[2]) };
-}
-
-function readBlend(text) {
-  if (BLEND.test(text)) return Number(text.replace(/s$/, ""));
-  throw new ScheduleError(
-    `${quoted(text)} is not how long a blend takes; write it as blend 3s: or blend 2.5s: (where it is meant ` +
-      "as words of the prompt, write auto: before it)",
-  );
-}
-
 /** `5`, `5s`, `0:05` or `1:02:03` -> seconds. */
 export function readTime(text) {
   if (!TIME.test(text)) throw new ScheduleError(whyNotATime(text));
@@ -236,11 +212,11 @@ function writtenCue(cue) {
   return (cue.lead ?? "") + (cue.source ?? writtenLine(cue));
 }
 
-function writtenLine({ seconds, prompt, policy, blendSeconds }) {
-  let prefix = policy ?? "";
-  if (policy === "blend") prefix += ` ${spelled(blendSeconds)}`;
-  if (!prefix && POLICY_PREFIX.test(prompt)) prefix = AUTO;
-  return `${spelled(seconds)} => ${prefix && `${prefix}: `}${prompt}\n`;
+function writtenLine({ seconds, prompt, policy, blendSeconds, seed }) {
+  const kinds = policy ? [policy === "blend" ? `blend ${spelled(blendSeconds)}` : policy] : [];
+  if (seed !== null) kinds.push(`seed ${seed}`);
+  if (!kinds.length && kindsOf(prompt).length) kinds.push(AUTO);
+  return `${spelled(seconds)} => ${kinds.join(", ")}${kinds.length ? ": " : ""}${prompt}\n`;
 }
 
 /** Schedule text of a schedule; `extra` has no place in it. */
