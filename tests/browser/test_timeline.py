@@ -303,6 +303,29 @@ def test_what_is_typed_into_a_field_is_of_the_cue_it_was_typed_for(timeline):
     assert timeline.root.locator("input[type=number]").input_value() == "3"
 
 
+@pytest.mark.newest
+def test_a_cue_has_a_seed_and_another_take(timeline):
+    timeline.load(workflow_with("0 a red circle\n5s cut: it turns blue\n"))
+    timeline.cue(1).click()
+    field = timeline.root.get_by_label("seed", exact=True)
+    assert field.input_value() == ""
+    field.fill("007")
+    timeline.cue(0).click()
+    assert timeline.text == "0 a red circle\n5s => cut, seed 7: it turns blue\n"
+    assert timeline.cue(1).locator(".ll-policy").text_content() == "cut, seed 7" and field.input_value() == ""
+    timeline.cue(1).click()
+    timeline.root.get_by_role("button", name="Another take").click()
+    taken = timeline.schedule.cues[1].seed
+    assert taken != 7 and field.input_value() == str(taken)
+    field.fill("7s")
+    field.press("Tab")
+    assert "from 0 to 18446744073709551615" in timeline.status.text_content()
+    assert timeline.schedule.cues[1].seed == taken and field.input_value() == str(taken)
+    field.fill("")
+    field.press("Tab")
+    assert timeline.text == "0 a red circle\n5s => cut: it turns blue\n"
+
+
 @in_both_renderings
 @pytest.mark.newest
 def test_what_is_in_every_prompt_has_a_field_and_labels_leave_out_what_is_shared(timeline):

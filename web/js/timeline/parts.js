@@ -63,7 +63,10 @@ export function emptyCue() {
   return ownKeys(made("div", { className: "ll-cue", role: "option" }, ...parts));
 }
 
-const policyWords = ({ policy, blendSeconds }) => (policy === "blend" ? `blend ${shown(blendSeconds)}` : (policy ?? ""));
+function kindWords({ policy, blendSeconds, seed }) {
+  const change = policy === "blend" ? `blend ${shown(blendSeconds)}` : policy;
+  return [change, seed && `seed ${seed}`].filter(Boolean).join(", ");
+}
 
 /** Draw a cue: `place` is { index, count, block, length, isSelected, numShared }, in blocks. */
 export function drawCue(element, cue, place, pixels) {
@@ -77,11 +80,11 @@ export function drawCue(element, cue, place, pixels) {
   element.setAttribute("aria-selected", place.isSelected);
   blend.style.width = `${cue.policy === "blend" ? cue.blendSeconds * pixels : 0}px`;
   edge.hidden = place.index === 0;
-  policy.textContent = policyWords(cue);
+  policy.textContent = kindWords(cue);
   words.textContent = place.numShared ? `\u2026${cue.prompt.slice(place.numShared)}` : cue.prompt;
   const when = { cue: place.index + 1, cues: place.count, begin: clock(begins), end: clock(ends) };
   const label = t("Cue {cue} of {cues}, {begin} to {end}", when);
-  element.setAttribute("aria-label", [label, policyWords(cue), cue.prompt].filter(Boolean).join(", "));
+  element.setAttribute("aria-label", [label, kindWords(cue), cue.prompt].filter(Boolean).join(", "));
   const effect = { time: shown(cue.seconds), begin: clock(begins), block: place.block };
   element.title = `${cue.prompt}\n${t("{time}, takes effect at {begin} (block {block})", effect)}`;
 }

@@ -196,6 +196,11 @@ export class TimelineView {
     this.blend = made("input", { type: "number", title: blendTitle, max: String(model.MAX_BLEND_SECONDS) });
     this.#setBlendStep();
     this.blendLabel = made("label", {}, t("over"), this.blend, t("s"));
+    const seedTitle = t("Seed of the noise from this cue on; empty: the one before it, at first the video's");
+    this.seed = made("input", { inputMode: "numeric", placeholder: t("video's"), title: seedTitle });
+    const again = t("Another take: a new seed for this cue; everything before it stays bit-identical");
+    this.take = button("\u2684", again, () => this.edit("take"));
+    this.seedLabel = made("label", {}, t("seed"), this.seed);
     const shown = { "aria-label": t("Prompt"), placeholder: t("What the video shows") };
     const example = t("A style or a character: realistic film still, a young woman in a red coat.");
     this.always = made("input", { spellcheck: false, placeholder: example, title: t("Put before every prompt") });
@@ -205,7 +210,7 @@ export class TimelineView {
     ownKeys(this.policy);
     const [time, policy] = [made("label", {}, t("at"), this.time), made("label", {}, t("change"), this.policy)];
     this.first = made("div", { className: "ll-fields ll-always" }, made("label", {}, t("in every prompt"), this.always));
-    return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel);
+    return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel, this.seedLabel, this.take);
   }
 
   #setBlendStep() {
@@ -347,9 +352,11 @@ export class TimelineView {
     this.policy.title = this.#effect(cue);
     this.blendLabel.hidden = cue.policy !== "blend";
     if (document.activeElement !== this.blend) this.blend.value = cue.blendSeconds ?? "";
+    if (document.activeElement !== this.seed) this.seed.value = cue.seed ?? "";
     if (document.activeElement !== this.always) this.always.value = this.schedule.always;
     if (document.activeElement !== this.prompt) this.prompt.value = cue.prompt;
-    for (const field of [this.always, this.policy, this.blend, this.prompt]) field.disabled = this.isReadOnly;
+    const fields = [this.always, this.policy, this.blend, this.seed, this.take, this.prompt];
+    for (const field of fields) field.disabled = this.isReadOnly;
   }
 
   /** What the change to a cue does; an "auto" comes to what the nodes say. */
@@ -394,6 +401,8 @@ export class TimelineView {
       prompt: (text) => this.commit(model.setPrompt(this.schedule, this.selected, text), `prompt ${this.selected}`),
       always: (text) => this.commit(model.setAlways(this.schedule, text), "always"),
       policy: (name_, blend) => this.commit(model.setPolicy(this.schedule, this.selected, name_, blend)),
+      seed: (digits) => this.commit(model.setSeed(this.schedule, this.selected, digits)),
+      take: () => this.commit(model.anotherTake(this.schedule, this.selected)),
       time: (text) => this.commit(model.moveEdge(this.schedule, this.selected, model.readTime(text.trim()))),
     };
     return this.#tried(() => edits[name](...details));
@@ -482,7 +491,7 @@ export class TimelineView {
 
   /** What was typed into a field is of the cue that was selected then: take it before there is another one. */
   #leaveFields() {
-    for (const field of [this.time, this.blend]) if (document.activeElement === field) field.blur();
+    for (const field of [this.time, this.blend, this.seed]) if (document.activeElement === field) field.blur();
   }
 
   focusCue() {
@@ -534,7 +543,8 @@ export class TimelineView {
     this.time.addEventListener("change", () => this.edit("time", this.time.value));
     this.policy.addEventListener("change", () => this.edit("policy", this.policy.value));
     this.blend.addEventListener("change", () => this.edit("policy", "blend", Number(this.blend.value)));
-    for (const field of [this.time, this.blend]) field.addEventListener("blur", () => this.draw());
+    this.seed.addEventListener("change", () => this.edit("seed", this.seed.value));
+    for (const field of [this.time, this.blend, this.seed]) field.addEventListener("blur", () => this.draw());
   }
 
   #leftTyping() {
