@@ -305,13 +305,15 @@ def test_what_is_typed_into_a_field_is_of_the_cue_it_was_typed_for(timeline):
 
 @pytest.mark.newest
 def test_a_cue_has_a_seed_and_another_take(timeline):
-    timeline.load(workflow_with("0 a red circle\n5s cut: it turns blue\n"))
+    timeline.load(workflow_with("0 a red circle\n5s cut: it turns blue\n8s it rests\n"))
     timeline.cue(1).click()
     field = timeline.root.get_by_label("seed", exact=True)
-    assert field.input_value() == ""
+    assert field.input_value() == "" and field.get_attribute("placeholder") == "video's"
     field.fill("007")
     timeline.cue(0).click()
-    assert timeline.text == "0 a red circle\n5s => cut, seed 7: it turns blue\n"
+    assert timeline.text == "0 a red circle\n5s => cut, seed 7: it turns blue\n8s it rests\n"
+    timeline.cue(2).click()
+    assert field.get_attribute("placeholder") == "7", "which goes on"
     assert timeline.cue(1).locator(".ll-policy").text_content() == "cut, seed 7" and field.input_value() == ""
     timeline.cue(1).click()
     timeline.root.get_by_role("button", name="Another take").click()
@@ -323,7 +325,7 @@ def test_a_cue_has_a_seed_and_another_take(timeline):
     assert timeline.schedule.cues[1].seed == taken and field.input_value() == str(taken)
     field.fill("")
     field.press("Tab")
-    assert timeline.text == "0 a red circle\n5s => cut: it turns blue\n"
+    assert timeline.text == "0 a red circle\n5s => cut: it turns blue\n8s it rests\n"
 
 
 @in_both_renderings

@@ -197,7 +197,7 @@ export class TimelineView {
     this.#setBlendStep();
     this.blendLabel = made("label", {}, t("over"), this.blend, t("s"));
     const seedTitle = t("Seed of the noise from this cue on; empty: the one before it, at first the video's");
-    this.seed = made("input", { inputMode: "numeric", placeholder: t("video's"), title: seedTitle });
+    this.seed = made("input", { inputMode: "numeric", title: seedTitle });
     const again = t("Another take: a new seed for this cue; everything before it stays bit-identical");
     this.take = button("\u2684", again, () => this.edit("take"));
     this.seedLabel = made("label", {}, t("seed"), this.seed);
@@ -353,6 +353,8 @@ export class TimelineView {
     this.blendLabel.hidden = cue.policy !== "blend";
     if (document.activeElement !== this.blend) this.blend.value = cue.blendSeconds ?? "";
     if (document.activeElement !== this.seed) this.seed.value = cue.seed ?? "";
+    const before = this.schedule.cues.slice(0, this.selected).findLast(({ seed }) => seed !== null);
+    this.seed.placeholder = before?.seed ?? t("video's");
     if (document.activeElement !== this.always) this.always.value = this.schedule.always;
     if (document.activeElement !== this.prompt) this.prompt.value = cue.prompt;
     const fields = [this.always, this.policy, this.blend, this.seed, this.take, this.prompt];
