@@ -10,7 +10,7 @@ import { isLive } from "./runs.js";
 import { StageDoor } from "./stage.js";
 import { fate, message, view } from "./view.js";
 
-const MIN_HEIGHT = 320; // without prompt cards, of which a row more each
+const MIN_HEIGHT = 340; // without prompt cards, of which a row more each
 const LAG_MS = 250;
 const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not for the canvas
 const FIELDS = "video, textarea, select, input, [draggable=true]";
