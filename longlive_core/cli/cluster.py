@@ -61,9 +61,9 @@ def make_there(
     """Make the videos on the cluster, in the order in which they are finished; `check` sees the preset."""
     ray = connected(options.ray)
     try:
-        gpus = 0 if options.cpus_per_worker else 1
-        needs = {"num_cpus": options.cpus_per_worker or 1, "num_gpus": gpus}
-        actor = ray.remote(Worker).options(**needs, max_restarts=-1, max_task_retries=RETRIES)
+        needs = {"CPU": options.cpus_per_worker or 1, "GPU": 0 if options.cpus_per_worker else 1}
+        place = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"]}
+        actor = ray.remote(Worker).options(**place, max_restarts=-1, max_task_retries=RETRIES)
         workers = [actor.remote(options) for _ in range(num_workers(ray, needs, len(due)))]
         try:
             check(ray.get(workers[0].preset.remote()))
@@ -85,7 +85,8 @@ def connected(address: str) -> ModuleType:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"no Ray cluster at {address} ({first_line(error)}); start one with: ray start --head"
+            f"no Ray cluster at {address} ({first_line(error)}); start one with: ray start --head; where it "
+            "asks for a token, set RAY_AUTH_MODE=token here too"
         ) from error
     return ray
 
@@ -93,7 +94,7 @@ def connected(address: str) -> ModuleType:
 def num_workers(ray: ModuleType, needs: dict[str, int], most: int) -> int:
     """How many workers the cluster has room for; ValueError if none."""
     has = ray.cluster_resources()
-    room = min(has.get(name[4:-1].upper(), 0) // count for name, count in needs.items() if count)
+    room = min(has.get(name, 0) // count for name, count in needs.items() if count)
     if room < 1:
         raise ValueError(
             f"the cluster has {has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs, too few for a "
