@@ -40,7 +40,7 @@ from .vae.tiled import TiledDecoder
 from .weights.checkpoints import load_transformer, settle
 from .weights.files import first_line, sha256_of
 from .weights.lora import LoraChoice
-from .weights.published import DOWNLOADS
+from .weights.published import DOWNLOADS, VACE
 from .weights.vace import graft
 from .weights.vae_files import load_vae
 
@@ -295,12 +295,18 @@ class ModelFiles:
     def __post_init__(self):
         choices = (one if isinstance(one, LoraChoice) else LoraChoice(Path(one)) for one in self.lora)
         object.__setattr__(self, "lora", tuple(choices))
-        if self.vace in DOWNLOADS:
-            (file,) = DOWNLOADS[self.vace]
-            object.__setattr__(self, "vace", Path(self.folder, file.kind, file.name))
+        if str(self.vace) == VACE:
+            object.__setattr__(self, "vace", self._downloaded_vace())
         for name in ("vae", "vace", "text_encoder", "tokenizer", "folder", "embeddings"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path))
+
+    def _downloaded_vace(self) -> Path:
+        """The file of VACE in the folder; ValueError if it is not there."""
+        (file,) = DOWNLOADS[VACE]
+        if not (path := Path(self.folder, file.kind, file.name)).exists():
+            raise ValueError(f"{VACE} needs {path}; run longlive download {VACE} --folder {self.folder}")
+        return path
 
     def unused_by_mini(self) -> list[str]:
         """Options that were given and mean nothing to the built-in model, which runs on the CPU."""
@@ -329,7 +335,7 @@ class ModelFiles:
             loras = [LoraChoice(paths["loras"])] if "loras" in paths else []
             return replace(self, model=paths["diffusion_models"], lora=(*loras, *self.lora), **own)
         if not Path(self.model).exists():
-            names = ", ".join((MINI.name, *DOWNLOADS))
+            names = ", ".join((MINI.name, *(name for name in DOWNLOADS if name != VACE)))
             raise ValueError(f"{str(self.model)!r} is neither a file nor one of {names}")
         return replace(self, model=Path(self.model))
 

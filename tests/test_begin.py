@@ -162,6 +162,7 @@ def test_a_state_goes_on_from_a_video_with_an_image(files) -> None:
     (["--mask", "image.png"], "--mask is of --control; give its --control FILE too"),
     (["--control-strength", "2"], "--control-strength is of --control; give its --control FILE too"),
     (["--control", "footage.mp4"], "control needs the layers of VACE; give --vace vace-1.3b"),
+    (["--control", "footage.mp4", "--vace", "vace-1.3b"], "run longlive download vace-1.3b --folder models"),
     (["--with-source"], "--with-source names the video that --resume continues, or goes with --extend FILE"),
     (["--extend", "footage.mp4", "--with-source", "other.mp4"], "--with-source needs no name"),
     (["--extend", "footage.mp4", "--out", "footage.mp4"], "footage.mp4 is the footage to extend itself"),

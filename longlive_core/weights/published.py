@@ -48,6 +48,7 @@ _COMFYUI_PARTS = (
 )
 
 
+VACE = "vace-1.3b"  # control for any of the others
 _VACE = "wan2.1_vace_1.3B_fp16.safetensors"
 
 
@@ -68,7 +69,6 @@ _SINGLE = {  # transformers that need no LoRA, by the names of their presets
     ),
 }
 DOWNLOADS = {
-    "vace-1.3b": (RemoteFile(COMFYUI, f"split_files/diffusion_models/{_VACE}", "diffusion_models", _VACE),),
     "sgf-plus": (*_SINGLE["sgf-plus-chunkwise"], *_COMFYUI_PARTS),
     "sgf-plus-transformer": _SINGLE["sgf-plus-chunkwise"],
     **{name: (*files, *_COMFYUI_PARTS) for name, files in _SINGLE.items()},
@@ -79,4 +79,5 @@ DOWNLOADS = {
         RemoteFile(WAN, "Wan2.1_VAE.pth", "vae", "Wan2.1_VAE.pth"),
         *(RemoteFile(WAN, path, "text_encoders", path) for path in (_ENCODER, *_TOKENIZER)),
     ),
+    VACE: (RemoteFile(COMFYUI, f"split_files/diffusion_models/{_VACE}", "diffusion_models", _VACE),),
 }
