@@ -212,7 +212,7 @@ def figures_of(run: Run, prompt: dict[str, dict]) -> dict[str, Any]:
         "stream_seconds": round(end - begin, 2),
         "fps_shown": run.shown_speed,
         "fps_steady": round(frames / statistics.median(between), 2) if between else None,
-        "notes": list(dict.fromkeys(text for text in run.texts if not text.startswith("block "))),
+        "notes": list(dict.fromkeys(run.texts)),
     } | ({"error": run.error} if run.error else {})
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import struct
 import subprocess
@@ -18,18 +17,22 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 600  # seconds that it may take to start, or say nothing while it runs
 PREVIEW, TEXT = 1, 3  # kinds of binary messages
 ON_PAGES_ONLY = ("MarkdownNote", "Note")
-SHOWN_SPEED = re.compile(r"(\d+) fps")
+RUN_EVENT = "longlive.run"
 
 
 @dataclass
 class Run:
-    """What came of a prompt: when which node began, when previews came, texts, and an error, if any."""
+    """What came of a prompt: when which node began, when previews came, what nodes showed, an error if any.
+
+    `shown_speed` are the frames a second that the panel of a stream showed last.
+    """
 
     start: float = field(default_factory=time.monotonic)
     end: float = 0.0
     begins: dict[str | None, float] = field(default_factory=dict)
     previews: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    shown_speed: float | None = None
     error: str | None = None
 
     def take(self, message: str | bytes, prompt_id: str) -> bool:
@@ -39,6 +42,9 @@ class Run:
             return False
         event = json.loads(message)
         kind, data = event["type"], event.get("data") or {}
+        if kind == RUN_EVENT:
+            self.shown_speed = data["fps"] or self.shown_speed
+            self.texts += [note for note in data["notes"] if note not in self.texts]
         if data.get("prompt_id") != prompt_id:
             return False
         if kind in ("execution_error", "execution_interrupted"):
@@ -55,12 +61,6 @@ class Run:
         elif kind == TEXT:
             (length,) = struct.unpack_from(">I", message, 4)
             self.texts.append(message[8 + length :].decode())
-
-    @property
-    def shown_speed(self) -> int | None:
-        """Frames a second, as the node showed them last."""
-        found = SHOWN_SPEED.findall("\n".join(self.texts))
-        return int(found[-1]) if found else None
 
 
 class Server:

@@ -30,7 +30,7 @@ def test_the_archive_runs_in_a_fresh_comfyui(checkout, comfy, tmp_path):
         assert "IMPORT FAILED" not in server.start_log and "Traceback" not in server.start_log
         info, texts = server.get("/object_info"), server.get("/i18n")
         nodes = {name for name in info if name.startswith("LongLive")}
-        assert len(nodes) == 8
+        assert len(nodes) == 10
         for language in LANGUAGES:
             assert nodes <= texts[language]["nodeDefs"].keys() and texts[language]["longlive"]
         workflow = json.loads((pack / "workflows" / "1 Start here - four prompts.json").read_text("utf-8"))
