@@ -27,7 +27,7 @@ COLOURS = """() => ["html", "body", "#stage"]
 ONLY_MANAGED = """window.ManagedMediaSource = window.MediaSource; delete window.MediaSource"""
 CLEAR = "rgba(0, 0, 0, 0)"
 NODE = 950
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 WITH_SEGNO = importlib.util.find_spec("segno") is not None
 
 

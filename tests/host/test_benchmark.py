@@ -9,6 +9,7 @@ from benchmarks import comfyui
 CHOSEN = ("fp8, fp8 cache, tiny", "bf16, Wan")
 
 
+@pytest.mark.xdist_group("page newest-page")  # not while that page plays videos: it takes both cores
 def test_the_benchmark_runs_the_published_workflows(comfy, tmp_path, monkeypatch, capsys):
     pytest.importorskip("websocket", reason="HOST TESTS NOT RUN: pip install websocket-client")
     if not comfy.checkouts():
