@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .geometry import SPACE_STRIDE, TIME_STRIDE, block_first_frame, num_latent_frames
-from .source import NO_ENCODER, FrameReader
+from .geometry import SPACE_STRIDE
+from .source import NO_ENCODER, BlockByBlock, FrameReader
 from .vae.context import GRAY, ContextEncoder
 from .vae.streaming import RGB, Encoder
 
@@ -35,7 +35,7 @@ class Control:
         return {"scale": self.scale, "references": len(self.references)}
 
 
-class ControlStream:
+class ControlStream(BlockByBlock):
     """The context of control, for block after block: called with each block in order."""
 
     def __init__(
@@ -47,17 +47,16 @@ class ControlStream:
         scene_block: int,
         given: Tensor | None = None,
     ):
-        """As a SourceStream; `given` are clean latents [B, C, T, h, w] that begin the first block made.
+        """As of BlockByBlock; `given` are clean latents [B, C, T, h, w] that begin the first block made.
 
         Raises ValueError where there is no encoder.
         """
         if encoder is None:
             raise ValueError(NO_ENCODER)
-        self._block, self._like, self._begins, self._given = like.shape[2], like, begins, given
-        self._next = self._origin = max(scene_block, (num_latent_frames(begins + 1) - 1) // self._block)
+        super().__init__(like, begins, scene_block)
+        self._given = given
         self._size = tuple(SPACE_STRIDE * side for side in like.shape[3:])
         self._encoder = ContextEncoder(encoder)
-        self._held: tuple[int, Tensor, Tensor] | None = None  # a block's frames and masks, for a second try
         frames = () if control.frames is None else control.frames
         masks = () if control.masks is None else as_frames(control.masks)
         self._readers = FrameReader(frames, self._size), FrameReader(masks, self._size)
@@ -68,9 +67,7 @@ class ControlStream:
 
     def __call__(self, block: int, opens_scene: bool) -> Tensor:
         """The context [1, 96, T, h, w] of a block."""
-        while self._next < block:  # before the first block that is made
-            self._push(self._next, False)
-        context, given = self._push(block, opens_scene), self._given
+        context, given = self._encoded_at(block, opens_scene), self._given
         if given is not None:
             context = torch.cat((self.of_given(given), context[:, :, given.shape[2] :]), dim=2)
         self._given = None
@@ -80,26 +77,18 @@ class ControlStream:
         """The context [1, 96, T, h, w] of latents that are kept as they are."""
         return self._encoder.of_given(latents.to(self._like.device, torch.float32))
 
-    def _push(self, block: int, opens_scene: bool) -> Tensor:
-        opens_scene = opens_scene or block == self._origin
-        if self._held is None or self._held[0] != block:
-            self._held = block, *self._read(block, opens_scene)
-        context = self._encoder.push(*self._held[1:], opens_scene)
-        self._held, self._next = None, block + 1
-        return context
+    def _encode(self, read: tuple[Tensor, Tensor], opens_scene: bool) -> Tensor:
+        return self._encoder.push(*read, opens_scene)
 
-    def _read(self, block: int, opens_scene: bool) -> tuple[Tensor, Tensor]:
+    def _read(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Frames [1, F, 3, H, W] and masks [1, F, 1, H, W] of a block; gray, to be made, where none are."""
-        first, end = (block_first_frame(index, self._block) - self._begins for index in (block, block + 1))
-        first += TIME_STRIDE - 1 if opens_scene and block else 0
         frames, num_missing = self._taken(self._readers[0], first, end, GRAY)
         if self._still is None:
             masks, _ = self._taken(self._readers[1], first, end, MAKE)
         else:
             masks = self._still.repeat(len(frames), 1, 1, 1)
         masks[len(masks) - num_missing :] = MAKE
-        frames, masks = (t.to(self._like.device, torch.float32).movedim(-1, 1)[None] for t in (frames, masks))
-        return frames, masks[:, :, :1]
+        return self._placed(frames), self._placed(masks)[:, :, :1]
 
     def _taken(self, reader: FrameReader, first: int, end: int, missing: float) -> tuple[Tensor, int]:
         """Frames [end - first, H, W, 3], and how many at their end are `missing`."""

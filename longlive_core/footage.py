@@ -22,6 +22,8 @@ from .geometry import FRAME_RATE, PIXEL_MULTIPLE, TIME_STRIDE, num_frames
 CROP, PAD, STRETCH = "crop", "pad", "stretch"
 FITS = (CROP, PAD, STRETCH)
 PIECE_FRAMES = 12  # that are read together: those of a block
+GIVEN_LATENT_FRAMES = 12  # of footage: at most so many begin a video, or are looked at where it goes on
+MOST_GIVEN_FRAMES = num_frames(GIVEN_LATENT_FRAMES)
 SMALL = 0.5  # of the frame's sides; below it a note says how much an image is enlarged
 HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -221,9 +223,18 @@ def at_rate(timed: Iterable[Timed], start: float) -> Iterator[Tensor]:
         seen, end = frame, begins + lasts
 
 
-def newest(pieces: Iterator[Tensor], window: int) -> Tensor:
-    """The last frames [F, H, W, 3] that fill latent frames, at most `window` of them; the end is exact."""
-    frames: deque[Tensor] = deque(maxlen=num_frames(window))
+def first_frames(pieces: Iterator[Tensor]) -> Tensor:
+    """The first frames [F, H, W, 3] that a video may begin with; no more are read."""
+    few = islice(pieces, math.ceil(MOST_GIVEN_FRAMES / PIECE_FRAMES))
+    return torch.cat(list(few))[:MOST_GIVEN_FRAMES]
+
+
+def newest(pieces: Iterator[Tensor], window: int | None) -> Tensor:
+    """The last frames [F, H, W, 3] that fill latent frames, at most `window` of them; the end is exact.
+
+    A window of None, which is all of a video, takes GIVEN_LATENT_FRAMES.
+    """
+    frames: deque[Tensor] = deque(maxlen=num_frames(window or GIVEN_LATENT_FRAMES))
     for piece in pieces:
         frames.extend(piece.unbind(0))
     stack = torch.stack(list(frames))

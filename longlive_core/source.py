@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ class FrameReader:
         height, width = self._size
         if piece.ndim != 4 or piece.shape[3] < RGB or piece.shape[1:3] != self._size:
             raise ValueError(
-                f"source frames of shape {list(piece.shape)} do not fit a video of {width}x{height}; "
+                f"frames of shape {list(piece.shape)} do not fit a video of {width}x{height}; "
                 f"give them as [frames, {height}, {width}, 3]"
             )
 
@@ -98,8 +99,50 @@ class FrameReader:
         return self._next
 
 
-class SourceStream:
-    """The latents of a source, for block after block: called with each block in order."""
+class BlockByBlock:
+    """Reads and encodes what footage has for block after block; what is read is kept for a second try."""
+
+    def __init__(self, like: Tensor, begins: int, scene_block: int):
+        """`like` [B, C, T, h, w] is a block. Frame 0 of the footage is pixel frame `begins` of all made.
+
+        The encoder begins there, or at `scene_block` where the scene began later.
+        """
+        self._like, self._begins, self._block = like, begins, like.shape[2]
+        self._next = self._origin = max(scene_block, (num_latent_frames(begins + 1) - 1) // self._block)
+        self._held: tuple[int, Any] | None = None
+
+    def _encoded_at(self, block: int, opens_scene: bool) -> Any:
+        """What a block has; those before the first one that is asked for are encoded too."""
+        while self._next < block:
+            self._encoded_next(self._next, False)
+        return self._encoded_next(block, opens_scene)
+
+    def _encoded_next(self, block: int, opens_scene: bool) -> Any:
+        opens_scene = opens_scene or block == self._origin
+        if self._held is None or self._held[0] != block:
+            first, end = (block_first_frame(at, self._block) - self._begins for at in (block, block + 1))
+            self._held = block, self._read(first + (TIME_STRIDE - 1 if opens_scene and block else 0), end)
+        encoded = self._encode(self._held[1], opens_scene)
+        self._held, self._next = None, block + 1
+        return encoded
+
+    def _read(self, first: int, end: int) -> Any:
+        """What there is from frame `first` to before `end`."""
+        raise NotImplementedError
+
+    def _encode(self, read: Any, opens_scene: bool) -> Any:
+        raise NotImplementedError
+
+    def _placed(self, frames: Tensor) -> Tensor:
+        """Frames [F, H, W, C] -> [1, F, C, H, W], where they are encoded."""
+        return frames.to(self._like.device, torch.float32).permute(0, 3, 1, 2)[None]
+
+
+class SourceStream(BlockByBlock):
+    """The latents of a source, for block after block: called with each block in order.
+
+    Raises ValueError where there are frames and no encoder.
+    """
 
     def __init__(
         self,
@@ -110,25 +153,14 @@ class SourceStream:
         scene_block: int,
         on_note: Callable[[str], None],
     ):
-        """`like` [B, C, T, h, w] is a block. The source's frame 0 is pixel frame `begins` of all made.
-
-        The encoder begins there, or at `scene_block` where the scene began later. Raises ValueError where
-        there are frames and no encoder.
-        """
-        self._block = like.shape[2]
-        self._origin = max(scene_block, (num_latent_frames(begins + 1) - 1) // self._block)
-        self._begins, self._like, self._on_note = begins, like, on_note
-        self._next, self._is_over = self._origin, False
-        self._held: tuple[int, Tensor | None] | None = None  # a block's frames, for a second try
-        self._latents = source.latents
+        super().__init__(like, begins, scene_block)
+        self._on_note, self._is_over, self._latents = on_note, False, source.latents
         if self._latents is None:
             if encoder is None:
                 raise ValueError(NO_ENCODER)
             height, width = (SPACE_STRIDE * side for side in like.shape[3:])
-            self._reader, self._encoder = (
-                FrameReader(source.frames, (height, width)),
-                StreamingEncoder(encoder),
-            )
+            self._reader = FrameReader(source.frames, (height, width))
+            self._encoder = StreamingEncoder(encoder)
         else:
             check_latents(self._latents, like)
 
@@ -137,12 +169,8 @@ class SourceStream:
 
         At a cut the encoder begins again: with one frame, which the decoder holds for four.
         """
-        if self._latents is not None:
-            latents = self._of_latents(block)
-        else:
-            while self._next < block:  # before the first block that is made
-                self._encoded(self._next, False)
-            latents = self._encoded(block, opens_scene)
+        is_given = self._latents is not None
+        latents = self._of_latents(block) if is_given else self._encoded_at(block, opens_scene)
         if latents is None and not self._is_over:
             if not self._seconds():
                 raise ValueError("the source has no frames; choose other footage, or start it earlier")
@@ -160,20 +188,11 @@ class SourceStream:
         held = latents[:, :, -1:].expand(-1, -1, self._block - latents.shape[2], -1, -1)
         return torch.cat((latents, held), dim=2) if latents.shape[2] else None
 
-    def _encoded(self, block: int, opens_scene: bool) -> Tensor | None:
-        opens_scene = opens_scene or block == self._origin
-        if self._held is None or self._held[0] != block:
-            self._held = block, self._frames(block, opens_scene)
-        frames, latents = self._held[1], None
-        if frames is not None:
-            frames = frames.to(self._like.device, torch.float32).permute(0, 3, 1, 2)[None]
-            latents = self._encoder.push(frames, opens_scene)
-        self._held, self._next = None, block + 1
-        return latents
+    def _read(self, first: int, end: int) -> Tensor | None:
+        return self._reader.take(first, end)
 
-    def _frames(self, block: int, opens_scene: bool) -> Tensor | None:
-        first, end = (block_first_frame(index, self._block) - self._begins for index in (block, block + 1))
-        return self._reader.take(first + (TIME_STRIDE - 1 if opens_scene and block else 0), end)
+    def _encode(self, read: Tensor | None, opens_scene: bool) -> Tensor | None:
+        return None if read is None else self._encoder.push(self._placed(read), opens_scene)
 
 
 def check_latents(latents: Tensor, like: Tensor) -> None:

@@ -7,16 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from ..longlive_core.config import Preset
-from ..longlive_core.footage import CROP, fitted, newest, size_like
-from ..longlive_core.geometry import PIXEL_MULTIPLE, SPACE_STRIDE, num_frames
+from ..longlive_core.footage import CROP, MOST_GIVEN_FRAMES, fitted, newest, size_like
+from ..longlive_core.geometry import PIXEL_MULTIPLE, SPACE_STRIDE
 from ..longlive_core.vae.streaming import RGB
 from .control import ControlChoice
 from .footage import CONTINUE, TRANSFORM, Images, SourceChoice
 from .io_types import StreamModel
 from .vaes import NO_ENCODER, StreamVae
 
-LEAST_PAST = 12  # latent frames of footage that are encoded, where the window is all of them
-MAX_START_IMAGES = num_frames(LEAST_PAST)
 NO_VACE = (
     "control needs VACE, and this model has none; choose its file as vace in LongLive: Load Model "
     "(wan2.1_vace_1.3B_fp16.safetensors), or disconnect control"
@@ -104,18 +102,18 @@ class Beginning:
         """What the video begins with, [F, height, width, 3]: the start image, or several."""
         if self.start_image is None:
             return None
-        if (more := len(self.start_image)) > MAX_START_IMAGES:
+        if (more := len(self.start_image)) > MOST_GIVEN_FRAMES:
             self.notes.append(
-                f"of {more} start images the first {MAX_START_IMAGES} are used; connect more of them to "
+                f"of {more} start images the first {MOST_GIVEN_FRAMES} are used; connect more of them to "
                 "LongLive: Source"
             )
-        return fitted(self.start_image[:MAX_START_IMAGES, ..., :RGB], width, height)
+        return fitted(self.start_image[:MOST_GIVEN_FRAMES, ..., :RGB], width, height)
 
     def earlier(self, encode: Callable[[Tensor], Tensor], window: int | None, *size: int) -> Any:
         """The LATENT that the video goes on from, if any; of footage, what `encode` makes of its end."""
         if not self.continued:
             return self.continue_from
-        frames = newest(self.continued.frames(*size, self.notes), window or LEAST_PAST)
+        frames = newest(self.continued.frames(*size, self.notes), window)
         return {"samples": encode(frames)}
 
     def made(self, width: int, height: int) -> dict[str, Any]:

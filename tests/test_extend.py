@@ -226,8 +226,8 @@ def test_a_seed_in_effect_is_in_a_state_and_another_seed_of_the_video_ends_it(pi
     other = made(pipeline, f"0 {BLUE}", 1.1, state=state)
     assert is_same(joined(one, other), made(pipeline, f"0 {RED}\n1s => seed {large}: {BLUE}", 3.0))
     assert other[2].cue_seed == large
-    anew = Request(PromptSchedule.single(BLUE), 1.1, seed=4, state=state)
-    assert pipeline.plan(anew).cue_seeds == () and pipeline.plan(replace(anew, seed=3)).cue_seeds
+    again = Request(PromptSchedule.single(BLUE), 1.1, seed=4, state=state)
+    assert pipeline.plan(again).cue_seeds == () and pipeline.plan(replace(again, seed=3)).cue_seeds
     assert made(pipeline, f"0 {RED}", 1.0)[2].cue_seed is None
 
 

@@ -1,6 +1,7 @@
 """Images and video files become frames of a size and rate, or one sentence."""
 
 import hashlib
+import itertools
 import math
 import os
 import struct
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longlive_core.footage import FITS, Footage, FootageError, fitted, size_like
+from longlive_core.footage import FITS, Footage, FootageError, first_frames, fitted, size_like
 from longlive_core.output.video import VideoWriter
 
 RED, BLUE, GREY = (220, 30, 30), (30, 30, 220), (128, 128, 128)
@@ -214,6 +215,14 @@ def test_long_footage_is_read_in_pieces(tmp_path) -> None:
     pieces = Footage(path).frames(16, 16)
     assert len(next(pieces)) == 12
     pieces.close()
+
+
+def test_of_what_a_video_begins_with_no_more_is_read_than_is_used() -> None:
+    endless = (torch.full((12, 2, 2, 3), float(number)) for number in itertools.count())
+    frames = first_frames(endless)
+    assert len(frames) == 45 and frames[-1].unique().tolist() == [3.0]
+    assert next(endless).unique().tolist() == [4.0]
+    assert len(first_frames(iter([torch.zeros(1, 2, 2, 3)]))) == 1
 
 
 def test_what_is_much_smaller_than_the_frame_is_noted(tmp_path) -> None:

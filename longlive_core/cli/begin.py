@@ -11,16 +11,14 @@ import torch
 
 from ..config import Preset
 from ..control import Control
-from ..footage import CROP, FITS, Footage, newest, size_like
-from ..geometry import FRAME_RATE, num_frames
+from ..footage import CROP, FITS, Footage, first_frames, newest, size_like
+from ..geometry import FRAME_RATE
 from ..pipeline import Pipeline, as_uint8
 from ..resume import VideoState
 from ..source import DEFAULT_STRENGTH, Source
 
 SECONDS = 10.0
 EXCLUDED = (("image", "extend"), ("image", "resume"), ("video", "extend"), ("extend", "resume"))
-LEAST_PAST = 12  # latent frames, where the window is all of them
-MAX_IMAGE_FRAMES = num_frames(LEAST_PAST)  # of an animation to begin with
 
 
 def add_footage(parser: argparse.ArgumentParser) -> None:
@@ -101,10 +99,10 @@ class Beginning:
         """The keywords of a Request with latents: what the video begins with or goes on from."""
         made, shape = {}, (width, height, self.fit)
         if self.image:
-            frames = torch.cat(list(self.image.frames(*shape)))[:MAX_IMAGE_FRAMES]
+            frames = first_frames(self.image.frames(*shape))
             made["given"] = pipeline.encode(frames)
         if self.extended:
-            window = pipeline.preset.window.window_latent_frames or LEAST_PAST
+            window = pipeline.preset.window.window_latent_frames
             made["past"] = pipeline.encode(newest(self.extended.frames(*shape), window))
         return made
 

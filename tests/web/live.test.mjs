@@ -117,7 +117,7 @@ test("seconds are shown as people read them", () => {
   ]);
 });
 
-test("the strip shows cues in order, schedule and live told apart", () => {
+test("the strip shows cues in order, those of the schedule and live ones apart", () => {
   const cues = [{ ...FIRST, ticket: null, latency: null }, { ...LIVE, ticket: 1, latency: 0.816 }];
   const [first, second] = view(snapshot({ cues })).marks;
   assert.deepEqual([first.start, first.origin, second.origin], [0, "schedule", "live"]);
