@@ -24,7 +24,7 @@ from .model.vace import ControlledWan
 from .plan import UNTIL_STOPPED as UNTIL_STOPPED
 from .plan import Plan, Request
 from .plan import checked_frames as checked_frames
-from .resume import Ending
+from .resume import Ending, Restart, Snapshots, StateTaker, VideoState
 from .rollout.noise import SeededNoise, shifted
 from .rollout.retry import SecondTry, free_unused
 from .rollout.rollout import Block, Hook, SourceNoise, parted, rollout
@@ -95,18 +95,28 @@ class Pipeline:
         hook: Hook | None = None,
         live: LiveControl | None = None,
         ending: Ending | None = None,
+        snapshots: Snapshots | None = None,
+        restart: Restart | None = None,
     ) -> Iterator[Chunk]:
         """Yield chunk after chunk; all frames together are round(seconds * 16), the last chunk trimmed.
 
-        A LiveControl steers the run. An Ending has the exact state of the video once all of it was yielded.
+        A LiveControl steers the run. An Ending has the exact state of the video once all of it was yielded,
+        Snapshots states on the way, which belong to the chunks before them. A Restart leaves out what comes
+        before its state, and decodes the recorded blocks once more.
         """
         if plan.is_until_stopped and live is None:
             raise ValueError("a video without end needs a LiveControl that stops it; give the seconds")
-        hook = hook or Hook()
+        hook, begun = hook or Hook(), restart and restart.state
         tried = SecondTry(self.model.device, hook.on_note)
-        decoding = tried(plan.first_block, Decoding, lambda: self._decoder_for(plan))
+        decoding = tried(plan.first_block, Decoding, lambda: self._decoder_for(plan, begun))
+        takers = [taker for taker in (ending, snapshots) if taker]
+        for taker in takers:
+            taker.begin(plan.preset, plan.facts, lambda: decoding.decoder)
         due, left, unseen = decoding.due, plan.frames, max(0, -plan.cut_off)
-        for block in chain(plan.given_blocks(), self.blocks(plan, hook, live, ending)):
+        if begun:
+            left, unseen = left - (begun.num_frames - plan.past_frames), 0
+        blocks = self.blocks(plan, hook, live, takers, restart)
+        for block in blocks if begun else chain(plan.given_blocks(), blocks):
             frames = tried(block.index, decoding.push, block)[0][unseen:]
             unseen = 0
             if due is not None and len(due):
@@ -117,15 +127,20 @@ class Pipeline:
             if live:
                 live.out(block.index - plan.first_block, len(frames))
         if ending:
-            ending.keep(plan.preset, plan.facts(block.index), block.index + 1, decoding.decoder, due)
+            ending.keep(block.index + 1, due)
 
-    def _decoder_for(self, plan: "Plan") -> tuple[StreamingDecoder, Tensor | None]:
-        """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it."""
+    def _decoder_for(
+        self, plan: "Plan", begun: VideoState | None = None
+    ) -> tuple[StreamingDecoder, Tensor | None]:
+        """A decoder that has seen the earlier video, and the frames [F, 3, H, W] cut off from it.
+
+        `begun` is a state in mid-video, which counts before all that the plan goes on from.
+        """
         decoder, request = StreamingDecoder(self.decoder), plan.request
-        if request.state:
-            request.state.check_dtype(self.model.dtype)
-            decoder.restore(request.state.decoder)
-            return decoder, request.state.cut_off.to(self.model.device)
+        if state := begun or request.state:
+            state.check_dtype(self.model.dtype)
+            decoder.restore(state.decoder)
+            return decoder, state.cut_off.to(self.model.device)
         if request.past is None or plan.whole_blocks is None:
             return decoder, None
         shown = decoder.warm(plan.whole_blocks.to(self.model.device), max(0, plan.cut_off))
@@ -136,10 +151,11 @@ class Pipeline:
         plan: "Plan",
         hook: Hook | None = None,
         live: LiveControl | None = None,
-        ending: Ending | None = None,
+        takers: Iterable[StateTaker] = (),
+        restart: Restart | None = None,
     ) -> Iterator[Block]:
-        """Only the latents of a plan."""
-        hook = hook or Hook()
+        """Only the latents of a plan; from the state of a Restart on."""
+        hook, restart = hook or Hook(), restart or Restart()
         for note in plan.notes:
             hook.on_note(note)
         encode = self.encode_text
@@ -154,29 +170,33 @@ class Pipeline:
         else:
             script = script_of(plan.timeline, encode, plan.block_latent_frames, plan.first_block)
         script.on_switch = self.preset.on_switch
-        if plan.request.state:
-            script.resume(plan.request.state.script)
-        if ending:
-            hook = ending.watching(script, hook)
+        begun = restart.state
+        if state := begun or plan.request.state:
+            script.resume(state.script, is_another=not begun)
+        for taker in takers:
+            hook = taker.watching(script, hook)
         if self.model.compile_layers(self.speed == COMPILED):
             hook.on_note(COMPILING)
-        noise = self._noise(plan, hook)
-        model = self._controlled(plan)
-        made = rollout(model, script, noise, plan.sigmas, plan.window, plan.blocks, plan.past, hook)
+        scene_block = state.scene_block if state else 0
+        noise = self._noise(plan, hook, scene_block)
+        model = self._controlled(plan, scene_block, begun is None)
+        blocks = plan.blocks[begun.num_blocks - plan.first_block :] if begun else plan.blocks
+        past = begun.rollout if begun else plan.past
+        made = rollout(model, script, noise, plan.sigmas, plan.window, blocks, past, hook, restart.recorded)
         made = self._noted(made, hook)
         return live.until_stopped(made) if live else made
 
-    def _noise(self, plan: Plan, hook: Hook) -> SeededNoise | SourceNoise:
+    def _noise(self, plan: Plan, hook: Hook, scene_block: int) -> SeededNoise | SourceNoise:
         """What the blocks of a plan begin from; a source at strength 1 counts for nothing."""
         source = plan.request.source
         noise = SeededNoise(plan.request.seed, plan.block_shape, plan.cue_seeds)
         if source is None or source.strength == 1:
             return noise
         like = torch.empty(plan.block_shape, device=self.model.device)
-        stream = SourceStream(source, self.encoder, like, plan.source_start, plan.scene_block, hook.on_note)
+        stream = SourceStream(source, self.encoder, like, plan.source_start, scene_block, hook.on_note)
         return SourceNoise(noise, stream, shifted(source.strength, self.preset.sigmas.shift))
 
-    def _controlled(self, plan: Plan) -> CausalWan | ControlledWan:
+    def _controlled(self, plan: Plan, scene_block: int, is_new: bool) -> CausalWan | ControlledWan:
         """The transformer, with the control of a plan if it has one."""
         control = plan.control
         if control is None:
@@ -184,8 +204,9 @@ class Pipeline:
         if self.model.vace is None:
             raise ValueError(NO_VACE)
         like = torch.empty(plan.block_shape, device=self.model.device)
-        given = None if plan.latents is None else parted(plan.latents, plan.block_latent_frames)[1]
-        stream = ControlStream(control, self.encoder, like, plan.control_start, plan.scene_block, given)
+        has_given = is_new and plan.latents is not None
+        given = parted(plan.latents, plan.block_latent_frames)[1] if has_given else None
+        stream = ControlStream(control, self.encoder, like, plan.control_start, scene_block, given)
         return ControlledWan(self.model, stream, control.scale, stream.references)
 
     def encode(self, frames: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Plan:
         self.notes: list[str] = []
         self.latents = self._latents()
         self.first_block, self.cut_off = self._earlier()
-        past_frames = num_frames(self.first_block * block) - self.cut_off
+        past_frames = self.past_frames = num_frames(self.first_block * block) - self.cut_off
         had = state and state.source_start
         self.source_start = past_frames if had is None else had
         self.control = request.control if request.control and request.control.scale else None
@@ -198,12 +198,6 @@ class Plan:
     def num_given(self) -> int:
         """Latent frames that the first block is made around."""
         return 0 if self.latents is None else self.latents.shape[2] % self.block_latent_frames
-
-    @property
-    def scene_block(self) -> int:
-        """The block in which the scene that goes on began."""
-        state = self.request.state
-        return state.num_blocks - state.rollout.end // self.block_latent_frames if state else 0
 
     @property
     def whole_blocks(self) -> Tensor | None:

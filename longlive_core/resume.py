@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .config import CONTEXT_CHANNELS, ModelConfig, Preset, WindowConfig
-from .geometry import latent_size, num_frames, tokens_per_frame
+from .geometry import SPACE_STRIDE, latent_size, num_frames, tokens_per_frame
 from .output.growing import write_whole
-from .rollout.rollout import Hook
+from .rollout.rollout import Hook, Recorded
 from .rollout.scene import RolloutState, Scene
 from .steering.script import PromptScript, ScriptState
 from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
@@ -36,6 +36,9 @@ _KINDS = {  # of all that a file says of a state; older ones have no seed, no st
     "window": (dict,),
 }
 _MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
+
+
+Facts = Callable[[int], Mapping[str, int | None]]  # of a block
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class VideoState:
     def newest_latents(self) -> Tensor:
         """Clean latents [1, C, T, H, W] of the last block."""
         return self.rollout.tensors["recent"][:, :, -self.rollout.window.block_latent_frames :]
+
+    @property
+    def scene_block(self) -> int:
+        """The block in which the newest scene began."""
+        return self.num_blocks - self.rollout.end // self.rollout.window.block_latent_frames
 
     def check(self, preset: Preset, width: int, height: int, window: WindowConfig) -> None:
         """Raise ValueError unless a video of this model, size and window can continue from here."""
@@ -241,15 +249,28 @@ def _check_same(had: dict[str, Any], asked: dict[str, Any]) -> None:
         raise ValueError(f"the earlier video was made with {changes}; {remedy}")
 
 
-class Ending:
-    """Given to a run, it has the exact `state` at the end once the run is complete."""
+@dataclass(frozen=True)
+class Restart:
+    """Where a video that was begun goes on: after `state`, or where it began; `recorded` blocks are kept."""
 
+    recorded: Recorded = lambda block: None
     state: VideoState | None = None
+
+
+class StateTaker:
+    """Given to a run, it can take the exact state after the newest block."""
+
     _scene: Scene | None = None
     _script: PromptScript | None = None
+    _facts: Facts | None = None
+    _decoder: Callable[[], StreamingDecoder]
+
+    def begin(self, preset: Preset, facts: Facts, decoder: Callable[[], StreamingDecoder]) -> None:
+        """The run begins: `facts` of a block are fields of a VideoState, `decoder` is the one in use."""
+        self._preset, self._facts, self._decoder = preset, facts, decoder
 
     def watching(self, script: PromptScript, hook: Hook) -> Hook:
-        """A hook that passes every event on to `hook` and keeps the scene; the run follows `script`."""
+        """A hook that passes every event on to `hook`, and watches; the run follows `script`."""
 
         def on_open(scene: Scene) -> None:
             self._scene = scene
@@ -260,26 +281,51 @@ class Ending:
         watching.on_open = on_open
         return watching
 
-    def keep(
-        self,
-        preset: Preset,
-        made_with: Mapping[str, int | None],
-        num_blocks: int,
-        decoder: StreamingDecoder,
-        cut_off: Tensor,
-    ) -> None:
-        """Take the state after `num_blocks`; `made_with` and `cut_off` are fields of a VideoState."""
+    def _state(self, num_blocks: int, cut_off: Tensor) -> VideoState:
+        """The state after so many blocks, of which the frames `cut_off` [F, 3, H, W] are not in the video."""
         script = self._script.state()
         latent_frames = num_blocks * self._scene.cache.window.block_latent_frames
-        self.state = VideoState(
-            model=preset.name,
+        return VideoState(
+            model=self._preset.name,
             dtype=str(self._scene.model.dtype),
             num_frames=num_frames(latent_frames) - len(cut_off),
             num_blocks=num_blocks,
             rollout=self._scene.state(script.tensors["embeds"]),
             script=script,
-            decoder=decoder.state(),
+            decoder=self._decoder().state(),
             cut_off=cut_off.to("cpu", copy=True),
-            **made_with,
+            **self._facts(num_blocks - 1),
         )
-        self._scene = self._script = None
+
+
+class Ending(StateTaker):
+    """Has the exact `state` at the end of a run once that is complete."""
+
+    state: VideoState | None = None
+
+    def keep(self, num_blocks: int, cut_off: Tensor) -> None:
+        """The run is complete."""
+        self.state = self._state(num_blocks, cut_off)
+        self._scene = self._script = self._facts = None
+
+
+class Snapshots(StateTaker):
+    """Gives `take` the exact state in mid-video after each block whose number `is_due`."""
+
+    def __init__(self, is_due: Callable[[int], bool], take: Callable[[VideoState], None]):
+        self._is_due, self._take = is_due, take
+
+    def watching(self, script: PromptScript, hook: Hook) -> Hook:
+        watching = super().watching(script, hook)
+
+        def on_commit(block: int, *cache: Any) -> None:
+            hook.on_commit(block, *cache)
+            if self._is_due(block):
+                self._take(self._state(block + 1, self._none_cut_off()))
+
+        watching.on_commit = on_commit
+        return watching
+
+    def _none_cut_off(self) -> Tensor:
+        height, width = (SPACE_STRIDE * side for side in (self._scene.height, self._scene.width))
+        return torch.empty(0, 3, height, width)

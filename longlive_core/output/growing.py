@@ -19,6 +19,8 @@ else:
 PENDING = b"skip"  # type of a box that is not completely on disk yet; players skip it
 BOX_HEADER_BYTES = 8  # an mp4 box begins with its length, then its type
 TYPE_BYTES = slice(4, BOX_HEADER_BYTES)
+COUNT = slice(4, 8)  # in `trun` the number of frames, in `tfhd` that of the track
+VIDEO_TRACK = (1).to_bytes(4, "big")
 PARTS = ".longlive-{}.part"
 ABANDONED_SECONDS = 3600.0  # after which an unlocked part belongs to a run that was killed
 LOCKED_BYTE = 2**62  # Windows lets nobody else read a locked byte: far behind the end of any video
@@ -30,12 +32,12 @@ IS_GONE = "it was moved, deleted or replaced while it was written; leave it in p
 class GrowingFile:
     """A file to which pieces are added, each completely or not at all, by one writer at a time.
 
-    The first piece replaces an earlier file. Raises OSError at once if no file can be written there, and
-    BlockingIOError while another writer is at it.
+    The first piece replaces an earlier file, unless the first `kept` bytes of it stay. Raises OSError at once
+    if no file can be written there, and BlockingIOError while another writer is at it.
     """
 
-    def __init__(self, path: Path):
-        self._path, self._now, self._end = path, part_of(path), 0
+    def __init__(self, path: Path, kept: int = 0):
+        self._path, self._now, self._end = path, path if kept else part_of(path), kept
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is no ordinary file; choose another name", str(path))
         try:
@@ -43,6 +45,8 @@ class GrowingFile:
             remove_abandoned(path.parent)
             self._now.touch()
             self._open()
+            if kept:
+                self._file.truncate(kept)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -178,6 +182,38 @@ def replace_open(path: Path, new: Path) -> None:
             raise
         with suppress(PermissionError):
             aside.unlink()
+
+
+def frames_kept(path: Path) -> dict[int, int]:
+    """Where a growing file may be cut: numbers of frames, and how many bytes they take.
+
+    Empty for a finished file, and for what is none.
+    """
+    kept, count = {}, 0
+    with suppress(OSError), path.open("rb") as file:
+        starts = [*fragments_of(file)]
+        for start, end in zip(starts, [*starts[1:], whole_bytes(file, 0)], strict=False):
+            file.seek(start)
+            count += sum(
+                frames_in(body) for kind, body in boxes_in(file.read(end - start)) if kind == b"moof"
+            )
+            kept[count] = end
+    return kept
+
+
+def frames_in(moof: bytes) -> int:
+    """Frames of the video in a fragment, by its `moof`."""
+    tracks = [dict(boxes_in(body)) for kind, body in boxes_in(moof) if kind == b"traf"]
+    counts = [track[b"trun"][COUNT] for track in tracks if track[b"tfhd"][COUNT] == VIDEO_TRACK]
+    return sum(int.from_bytes(count, "big") for count in counts)
+
+
+def boxes_in(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and content of one box after the other."""
+    while len(data) >= BOX_HEADER_BYTES:
+        length = max(BOX_HEADER_BYTES, int.from_bytes(data[: TYPE_BYTES.start], "big"))
+        yield data[TYPE_BYTES], data[BOX_HEADER_BYTES:length]
+        data = data[length:]
 
 
 def fragments_of(file: BinaryIO) -> Iterator[int]:

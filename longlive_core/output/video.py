@@ -21,7 +21,7 @@ import numpy as np
 
 from ..geometry import FRAME_RATE
 from .background import BackgroundQueue
-from .growing import GrowingFile
+from .growing import GrowingFile, frames_kept
 from .sound import Sound, SoundTrack
 
 METADATA_KEY = "longlive"
@@ -30,7 +30,9 @@ _GROWING = {
     "avoid_negative_ts": "make_non_negative",  # otherwise every fragment begins at 0
 }
 _FINISHED = {"movflags": "faststart+use_metadata_tags"}
-_ENCODER = {"crf": "18", "preset": "veryfast", "g": "48", "tune": "zerolatency"}
+_ENCODER = {"crf": "18", "preset": "veryfast", "g": "48", "tune": "zerolatency", "threads": "1"}
+TIME_BASE = Fraction(1, FRAME_RATE)
+_RUN = 48  # frames at most that one encoder makes, if they are appended in equal parts: 3 s
 _COLOURS = {  # what swscale makes of RGB; untagged, players guess by the size, each in its own way
     **{"colorspace": "smpte170m", "color_range": "tv"},
     **{"color_primaries": "bt709", "color_trc": "bt709"},
@@ -48,6 +50,9 @@ class VideoWriter(AbstractContextManager):
     metadata first. `extra_metadata` are texts by name, next to `settings`; without either, the file does not
     say how it was made. A `sound` is cut, or goes on in silence, to be as long as the frames.
 
+    The encoder has one thread and starts over every three seconds: what comes after such a place depends on
+    nothing before. Of a growing file that a run left there, `kept` frames up to such a place may stay.
+
     An earlier file stays until the first fragment takes its place; a link stays, and its target is replaced.
     Raises OSError if no file can be written there, BlockingIOError while another writer is at it, and later
     FileNotFoundError if the file disappears.
@@ -61,31 +66,41 @@ class VideoWriter(AbstractContextManager):
         settings: dict[str, Any] | None = None,
         extra_metadata: Mapping[str, str] | None = None,
         sound: Sound | None = None,
+        kept: int = 0,
     ):
         self.path = Path(path)
-        self.num_frames = 0
+        self.num_frames = kept
+        self.can_be_cut = True  # before the next append: the encoder starts over with it
+        self._run = 0  # frames since the encoder began
         self._metadata = dict(extra_metadata or {})
         self.describe(settings)
         self._place = Path(os.path.realpath(self.path))
-        self._file = GrowingFile(self._place)
+        self._file = GrowingFile(self._place, frames_kept(self._place)[kept] if kept else 0)
+        self._shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": TIME_BASE}
+        self._encoder = None
         try:
-            self._open_encoder(width, height, sound)
+            self._open_header(sound)
         except BaseException:
             self._file.close()
             raise
         self._queue = BackgroundQueue()
         self._is_open = True
 
-    def _open_encoder(self, width: int, height: int, sound: Sound | None) -> None:
+    def _open_header(self, sound: Sound | None) -> None:
         header = io.BytesIO()
-        self._encoder = av.open(header, "w", format="mp4", options=_GROWING)
-        shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": Fraction(1, FRAME_RATE)}
-        self._stream = self._encoder.add_stream("libx264", FRAME_RATE, _ENCODER | _COLOURS, **shape)
-        self._track = SoundTrack(sound, self._encoder) if sound else None
-        self._encoder.start_encoding()
+        self._streams, _ = self._opened(header)
+        self._track = SoundTrack(sound, self._streams) if sound else None
+        self._streams.start_encoding()
+        if self._track and self.num_frames:
+            self._track.until(self.num_frames / FRAME_RATE)
         # Fragments copy the stream of this header: before PyAV 17, a copy of the encoder's own stream starts
         # another encoder, whose setup does not fit our frames; an opaque copy of one that was read does not.
         self._header = av.open(io.BytesIO(header.getvalue()))
+
+    def _opened(self, target: io.BytesIO) -> tuple[av.container.OutputContainer, av.VideoStream]:
+        """A container with a stream that encodes frames."""
+        container = av.open(target, "w", format="mp4", options=_GROWING)
+        return container, container.add_stream("libx264", FRAME_RATE, _ENCODER | _COLOURS, **self._shape)
 
     def describe(self, settings: dict[str, Any] | None) -> None:
         """Replace the settings in the finished file; before the first append in the growing one too."""
@@ -98,7 +113,9 @@ class VideoWriter(AbstractContextManager):
 
         Raises OSError, once, if earlier frames could not be written; nothing is written from then on.
         """
-        self._queue.put(partial(self._write, frames))
+        self._queue.put(partial(self._write, frames, self.can_be_cut))
+        self._run = len(frames) + (0 if self.can_be_cut else self._run)
+        self.can_be_cut = self._run + len(frames) > _RUN
 
     def flush(self) -> None:
         """Wait until everything queued is written. Raises as append does."""
@@ -115,15 +132,23 @@ class VideoWriter(AbstractContextManager):
         try:
             self._queue.close()
         finally:
-            if self._track:
-                self._track.close()
-            self._encoder.close()
-            self._header.close()
+            self._close_encoders()
             with closing(self._file):
                 if self.num_frames:
                     self._finish()
 
-    def _write(self, frames: np.ndarray) -> None:
+    def _close_encoders(self) -> None:
+        if self._track:
+            self._track.close()
+        for container in (self._encoder, self._streams, self._header):
+            if container:
+                container.close()
+
+    def _write(self, frames: np.ndarray, starts_over: bool) -> None:
+        if starts_over:
+            if self._encoder:
+                self._encoder.close()
+            self._encoder, self._stream = self._opened(io.BytesIO())
         packets = []
         for pts, image in enumerate(frames, start=self.num_frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -181,8 +206,7 @@ class VideoWriter(AbstractContextManager):
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # not all of it was made
-            self._encoder.close()  # before PyAV 17, one that is collected while it is open ends the process
-            self._header.close()
+            self._close_encoders()  # before PyAV 17, one that is collected while open ends the process
 
 
 def _contents(path: Path) -> list:

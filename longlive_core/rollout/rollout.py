@@ -67,6 +67,7 @@ class RolloutError(RuntimeError):
 
 Script = Callable[[int], Switch | None]  # block -> the prompt that begins there, if one does
 Noise = Callable[[int, int], Tensor]  # (block, step) -> [B, C, T, H, W]; step 0 is what the block starts from
+Recorded = Callable[[int], Tensor | None]  # block -> its clean latents [B, C, T, H, W], if they are known
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def rollout(
     blocks: range,
     past: Past | None = None,
     hook: Hook | None = None,
+    recorded: Recorded = lambda block: None,
 ) -> Iterator[Block]:
     """Yield the blocks of one video as they are made; a block is committed when the next one is asked for.
 
@@ -106,6 +108,7 @@ def rollout(
     A first prompt that cuts drops the past. From a RolloutState it continues bit for bit, under the prompt in
     effect there unless the script has one for the first block. SourceNoise makes blocks of footage.
     A ControlledWan in the place of the model gives each block its control.
+    A block that was `recorded` is committed as it is: what comes after it is what came after it before.
     What runs out of memory is tried once more, from the same noise, with a note.
     Raises ValueError when there is no prompt for it, RolloutError when the model's output is not finite,
     torch.OutOfMemoryError when memory does not suffice for a second try either.
@@ -136,10 +139,12 @@ def rollout(
             levels = begun_at(levels, noise.sigma)
         if model.context_of:
             scene.control(tried(index, model.context_of, index, scene.end == 0))
-        latents = tried(index, denoise, scene, text, noise, levels, index, hook, given, begin)
+        latents = recorded(index)
+        if latents is None:
+            latents = tried(index, denoise, scene, text, noise, levels, index, hook, given, begin)
         given = None
         yield Block(index, latents, opens_scene=scene.end == 0)
-        tried(index, commit, scene, text, latents)
+        tried(index, commit, scene, text, latents.to(model.device))
         hook.on_commit(index, scene.cache)
 
 
@@ -189,6 +194,7 @@ def denoise(
 @torch.no_grad()
 def commit(scene: Scene, text: TextCache, latents: Tensor) -> None:
     """Replace the block's noisy K and V, in the same slots, by those of its clean latents."""
+    scene.open(scene.end, latents.shape[2])
     scene.fill_cache(latents, text)
     scene.append(latents)
 

@@ -61,9 +61,12 @@ class PromptScript:
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in self._now.tensors.items()}
         return replace(self._now, tensors=copies)
 
-    def resume(self, state: ScriptState) -> None:
-        """Continue from a state. A first cue that repeats its prompt and names no policy changes nothing."""
-        self._now, self._inherited = state, state.prompt
+    def resume(self, state: ScriptState, is_another: bool = True) -> None:
+        """Continue from a state. A first cue of another video that repeats its prompt changes nothing.
+
+        It does where it names a policy.
+        """
+        self._now, self._inherited = state, state.prompt if is_another else None
 
     def __call__(self, block: int) -> Switch | None:
         cue = self._cue_at(block)
