@@ -32,6 +32,7 @@ CHECKOUTS = comfy_server.checkouts() if CHROMIUM else []
 PAGE = comfy_server.newest_page() if CHECKOUTS else None
 NO_PAGE = "NEWEST PAGE NOT TESTED: pip install --target ~/comfy/frontend comfyui-frontend-package"
 NOWHERE = "http://127.0.0.1:9"  # no test of a page downloads anything
+WAIT_MS = 120_000  # of a machine that also runs another server, its page and their models
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -102,11 +103,12 @@ def browser(playwright):
 def page(server, browser):
     """The page of ComfyUI, ready, our nodes registered."""
     page = browser.new_page(viewport={"width": 1500, "height": 1100})
+    page.set_default_timeout(WAIT_MS)
     page.errors = []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(f"http://{server.address}")
     ready = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
-    page.wait_for_function(ready, timeout=120_000)
+    page.wait_for_function(ready)
     page.errors.clear()  # ComfyUI 0.3.64 has one of its own at start
     page.evaluate(NO_WARNINGS)
     yield page

@@ -51,7 +51,7 @@ SNAPSHOT = {
 RAIN = {"prompt": "it rains", "name": "rain"}
 SEA = {"prompt": "a wide sea at night", "policy": "cut"}
 NIGHT = {"prompt": "the night falls", "policy": "blend", "blend": 3}
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 RUNS = (f"made-up-{number}" for number in count())
 
 

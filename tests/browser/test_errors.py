@@ -20,7 +20,7 @@ FAIL = """async detail => {
 }"""
 WRITTEN = """([type, sentence]) => app.graph.nodes.find(node => node.type === type)
   .widgets?.some(widget => String(widget.value ?? "").includes(sentence))"""
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 
 
 @pytest.fixture(params=["classic", "vue"])

@@ -66,7 +66,7 @@ SIDE_PANEL = "async on => { await app.extensionManager.setting.set('Comfy.RightS
 NOT_OURS = "textarea:visible:not(.longlive-timeline *):not(.longlive-live *)"
 OTHER = "0 a green square\n3s => it rests"
 SEEDS = count(1000)
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 
 
 @pytest.fixture(params=["classic", "vue"])

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 WORKFLOW = json.loads((ROOT / "workflows" / "1 Start here - four prompts.json").read_text("utf-8"))
 READY = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
 LOAD = "async workflow => { await app.loadGraphData(workflow) }"
+WAIT_MS = 120_000
 TITLE = "() => LiteGraph.registered_node_types['LongLiveStream'].title"
 SECONDS = """() => {
   const { widgets } = app.graph.nodes.find(node => node.type === 'LongLiveStream');
@@ -24,6 +25,7 @@ def page_in(language: str, page, server):
     context = page.context.browser.new_context(locale=language, viewport={"width": 1500, "height": 1100})
     try:
         other = context.new_page()
+        other.set_default_timeout(WAIT_MS)
         other.goto(f"http://{server.address}")
         other.wait_for_function(READY, timeout=120_000)
         other.evaluate(LOAD, WORKFLOW)

@@ -57,7 +57,7 @@ WATCH = f"""() => {{
   look();
 }}"""
 MAX_BLANK_PICTURES = 1  # the first of a new source may come between two pictures of the page
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 MAX_LAG_SECONDS = 1.5
 SEEN_SECONDS = 1.5  # after which a prompt must be visible
 SEED = 5
@@ -107,6 +107,7 @@ def tabs(server, page):
 
     def open_tab(loaded: dict):
         tab = context.new_page()
+        tab.set_default_timeout(WAIT_MS)
         tab.goto(f"http://{server.address}")
         tab.wait_for_function(READY, timeout=120_000)
         tab.errors = []

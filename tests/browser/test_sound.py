@@ -24,7 +24,7 @@ PLAYER = "document.querySelector('.longlive-live video')"
 STATUS = "document.querySelector('.longlive-live [role=status]')"
 HEARD = f"() => {PLAYER}.webkitAudioDecodedByteCount"
 RATE, SECONDS, STREAM_ID = 44_100, 6, 910
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 SCHEDULE = "LongLivePromptSchedule"
 TWO_CUES = "0 a red circle drifts right over navy\n5s => it turns blue\n"
 TIMES = [2.0, 8.5, 12.0]
@@ -46,6 +46,7 @@ def tab(server, page):
         file.writeframes((9_000 * np.sin(2764 * times)).astype("<i2").tobytes())
     context = page.context.browser.new_context(bypass_csp=True, viewport={"width": 900, "height": 900})
     tab = context.new_page()
+    tab.set_default_timeout(WAIT_MS)
     tab.errors = []
     tab.on("pageerror", lambda error: tab.errors.append(str(error)))
     tab.on("console", lambda line: "broke off" in line.text and tab.errors.append(line.text))

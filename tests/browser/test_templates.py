@@ -2,7 +2,7 @@
 
 import pytest
 
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 PACK = "ComfyUI-LongLive"
 FIRST, APP = "1 Start here - four prompts", "Direct a video live.app"
 MOST_CLICKS = 5
@@ -36,6 +36,7 @@ def fresh(server, page):
     """A page as somebody opens it for the first time, and a function that clicks in it and counts."""
     context = page.context.browser.new_context(bypass_csp=True, viewport={"width": 1366, "height": 768})
     page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
     page.goto(f"http://{server.address}")
     ready = "!!(window.app?.vueAppReady && LiteGraph.registered_node_types['LongLiveStream'])"
     page.wait_for_function(ready, timeout=120_000)
