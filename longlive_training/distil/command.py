@@ -38,11 +38,11 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
         ("critic", "where the critic begins, e.g. Wan2.1-T2V-1.3B"),
         ("vae", "the Wan 2.1 VAE"),
         ("text-encoder", "UMT5, as for longlive generate"),
-        ("prompts", "a text file, one prompt a line"),
-        ("follow-ups", "the prompt that each of them changes to, on the same line"),
+        ("prompts", "a text file, one prompt a line; or JSONL or timelines with both prompts of a pair"),
         ("folder", "where the run is; the same command again resumes it"),
     ):
         add(f"--{name}", type=Path, required=True, help=text)
+    add("--follow-ups", type=Path, help="the prompt that each of them changes to, on the same line")
     add("--size", type=size, default=(LONGLIVE_1_3B.width, LONGLIVE_1_3B.height), metavar="WxH")
     add("--steps", type=int, help="iterations; default 3000, init 700")
     add("--save-every", type=int, default=50, metavar="STEPS")

@@ -1,15 +1,24 @@
-"""Pairs of prompts, one a line in each of two files, and their embeddings, encoded once and kept on disk."""
+"""Pairs of prompts, from text files, JSONL or timelines; their embeddings, encoded once and kept on disk."""
 
 import hashlib
+import json
+import re
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longlive_core.config import Policy
 from longlive_core.output.growing import write_whole
+from longlive_core.schedule.cue import ScheduleError, checked_prompt, whole
+from longlive_core.schedule.json_format import is_jsonl
+from longlive_core.schedule.schedule import PromptSchedule
+from longlive_core.schedule.text_format import numbered_lines
 from longlive_core.text.tokens import clean_prompt
 
 NEGATIVE = (  # Wan 2.1's own, wan/configs/shared_config.py
@@ -17,16 +26,32 @@ NEGATIVE = (  # Wan 2.1's own, wan/configs/shared_config.py
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
+PROMPT, FOLLOW_UP = "prompt", "follow_up"  # fields of a line of JSONL
+JSONL_LINE = 'write {"prompt": "...", "follow_up": "..."}'
+_BETWEEN = re.compile(r"^---+[ \t]*(?:\n|\Z)", re.MULTILINE)
 Pair = tuple[str, str]
 Encode = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
 
 
-def read_pairs(first: Path, second: Path) -> list[Pair]:
-    """The prompts of one file, each with its follow-up on the same line of the other.
+def read_pairs(first: Path, second: Path | None = None) -> list[Pair]:
+    """Pairs of prompts: of two text files line by line, or of one file.
 
-    Raises ValueError for a file that cannot be read, an empty line, or files of different length.
+    One file may be JSONL, a line `{"prompt": ..., "follow_up": ...}` or `{"prompts": [...]}`
+    of two or more, each of which the next follows. Else it holds timelines, with a line `---` between them:
+    a cue and the next are a pair, unless that one cuts. Raises ValueError, which names file and line.
     """
-    prompts, follow_ups = _lines(first), _lines(second)
+    if second:
+        return _of_two(first, second)
+    text = _text(first)
+    is_lines = first.suffix == ".jsonl" or is_jsonl(text)
+    pairs = (_of_jsonl if is_lines else _of_timelines)(first, text)
+    if not pairs:
+        raise ValueError(f"{first} is empty; docs/tuning.md shows what it may hold")
+    return pairs
+
+
+def _of_two(first: Path, second: Path) -> list[Pair]:
+    prompts, follow_ups = read_lines(first), read_lines(second)
     if len(prompts) != len(follow_ups):
         raise ValueError(
             f"{first} has {len(prompts)} prompts and {second} has {len(follow_ups)}; every prompt needs its "
@@ -35,16 +60,69 @@ def read_pairs(first: Path, second: Path) -> list[Pair]:
     return list(zip(prompts, follow_ups, strict=True))
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a text file in UTF-8: {error}") from error
+def read_lines(path: Path) -> list[str]:
+    """The prompts of a text file, one a line; ValueError for an empty line."""
+    lines = [line.strip() for line in _text(path).rstrip().splitlines()]
     if not lines:
         raise ValueError(f"{path} is empty; write one prompt a line")
     if empty := [number for number, line in enumerate(lines, start=1) if not line]:
         raise ValueError(f"{path}: line {empty[0]} is empty; remove it, and its partner in the other file")
     return lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a text file in UTF-8: {error}") from error
+
+
+def _of_jsonl(path: Path, text: str) -> list[Pair]:
+    pairs = []
+    for number, line in numbered_lines(text):
+        try:
+            prompts = _prompts_in(json.loads(line))
+            pairs += pairwise([checked_prompt(prompt) for prompt in prompts])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: line {number}: {error}; {JSONL_LINE}") from error
+    return pairs
+
+
+def _prompts_in(entry: Any) -> list[Any]:
+    """The prompts of a line of JSONL, each of which the next follows."""
+    if isinstance(entry, dict):
+        prompts = entry.get("prompts", [entry.get(PROMPT), entry.get(FOLLOW_UP)])
+        if isinstance(prompts, list) and len(prompts) > 1:
+            return prompts
+    raise ValueError("here is no prompt with its follow-up")
+
+
+def _of_timelines(path: Path, text: str) -> list[Pair]:
+    pairs, first_line = [], 1
+    for part in _BETWEEN.split(text):
+        pairs += _of_timeline(path, part, first_line) if part.strip() else []
+        first_line += part.count("\n") + 1
+    return pairs
+
+
+def _of_timeline(path: Path, text: str, first_line: int) -> list[Pair]:
+    """The pairs of one timeline, which begins at that line of a file."""
+    try:
+        schedule = PromptSchedule.parse(text)
+    except ScheduleError as error:
+        line = first_line + (error.line or 1) - 1
+        raise ValueError(f"{path}: line {line}: {error.message}") from error
+    pairs = [
+        (whole(schedule.always, one.prompt), whole(schedule.always, other.prompt))
+        for one, other in pairwise(schedule.cues)
+        if other.policy is not Policy.CUT
+    ]
+    if not pairs:
+        raise ValueError(
+            f"{path}: line {first_line}: no prompt of this timeline follows another; write two cues, or give "
+            "the follow-ups in a second file (--follow-ups)"
+        )
+    return pairs
 
 
 def digest(pairs: list[Pair]) -> str:
