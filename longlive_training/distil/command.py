@@ -16,6 +16,7 @@ from longlive_core.geometry import latent_size
 from longlive_core.pipeline import AUTO, usable_device
 from longlive_core.text.umt5 import encoder_identity, load_umt5
 
+from . import watch
 from .checkpoint import rank_and_size, wait_for_all
 from .draws import Draws
 from .export import convert
@@ -54,6 +55,7 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
     add("--critic-lr", type=float, help="default 2e-6, init 4e-7")
     add("--seed", type=int, default=0)
     add("--device", default=AUTO)
+    watch.add_options(add)
     converting = stages.add_parser("convert", help="a run, or a LoRA -> a file for ComfyUI or for --lora")
     converting.set_defaults(command=export)
     converting.add_argument("source", type=Path, help="a run's folder, or a LoRA in the reference's layout")
@@ -74,7 +76,9 @@ def distil(**options) -> None:
             recipe, pairs = recipe_from(chosen), read_pairs(chosen.prompts, chosen.follow_ups)
             files = encoded(chosen, pairs, device)
             run = Run(tuning_of(chosen, recipe, pairs, files, device), chosen.folder, digest(pairs))
-            run.train(chosen.steps or STEPS[chosen.stage], chosen.save_every)
+            samples = watch.samples_of(chosen, run.tuning, lambda prompt: files[prompt][None])
+            look = watch.Watch(chosen.folder, run.tuning.step, chosen.tensorboard, samples)
+            run.train(chosen.steps or STEPS[chosen.stage], chosen.save_every, look)
             is_first = not rank_and_size()[0]
         if is_first:  # alone: to load a checkpoint within the group, all would have to
             convert(chosen.folder, chosen.folder / ("lora.pt" if recipe.rank else "model.pt"))
@@ -131,6 +135,7 @@ def encoded(chosen: argparse.Namespace, pairs: list[Pair], device: torch.device)
     files = EmbeddingFiles(chosen.folder / "embeddings", encoder_identity(chosen.text_encoder))
     if not rank_and_size()[0]:
         prompts = [NEGATIVE, *(prompt for pair in pairs for prompt in pair)]
+        prompts += schedule.prompts if (schedule := watch.sample_schedule(chosen)) else []
         files.encode(prompts, lambda: load_umt5(chosen.text_encoder, device=device))
     wait_for_all()
     return files

@@ -94,6 +94,10 @@ class Tuning:
         self.average: dict[str, Tensor] = {}
         self.step = 0
 
+    @property
+    def autoencoder(self) -> WanAutoencoder:
+        return self._models.autoencoder
+
     def iteration(
         self, on_judged: Callable[[str, Judged], None] = lambda name, judged: None
     ) -> dict[str, float]:

@@ -42,7 +42,7 @@ def read_pairs(first: Path, second: Path | None = None) -> list[Pair]:
     """
     if second:
         return _of_two(first, second)
-    text = _text(first)
+    text = read_text(first)
     is_lines = first.suffix == ".jsonl" or is_jsonl(text)
     pairs = (_of_jsonl if is_lines else _of_timelines)(first, text)
     if not pairs:
@@ -62,7 +62,7 @@ def _of_two(first: Path, second: Path) -> list[Pair]:
 
 def read_lines(path: Path) -> list[str]:
     """The prompts of a text file, one a line; ValueError for an empty line."""
-    lines = [line.strip() for line in _text(path).rstrip().splitlines()]
+    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
     if not lines:
         raise ValueError(f"{path} is empty; write one prompt a line")
     if empty := [number for number, line in enumerate(lines, start=1) if not line]:
@@ -70,7 +70,8 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file in UTF-8; ValueError where it is none."""
     try:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from longlive_core.rollout.rollout import RolloutError
 from . import checkpoint
 from .checkpoint import Tensors, rank_and_size
 from .loop import Trained, Tuning
+from .watch import Watch
 
 AVERAGE = "average."
 BATCH = {"streams", "accumulate"}  # of a recipe, may change with the number of ranks
@@ -32,22 +33,23 @@ class Run:
         if not self._rank:
             cut_log(folder / "log.jsonl", tuning.step)
 
-    def train(self, steps: int, save_every: int) -> None:
-        """Iterate until `steps`, saving now and then and at the end.
+    def train(self, steps: int, save_every: int, watch: Watch | None = None) -> None:
+        """Iterate until `steps`, saving now and then and at the end, and let `watch` look on.
 
         FloatingPointError in one sentence where something is not finite, OSError where the disk is full.
         """
-        tuning = self.tuning
+        tuning, watch = self.tuning, watch or Watch(self.folder, self.tuning.step)
         is_shown = self._rank == 0
         with tqdm(total=steps, initial=tuning.step, unit="step", disable=not is_shown, mininterval=10) as bar:
             while tuning.step < steps:
                 figures = self._iterate()
                 if is_shown:
-                    self._log(figures)
+                    self._log(figures | watch.look(tuning.step, figures))
                     bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
                 bar.update()
                 if tuning.step % save_every == 0 or tuning.step == steps:
                     self._save()
+                watch.sample(tuning.step)
 
     def _iterate(self) -> dict[str, float]:
         try:
@@ -58,7 +60,7 @@ class Run:
                 "command with lower rates (--lr, --critic-lr) to go on from there"
             ) from error
 
-    def _log(self, figures: dict[str, float]) -> None:
+    def _log(self, figures: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": self.tuning.step, **figures}) + "\n")
 
