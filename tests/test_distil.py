@@ -269,7 +269,8 @@ def test_what_the_command_tunes_loads_everywhere(options, tmp_path: Path, monkey
     """An iteration of both models; its LoRA in the reference's layout and under ComfyUI's names."""
     run_command(monkeypatch, "distil", **options, rank=2, longest=39, lr=0.1)
     folder, base = options["folder"], options["model"]
-    assert {"lora.pt", "log.jsonl", "step-000001", "embeddings"} == {path.name for path in folder.iterdir()}
+    made = {"lora.pt", "lora.md", "run.json", "log.jsonl", "step-000001", "embeddings"}
+    assert made == {path.name for path in folder.iterdir()}
     figures = json.loads((folder / "log.jsonl").read_text())
     assert figures.keys() == {"step", *(f"{m}_{x}" for m in ("student", "critic") for x in ("loss", "norm"))}
     run_command(monkeypatch, "convert", folder, out=tmp_path / "stock.safetensors")
@@ -285,6 +286,23 @@ def test_what_the_command_tunes_loads_everywhere(options, tmp_path: Path, monkey
     changed = {name for name, weight in plain.items() if not torch.equal(weight, tuned[0][name])}
     assert changed == {name for name in plain if name.startswith("layers.") and plain[name].ndim == 2}
     assert all(same(tuned[0].values(), other.values()) for other in tuned[1:])
+
+
+def test_a_model_card_with_the_recipe_is_next_to_the_result(options, tmp_path: Path, monkeypatch) -> None:
+    """Completed by hand, it keeps every word but the recipe; an own one is left alone."""
+    run_command(monkeypatch, "distil", **options, rank=2, longest=39)
+    folder = options["folder"]
+    card = folder / "lora.md"
+    text = card.read_text()
+    assert text.startswith("---\nbase_model: student.safetensors\n") and "--lora lora.pt --vae" in text
+    for row in ("teacher | teacher.safetensors", "iterations | 1", "rank | 2", "pairs of prompts | 4"):
+        assert f"| {row} |" in text
+    card.write_text(text.replace("WRITE: one sentence", "It is better."))
+    (tmp_path / "own.md").write_text("mine")
+    run_command(monkeypatch, "distil", **(options | {"steps": 2}), rank=2, longest=39)
+    assert "It is better." in card.read_text() and "| iterations | 2 |" in card.read_text()
+    run_command(monkeypatch, "convert", folder, out=tmp_path / "own.safetensors")
+    assert (tmp_path / "own.md").read_text() == "mine"
 
 
 def test_the_first_stage_writes_a_checkpoint(options, monkeypatch) -> None:

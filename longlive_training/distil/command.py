@@ -25,6 +25,9 @@ from .models import check_fits, load_teacher, load_trained, load_wan_vae
 from .prompts import NEGATIVE, EmbeddingFiles, Pair, digest, read_pairs
 from .recipe import RECIPES, STEPS, Recipe
 from .run import Run
+from .tuned_card import keep_facts
+
+FILES = "model", "teacher", "critic", "vae", "text_encoder"
 
 
 def add_commands(stages: argparse._SubParsersAction) -> None:
@@ -73,13 +76,16 @@ def distil(**options) -> None:
     chosen = argparse.Namespace(**options)
     with ending_in_a_sentence():
         with process_group(chosen.device) as device:
+            is_first = not rank_and_size()[0]
             recipe, pairs = recipe_from(chosen), read_pairs(chosen.prompts, chosen.follow_ups)
             files = encoded(chosen, pairs, device)
             run = Run(tuning_of(chosen, recipe, pairs, files, device), chosen.folder, digest(pairs))
             samples = watch.samples_of(chosen, run.tuning, lambda prompt: files[prompt][None])
+            if is_first:
+                names = {name: getattr(chosen, name).name for name in FILES}
+                keep_facts(chosen.folder, names, len(pairs))
             look = watch.Watch(chosen.folder, run.tuning.step, chosen.tensorboard, samples)
             run.train(chosen.steps or STEPS[chosen.stage], chosen.save_every, look)
-            is_first = not rank_and_size()[0]
         if is_first:  # alone: to load a checkpoint within the group, all would have to
             convert(chosen.folder, chosen.folder / ("lora.pt" if recipe.rank else "model.pt"))
 

@@ -5,6 +5,7 @@ ComfyUI's own loaders read.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +21,7 @@ from . import checkpoint
 from .adapters import PEFT, REFERENCE, UP
 from .loop import STUDENT
 from .run import AVERAGE, with_prefix
+from .tuned_card import write_card
 
 STOCK = "diffusion_model."
 PATCHES = "patch_embedding.weight"
@@ -29,11 +31,13 @@ def convert(source: Path, out: Path) -> None:
     """Write the student of a run's newest checkpoint, averaged if there is an average, or a LoRA file.
 
     `source` is a run's folder, or a LoRA in the reference's layout. Raises ValueError where there is nothing
-    to convert, or `out` has another ending.
+    to convert, or `out` has another ending. Of a run, a model card to be completed is next to it (.md).
     """
     if out.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"{out}: choose a name that ends in .safetensors (for ComfyUI) or .pt (reference)")
-    weights = student_of(source) if source.is_dir() else lora_in(source)
+    weights, state = student_of(source) if source.is_dir() else (lora_in(source), None)
+    if state:
+        write_card(out, source, state)
     if out.suffix == ".safetensors":
         stock = {STOCK + bare_name(name): weight.contiguous() for name, weight in weights.items()}
         write_whole(out, lambda part: save_file(stock, part))
@@ -42,21 +46,26 @@ def convert(source: Path, out: Path) -> None:
     write_whole(out, lambda part: torch.save({section: weights}, part))
 
 
-def student_of(run: Path) -> dict[str, Tensor]:
-    """The student's weights in the reference's names, a LoRA scaled so that its alpha is its rank."""
+def student_of(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The student's weights in the reference's names, and what its checkpoint says of the run.
+
+    A LoRA is scaled so that its alpha is its rank.
+    """
     newest = checkpoint.newest(run)
     if newest is None:
         raise ValueError(f"{run} has no checkpoint of a tuning run (step-...)")
     own = f"{STUDENT}.weight."
     tensors = checkpoint.load(newest, lambda name: name.startswith((AVERAGE, own)))
     weights = with_prefix(tensors, AVERAGE) or with_prefix(tensors, own)
-    recipe = checkpoint.read_state(newest)["recipe"]
+    state = checkpoint.read_state(newest)
+    recipe = state["recipe"]
     if recipe["rank"]:
         scale = recipe["alpha"] / recipe["rank"]
-        return {name: weight * scale if name.endswith(UP) else weight for name, weight in weights.items()}
+        scaled = {name: weight * scale if name.endswith(UP) else weight for name, weight in weights.items()}
+        return scaled, state
     patches = weights[REFERENCE + PATCHES]  # a convolution there
     weights[REFERENCE + PATCHES] = patches.unflatten(1, (-1, 1, PATCH, PATCH))
-    return weights
+    return weights, state
 
 
 def lora_in(path: Path) -> dict[str, Tensor]:
