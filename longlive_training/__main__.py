@@ -8,7 +8,7 @@ from longlive_core.mini.loader import WEIGHTS
 
 from .autoencoder import train_autoencoder
 from .card import evaluate
-from .distil import maker
+from .distil import maker, plan
 from .distil.command import add_commands
 from .package import package
 from .transformer import train_transformer
@@ -51,6 +51,7 @@ def main() -> None:
     measuring.add_argument("--card", action="store_true", help="write the figures into the model card")
     add_commands(stages)
     maker.add_command(stages)
+    plan.add_command(stages)
     options = vars(parser.parse_args())
     options.pop("command")(**options)
 
