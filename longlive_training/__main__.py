@@ -6,11 +6,15 @@ from pathlib import Path
 
 from longlive_core.mini.loader import WEIGHTS
 
+from . import distil_mini
 from .autoencoder import train_autoencoder
 from .card import evaluate
 from .distil import maker, plan
 from .distil.command import add_commands
+from .evaluate import LONG_SECONDS
 from .package import package
+from .proof import proof
+from .teacher import train_teacher
 from .transformer import train_transformer
 from .tuning import tune
 
@@ -49,6 +53,19 @@ def main() -> None:
     measuring.add_argument("--untuned", type=Path, help="a package of the transformer before tuning")
     measuring.add_argument("--out", type=Path, help="write the figures as JSON")
     measuring.add_argument("--card", action="store_true", help="write the figures into the model card")
+    teaching = _stage(stages, "teacher", train_teacher, "Mini's bidirectional teacher, for distil-mini", 4000)
+    teaching.add_argument("--lr", type=float, default=1e-3)
+    for part in ("--autoencoder", "--start"):
+        teaching.add_argument(part, type=Path, default=WEIGHTS)
+    distil_mini.add_commands(stages)
+    proving = stages.add_parser("proof", help="distil-mini's success, measured, as a table")
+    proving.set_defaults(command=proof)
+    for name in ("teacher", "before", "after", "clips"):
+        proving.add_argument(f"--{name}", type=Path, required=True)
+    proving.add_argument("--packaged", type=Path, default=WEIGHTS)
+    proving.add_argument("--videos", type=int, default=64)
+    proving.add_argument("--seconds", type=int, default=LONG_SECONDS)
+    proving.add_argument("--out", type=Path, help="write the figures as JSON")
     add_commands(stages)
     maker.add_command(stages)
     plan.add_command(stages)

@@ -107,7 +107,7 @@ class Tuning:
         RolloutError where something is not finite.
         """
         parts = [(self.critic, self._critic_part)]
-        if self.step % self.recipe.ratio == 0:
+        if self.step >= self.recipe.lead and (self.step - self.recipe.lead) % self.recipe.ratio == 0:
             parts.insert(0, (self.student, self._student_part))
         figures = {}
         for trained, part in parts:

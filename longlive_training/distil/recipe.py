@@ -10,8 +10,8 @@ class Recipe:
     """The defaults are streaming long tuning; lengths are latent frames, rates those of AdamW.
 
     A sequence begins with a clip of `clip` frames; then at least `min_new` are added at a time, up to
-    `longest`. The student is updated in one of `ratio` iterations, the critic in each. `rank` None trains all
-    weights. `average_from` is the iteration from which the student's weights are averaged. A batch is
+    `longest`. The student is updated in one of `ratio` iterations, after a `lead`, the critic in each. `rank`
+    None trains all weights. `average_from` is the iteration from which its weights are averaged. A batch is
     `streams` on each of the ranks, times `accumulate` chunks of each. ValueError for impossible numbers.
     """
 
@@ -19,6 +19,7 @@ class Recipe:
     min_new: int = 18
     longest: int = 240
     ratio: int = 5
+    lead: int = 0
     rank: int | None = 256
     alpha: float = 256.0
     lr: float = 1e-5

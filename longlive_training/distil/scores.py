@@ -114,8 +114,9 @@ def student_gradient(
     cond, negative = prompts
     fake = clean_clip(noisy, whole_flow(critic, noisy, timesteps, cond), timesteps)
     real = clean_clip(noisy, whole_flow(teacher, noisy, timesteps, cond), timesteps)
-    apart = real - clean_clip(noisy, whole_flow(teacher, noisy, timesteps, negative), timesteps)
-    real = real + guidance * apart
+    if guidance:
+        apart = real - clean_clip(noisy, whole_flow(teacher, noisy, timesteps, negative), timesteps)
+        real = real + guidance * apart
     scale = (clip - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
     return torch.nan_to_num((fake - real) / scale).to(clip.dtype)
 
