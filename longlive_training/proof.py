@@ -59,7 +59,7 @@ def student_figures(mini: Mini, count: int, seconds: int) -> Figures:
 
 
 def criteria(of: dict[str, Figures]) -> list[Criterion]:
-    """The four questions; `of` has figures of teacher, packaged, before, after and clips: first clips alone."""
+    """The four questions; `of` has figures of teacher, packaged, before, after and clips (first ones)."""
     packaged, before, after = (of[name] for name in ("packaged", "before", "after"))
     gaps = {name: packaged[name] - before[name] for name in ("shape", "motion")}
     widest = max(gaps, key=gaps.get)
@@ -67,7 +67,7 @@ def criteria(of: dict[str, Figures]) -> list[Criterion]:
         (of[name][widest] - before[widest]) / gaps[widest] if gaps[widest] > 0 else 0.0
         for name in ("after", "clips")
     )
-    drift = after.get(DRIFT, 1.0)
+    drift, (low, high) = after.get(DRIFT, 1.0), DRIFTS
     return [
         Criterion("teacher alone", shown(of["teacher"], LEAST), reaches(of["teacher"], LEAST)),
         Criterion(
@@ -76,11 +76,7 @@ def criteria(of: dict[str, Figures]) -> list[Criterion]:
             gaps[widest] >= GAP,
         ),
         Criterion("student after", shown(after, LEAST), reaches(after, LEAST)),
-        Criterion(
-            f"latent std {DRIFTS[0]} to {DRIFTS[1]} of the start",
-            f"{drift:.3f}",
-            DRIFTS[0] <= drift <= DRIFTS[1],
-        ),
+        Criterion(f"latent std {low} to {high} of the start", f"{drift:.3f}", low <= drift <= high),
         Criterion(f"{CLOSED:.0%} of the gap in {widest} closed", f"{closed:.0%}", closed >= CLOSED),
         Criterion(
             "switches not worse than before",

@@ -26,9 +26,9 @@ def test_clips_of_the_teacher_are_those_that_a_long_video_gives() -> None:
     """A clip is a video of its own; at a change its first three latents show what was before."""
     rng, encoder = torch.Generator().manual_seed(0), frozen_autoencoder(WEIGHTS)
     for kind in Kind:
-        clips = shoot(encoder, 3, kind, 64, rng)
-        assert clips.latents.shape == (3, MINI.model.latent_channels, CLIP, 8, 8)
-        assert clips.cells.shape == (3, CLIP, 8, 8) and clips.cells.any()
+        clips = shoot(encoder, 2, kind, 32, rng)
+        assert clips.latents.shape == (2, MINI.model.latent_channels, CLIP, 4, 4)
+        assert clips.cells.shape == (2, CLIP, 4, 4) and clips.cells.any()
         if kind in (Kind.OPENING, Kind.MIDDLE):
             assert all(prompt.startswith("a ") for prompt in clips.prompts)
     picked = clips.pick(5, rng)
@@ -37,10 +37,10 @@ def test_clips_of_the_teacher_are_those_that_a_long_video_gives() -> None:
 
 def test_the_teacher_sees_the_whole_clip_and_leaves_the_words(tmp_path: Path, monkeypatch) -> None:
     """Trained for two steps, and resumed for a third."""
-    monkeypatch.setattr(teacher, "PER_KIND", 2)
+    monkeypatch.setattr(teacher, "PER_KIND", 1)
     monkeypatch.setattr(teacher, "BATCH", 2)
     for steps in (2, 3):
-        run_command(monkeypatch, "teacher", "--folder", tmp_path, "--steps", steps)
+        run_command(monkeypatch, "teacher", "--folder", tmp_path, "--steps", steps, "--size", 32)
     before, after = load_generator(WEIGHTS), load_generator(tmp_path / "model.safetensors")
     assert torch.equal(before.words.table.weight, after.words.table.weight)
     k = "layers.0.self_attn.k.weight"
@@ -70,14 +70,12 @@ def test_pairs_are_of_combinations_that_are_trained_on() -> None:
 
 
 def test_mini_is_tuned_without_a_film(tmp_path: Path, monkeypatch) -> None:
-    """A degraded student, its teacher, two stages; each leaves a Mini, and no world is ever rendered."""
+    """A degraded student and a teacher; a Mini is left, and no world is ever rendered."""
     degraded = tmp_path / "degraded.safetensors"
     run_command(monkeypatch, "degrade", "--out", degraded, "--noise", 0.1)
     plain, before = load_mini(WEIGHTS), load_mini(degraded)
     assert torch.equal(plain.words.table.weight, before.words.table.weight)
-    weight = "layers.0.ffn.0.weight"
-    if weight not in dict(plain.transformer.named_parameters()):
-        weight = next(n for n, w in plain.transformer.named_parameters() if "layers.0" in n and w.ndim == 2)
+    weight = "layers.0.self_attn.q.weight"
     apart = before.transformer.get_parameter(weight) - plain.transformer.get_parameter(weight)
     assert apart.std() / plain.transformer.get_parameter(weight).std() == pytest.approx(0.1, rel=0.1)
 
@@ -86,15 +84,14 @@ def test_mini_is_tuned_without_a_film(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(world, "render", never)
     options = "--student", degraded, "--teacher", WEIGHTS, "--streams", 1, "--lead", 1, "--steps", 2
-    for stage, longest in (("long", ("--longest", 39)), ("init", ())):
-        folder = tmp_path / stage
-        run_command(monkeypatch, "distil-mini", *options, *longest, "--stage", stage, "--folder", folder)
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert ["student_loss" in line for line in log] == [False, True], "the critic leads by one"
-        made = load_mini(folder / "model.safetensors")
-        assert torch.equal(made.words.table.weight, plain.words.table.weight)
-        moved = made.transformer.get_parameter(weight) - before.transformer.get_parameter(weight)
-        assert 0 < moved.abs().max() < 0.01
+    folder = tmp_path / "run"
+    run_command(monkeypatch, "distil-mini", *options, "--longest", 39, "--folder", folder)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert ["student_loss" in line for line in log] == [False, True], "the critic leads by one"
+    made = load_mini(folder / "model.safetensors")
+    assert torch.equal(made.words.table.weight, plain.words.table.weight)
+    moved = made.transformer.get_parameter(weight) - before.transformer.get_parameter(weight)
+    assert 0 < moved.abs().max() < 0.01
     assert STAGES["init"].is_short and not LONG.is_short
 
 
