@@ -19,7 +19,6 @@ from longlive_core.weights.names import foreign_name
 
 from .distil import watch
 from .distil.adapters import REFERENCE
-from .distil.checkpoint import rank_and_size
 from .distil.command import ending_in_a_sentence, process_group
 from .distil.draws import Draws
 from .distil.loop import Models, Tuning
@@ -78,10 +77,9 @@ def tuning_of(mini: Mini, teacher: Path, recipe: Recipe, pairs: list[Pair]) -> T
     negative = mini.words(["it goes on"])  # counts for nothing without guidance
     transformers = mini.transformer, critic.transformer, judge.transformer
     models = Models(*transformers, mini.autoencoder, negative)
-    rank, ranks = rank_and_size()
     cells = latent_size(MINI.width, MINI.height)
     shape = MINI.model.latent_channels, recipe.window.block_latent_frames, *cells
-    draws = Draws(recipe, shape, len(pairs), rank * recipe.streams, ranks * recipe.streams)
+    draws = Draws(recipe, shape, len(pairs), recipe.streams_of(*rank_and_size()))
 
     def embeddings(chosen: list[int]) -> tuple[Tensor, Tensor]:
         firsts, seconds = zip(*(pairs[number] for number in chosen), strict=True)

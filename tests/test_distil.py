@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from longlive_core.config import ModelConfig, WanAutoencoderConfig
 from longlive_core.geometry import PATCH
@@ -25,6 +27,7 @@ from longlive_training.__main__ import main
 from longlive_training.distil import checkpoint, command
 from longlive_training.distil.draws import Draws
 from longlive_training.distil.loop import Models, Tuning
+from longlive_training.distil.parallel import ALL, NONE, SHARDS, mesh_of, rank_and_size, shard, whole
 from longlive_training.distil.prompts import read_pairs
 from longlive_training.distil.recipe import INIT, LONG
 from longlive_training.distil.run import Run
@@ -55,7 +58,7 @@ def embeds(prompt: str) -> torch.Tensor:
     return rows
 
 
-def small_tuning(recipe=SMALL, first: int = 0, total: int = 1, dtype=torch.float32) -> Tuning:
+def small_tuning(recipe=SMALL, rank: int = 0, ranks: int = 1, dtype=torch.float32, mesh=None) -> Tuning:
     """Random models of a layer; one token a latent frame."""
     torch.manual_seed(0)
     vae = WanAutoencoder(WanAutoencoderConfig(width=4, multipliers=(1, 1, 1, 1), num_residuals=1))
@@ -65,12 +68,22 @@ def small_tuning(recipe=SMALL, first: int = 0, total: int = 1, dtype=torch.float
     def of_pairs(pairs: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return tuple(torch.cat([embeds(f"{which} {pair}") for pair in pairs]) for which in ("one", "two"))
 
-    tuning = Tuning(models, recipe, Draws(recipe, SHAPE, 5, first, total), of_pairs)
+    if mesh:
+        shard(models.teacher.requires_grad_(False), mesh)
+    draws = Draws(recipe, SHAPE, 5, recipe.streams_of(rank, ranks))
+    tuning = Tuning(models, recipe, draws, of_pairs, mesh)
     for trained in (tuning.student, tuning.critic):
         for number, weight in enumerate(trained.weights.values()):
             torch.manual_seed(number)
-            weight.data.add_(0.05 * torch.randn_like(weight))
+            weight.data.add_(spread_like(0.05 * torch.randn(weight.shape), weight.data))
     return tuning
+
+
+def spread_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor that all ranks have, as `like` is spread over them."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(x, like.device_mesh, like.placements)
+    return x
 
 
 def weights_of(tuning: Tuning) -> list[torch.Tensor]:
@@ -93,8 +106,9 @@ def test_the_official_sequence() -> None:
 
 def test_draws_depend_on_nothing_but_what_they_are_for() -> None:
     """Two ranks with a stream each draw what one process with two streams draws."""
-    together = Draws(replace(SMALL, streams=2), SHAPE, 5, 0, 2)
-    apart = [Draws(SMALL, SHAPE, 5, rank, 2) for rank in range(2)]
+    recipe = replace(SMALL, streams=2)
+    together = Draws(recipe, SHAPE, 5, recipe.streams_of(0, 1))
+    apart = [Draws(recipe, SHAPE, 5, recipe.streams_of(rank, 2)) for rank in range(2)]
     for number in (3, 0):
         for one in apart:
             assert one.exit(number) == together.exit(number)
@@ -106,13 +120,15 @@ def test_draws_depend_on_nothing_but_what_they_are_for() -> None:
     seen = list(itertools.chain.from_iterable(together.pairs(sequence) for sequence in range(5)))
     assert seen == [pair for sequence in range(5) for one in apart for pair in one.pairs(sequence)]
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
-    assert {LONG.switches.index(Draws(LONG, SHAPE, 5).switch(n)) for n in range(200)} == set(range(11))
+    assert {LONG.switches.index(Draws(LONG, SHAPE, 5, range(1)).switch(n)) for n in range(200)} == set(
+        range(11)
+    )
 
 
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(tmp_path: Path) -> None:
     """Stopped in the middle of a sequence: weights, average and log are the same."""
-    whole = Run(small_tuning(), tmp_path / "whole", "digest")
-    whole.train(4, save_every=100)
+    undisturbed = Run(small_tuning(), tmp_path / "whole", "digest")
+    undisturbed.train(4, save_every=100)
     Run(small_tuning(), tmp_path / "parts", "digest").train(2, save_every=100)
     with (tmp_path / "parts" / "log.jsonl").open("a") as log:
         log.write('{"step": 3, "critic_loss": 0.0}\n{"st')  # of a process that was killed
@@ -120,8 +136,11 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(tmp_path: Path) -> Non
     parts = Run(small_tuning(), tmp_path / "parts", "digest")
     assert parts.tuning.step == 2 and parts.tuning.stream.scene.end
     parts.train(4, save_every=1)
-    assert same(weights_of(whole.tuning), weights_of(parts.tuning))
-    assert same(whole.tuning.average.values(), parts.tuning.average.values()) and whole.tuning.average
+    assert same(weights_of(undisturbed.tuning), weights_of(parts.tuning))
+    assert (
+        same(undisturbed.tuning.average.values(), parts.tuning.average.values())
+        and undisturbed.tuning.average
+    )
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "parts")]
     assert logs[0] == logs[1] and len(logs[0].splitlines()) == 4
     kept = sorted(path.name for path in (tmp_path / "parts").glob("step-*"))
@@ -135,8 +154,10 @@ def test_another_recipe_or_other_prompts_are_refused(tmp_path: Path) -> None:
         Run(other, tmp_path, "digest")
     with pytest.raises(ValueError, match="other prompts"):
         Run(small_tuning(), tmp_path, "another digest")
-    streams = Run(small_tuning(replace(SMALL, streams=2), total=2), tmp_path, "digest")
-    assert streams.tuning.step == 1 and streams.tuning.stream.is_over  # goes on with new sequences
+    with pytest.raises(ValueError, match="another run: streams 1 instead of 2"):
+        Run(small_tuning(replace(SMALL, streams=2)), tmp_path, "digest")
+    with pytest.raises(ValueError, match="2 processes cannot share 3 streams evenly; start one of 1, 3 proc"):
+        replace(SMALL, streams=3).streams_of(0, 2)
 
 
 def test_what_is_not_finite_ends_in_a_sentence_and_the_newest_checkpoint_stays(tmp_path: Path) -> None:
@@ -169,46 +190,69 @@ def test_a_full_disk_ends_in_a_sentence_and_the_newest_checkpoint_stays(tmp_path
     assert same(weights_of(run.tuning), weights_of(again.tuning))
 
 
-def two_iterations(rank: int, streams: int, folder: Path) -> list[torch.Tensor]:
-    """Gradients of both models after two updates of both; saved and resumed on the way."""
-    recipe = replace(SMALL, streams=streams, ratio=1)
-    Run(small_tuning(recipe, rank, 2), folder, "digest").train(1, save_every=1)
-    again = Run(small_tuning(recipe, rank, 2), folder, "digest")
+BOTH = replace(SMALL, streams=2, ratio=1)
+ALL_WEIGHTS = replace(BOTH, rank=None, longest=21)
+
+
+def two_iterations(folder: Path, recipe=BOTH, shard: str = NONE) -> list[torch.Tensor]:
+    """Gradients and weights of both models after two updates of both; saved and resumed on the way."""
+    Run(own_tuning(recipe, shard), folder, "digest").train(1, save_every=1)
+    return second_iteration(folder, recipe, shard)
+
+
+def second_iteration(folder: Path, recipe=BOTH, shard: str = NONE) -> list[torch.Tensor]:
+    """The same from a checkpoint of the first iteration."""
+    again = Run(own_tuning(recipe, shard), folder, "digest")
+    assert again.tuning.step == 1 and again.tuning.stream.is_over == recipe.is_short
     again.train(2, save_every=9)
-    return [w.grad for t in (again.tuning.student, again.tuning.critic) for w in t.weights.values()]
+    weights = [w for t in (again.tuning.student, again.tuning.critic) for w in t.weights.values()]
+    assert all(isinstance(w, DTensor) == (shard != NONE) for w in weights)
+    found = [*(w.grad for w in weights), *(w.detach() for w in weights), *again.tuning.average.values()]
+    return [whole(x) for x in found]
 
 
-OTHER_RANK = """
-import sys, torch
-from pathlib import Path
-from longlive_training.distil.command import process_group
-from tests.test_distil import two_iterations
-torch.set_num_threads(1)
-with process_group("cpu"):
-    two_iterations(1, 1, Path(sys.argv[1]))
-"""
+def own_tuning(recipe, shard: str) -> Tuning:
+    """Of this process."""
+    return small_tuning(recipe, *rank_and_size(), mesh=mesh_of(shard, torch.device("cpu")))
 
 
-def test_two_ranks_with_a_stream_each_are_one_process_with_two(tmp_path: Path, monkeypatch) -> None:
-    """Started as torchrun does; each goes on from the checkpoint that both wrote."""
+def as_one_of_two(folder: Path) -> list[list[torch.Tensor]]:
+    """All that two ranks do: every way of sharding, both stages, and a checkpoint of one process."""
+    torch.set_num_threads(1)
+    with command.process_group("cpu"):
+        ways = [two_iterations(folder / f"long {shard}", BOTH, shard) for shard in SHARDS]
+        ways += [two_iterations(folder / f"init {shard}", ALL_WEIGHTS, shard) for shard in (NONE, ALL)]
+        return [*ways, *(second_iteration(folder / f"more {shard}", BOTH, shard) for shard in (NONE, ALL))]
+
+
+OTHER_RANK = "import sys, pathlib, tests.test_distil as t; t.as_one_of_two(pathlib.Path(sys.argv[1]))"
+
+
+def test_two_ranks_are_one_process_however_models_are_sharded(tmp_path: Path, monkeypatch) -> None:
+    """Started as torchrun does on two nodes; checkpoints go on with one process more or less."""
+    alone = two_iterations(tmp_path / "alone"), two_iterations(tmp_path / "alone init", ALL_WEIGHTS)
+    for way in (NONE, ALL):
+        shutil.copytree(tmp_path / "alone" / "step-000001", tmp_path / f"more {way}" / "step-000001")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
-    other = subprocess.Popen(
-        [sys.executable, "-c", OTHER_RANK, tmp_path / "two"], env=os.environ | together | {"RANK": "1"}
-    )
-    with monkeypatch.context() as environment:
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    environment = os.environ | together | {"RANK": "1", "PYTHONPATH": str(ROOT)}
+    other = subprocess.Popen([sys.executable, "-c", OTHER_RANK, tmp_path], env=environment)
+    with monkeypatch.context() as own:
         for name, value in (together | {"RANK": "0"}).items():
-            environment.setenv(name, value)
-        with command.process_group("cpu"):
-            apart = two_iterations(0, 1, tmp_path / "two")
+            own.setenv(name, value)
+        ways = as_one_of_two(tmp_path)
     assert other.wait() == 0
-    both = two_iterations(0, 2, tmp_path / "one")
-    for one, ours in zip(both, apart, strict=True):
-        assert (one - ours).abs().max() <= 1e-6 and one.abs().max() > 1e-5
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
-    for one, ours in zip(*(map(json.loads, log) for log in logs), strict=True):
+    for way in (NONE, ALL):
+        shutil.copytree(tmp_path / f"long {way}" / "step-000001", tmp_path / f"less {way}" / "step-000001")
+        ways.append(second_iteration(tmp_path / f"less {way}"))
+    expected = [alone[0]] * 3 + [alone[1]] * 2 + [alone[0]] * 4
+    for theirs, ours in zip(expected, ways, strict=True):
+        for one, other_one in zip(theirs, ours, strict=True):
+            assert (one - other_one).abs().max() <= 1e-6 and one.abs().max() > 1e-5
+    logs = {name: (tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("alone", "long all")}
+    for one, ours in zip(*(map(json.loads, log) for log in logs.values()), strict=True):
         assert ours == pytest.approx(one, rel=1e-5)
 
 

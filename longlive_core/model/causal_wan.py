@@ -25,11 +25,14 @@ TIMESTEP_BASE = 10000.0
 
 
 class LayerCalls(NamedTuple):
-    """How a layer is run, eagerly or compiled: on all open tokens, or in parts, in two steps."""
+    """How a layer is run, eagerly or compiled: on all open tokens, or in parts, in two steps.
+
+    Eager calls ask the layer itself, whose methods gather its weights where these are sharded.
+    """
 
     forward: Callable[..., Any] = Layer.__call__
-    fill_cache: Callable[..., Any] = Layer.fill_cache
-    on_filled: Callable[..., Any] = Layer.on_filled
+    fill_cache: Callable[..., Any] = lambda layer, *inputs: layer.fill_cache(*inputs)
+    on_filled: Callable[..., Any] = lambda layer, *inputs: layer.on_filled(*inputs)
 
 
 class Modulations(NamedTuple):
@@ -134,7 +137,7 @@ class CausalWan(nn.Module):
         if self.device.type == "cpu" and is_eager:
             embeds, mask = fold_padding(embeds)
         rows = self.text_embedding(embeds)
-        return [LayerText(*layer.cross_attn.kv(rows), mask) for layer in layers]
+        return [LayerText(*layer.text_kv(rows), mask) for layer in layers]
 
     def rotations(self, positions: Tensor, latent_height: int, latent_width: int) -> Tensor:
         """Rotations of the tokens of latent frames at integer positions [T] -> [L, 1, D / 2, 2]."""

@@ -157,6 +157,10 @@ class Layer(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (time + self.modulation).unbind(2)
         return Modulation(shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2)
 
+    def text_kv(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, L, N, D] of a prompt's rows [B, L, E], for cross-attention."""
+        return self.cross_attn.kv(rows)
+
     def forward(
         self, x: Tensor, rotations: Tensor, time: Modulation, cache: LayerCache, text: LayerText
     ) -> Tensor:

@@ -21,34 +21,38 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 Weights = dict[str, nn.Parameter]
 
 
-def adapt(model: CausalWan, rank: int, alpha: float, key: object) -> Weights:
+def adapt(model: CausalWan, rank: int, alpha: float, key: object) -> None:
     """Freeze the model and add alpha / rank * up @ down to every linear of its layers.
 
-    The weights that are trained are fp32 on the model's device: down [rank, in] Kaiming-uniform, drawn from
-    `key` and its name, up [out, rank] zero.
+    They get parameters, fp32 on the model's device: `down` [rank, in] Kaiming-uniform, drawn from `key` and
+    the name in files, and `up` [out, rank] zero.
     """
     model.requires_grad_(False)
-    weights: Weights = {}
     for name, linear in model.named_modules():
         if name.startswith("layers.") and isinstance(linear, nn.Linear):
-            stem = PEFT + foreign_name(name, "wan")
-            down = torch.empty(rank, linear.in_features)
-            nn.init.kaiming_uniform_(down, a=5**0.5, generator=generator(key, stem))
-            for end, start in ((DOWN, down), (UP, torch.zeros(linear.out_features, rank))):
-                weights[stem + end] = nn.Parameter(start.to(model.device))
-            linear.product = partial(product, weights[stem + DOWN], weights[stem + UP], alpha / rank)
-    return weights
+            drawn = generator(key, PEFT + foreign_name(name, "wan"))
+            down, up = torch.empty(rank, linear.in_features), torch.zeros(linear.out_features, rank)
+            nn.init.kaiming_uniform_(down, a=5**0.5, generator=drawn)
+            linear.down, linear.up = (nn.Parameter(start.to(model.device)) for start in (down, up))
+            linear.product = partial(product, linear, alpha / rank)
 
 
 def product(
-    down: Tensor, up: Tensor, scale: float, x: Tensor, weight: Tensor, stored: Tensor | None, bias: Tensor
+    linear: nn.Linear, scale: float, x: Tensor, weight: Tensor, stored: Tensor | None, bias: Tensor
 ) -> Tensor:
     """x [..., in] -> [..., out] by a frozen weight, with its scale if it is in 8 bits, and its update."""
-    linear = F.linear(x, weight, bias) if weight.dtype == x.dtype else stored_linear(x, weight, stored, bias)
-    return linear + scale * F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+    made = F.linear(x, weight, bias) if weight.dtype == x.dtype else stored_linear(x, weight, stored, bias)
+    return made + scale * F.linear(F.linear(x, linear.down.to(x.dtype)), linear.up.to(x.dtype))
 
 
-def all_weights(model: CausalWan) -> Weights:
-    """Every weight of the model, to be trained."""
-    model.requires_grad_(True)
-    return {REFERENCE + foreign_name(name, "wan"): weight for name, weight in model.named_parameters()}
+def trained_weights(model: CausalWan) -> Weights:
+    """The weights that are trained, by their names in files: the updates of linears, or all of a model."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return {file_name(name): weight for name, weight in trained.items()}
+
+
+def file_name(name: str) -> str:
+    """A weight's name in the reference's files."""
+    stem, _, last = name.rpartition(".")
+    end = {"down": DOWN, "up": UP}.get(last)
+    return PEFT + foreign_name(stem, "wan") + end if end else REFERENCE + foreign_name(name, "wan")

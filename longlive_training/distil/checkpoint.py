@@ -1,42 +1,79 @@
 """Checkpoints of a tuning run: whole or not at all, by torch.distributed.checkpoint.
 
-A folder `step-000150` has the tensors of all ranks and `state.json`. It is called `step-000150.part` until
-everything is on the disk; the newest whole one counts, and the last three stay.
+A folder `step-000150` has the tensors of all ranks, `state.json`, and `sha256sums` of all these files. It is
+called `step-000150.part` until everything is on the disk; the newest undamaged one counts, and the last three
+stay.
 """
 
 import json
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from longlive_core.weights.files import sha256_of
+
+from .parallel import gathered, rank_and_size
+
 KEPT = 3
-STATE = "state.json"
+STATE, METADATA, SUMS = "state.json", ".metadata", "sha256sums"
 _WHOLE = re.compile(r"step-\d{6,}")
 Tensors = dict[str, Tensor]
-
-
-def rank_and_size() -> tuple[int, int]:
-    """This process, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def wait_for_all() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+T = TypeVar("T")
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
+    """The newest whole checkpoint of a run, damaged or not."""
     return max(_checkpoints(folder), default=None, key=_step_of)
+
+
+def newest_undamaged(folder: Path, sets_aside: bool = False) -> Path | None:
+    """The newest checkpoint whose files are those that were written; None where there is none at all.
+
+    Newer ones that are damaged are reported, and called `step-000150.damaged` if they are to be set aside.
+    ValueError where all are damaged. All ranks must ask.
+    """
+    damaged = {}
+    for path in sorted(_checkpoints(folder), key=_step_of, reverse=True):
+        if not (damage := next(filter(None, gathered(_damage(path))), None)):
+            break
+        damaged[path] = damage
+    else:
+        if damaged:
+            reasons = "; ".join(f"{path.name}: {damage}" for path, damage in damaged.items())
+            raise ValueError(
+                f"all checkpoints in {folder} are damaged ({reasons}); remove them to begin again, or choose "
+                "another --folder"
+            )
+        return None
+    for bad, damage in damaged.items() if not rank_and_size()[0] else ():
+        print(f"{bad} is damaged ({damage}); {path.name} is used instead", file=sys.stderr)
+        if sets_aside:
+            shutil.rmtree(bad.with_suffix(".damaged"), ignore_errors=True)
+            bad.rename(bad.with_suffix(".damaged"))
+    return path
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with this rank's share of the files."""
+    rank, ranks = rank_and_size()
+    try:
+        lines = (checkpoint / SUMS).read_text("utf-8").splitlines()
+        sums = dict(line.split("  ")[::-1] for line in lines)
+        if not {STATE, METADATA} <= sums.keys():
+            return f"{SUMS} is cut off"
+        wrong = [name for name in [*sums][rank::ranks] if sha256_of(checkpoint / name) != sums[name]]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{wrong[0]} has changed since it was written" if wrong else None
 
 
 def _checkpoints(folder: Path) -> Iterable[Path]:
@@ -53,31 +90,56 @@ def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any]) -> Pa
     OSError in one sentence where the disk does not take it: no part of it is left, earlier ones stay.
     """
     whole = folder / f"step-{step:06d}"
-    part, is_first = whole.with_suffix(".part"), not rank_and_size()[0]
+    part, (rank, _) = whole.with_suffix(".part"), rank_and_size()
+
+    def prepare() -> None:
+        for killed in folder.glob("step-*.part"):
+            shutil.rmtree(killed)
+        part.mkdir(parents=True)
+
+    def finish(sums: list[str]) -> None:
+        _write_synced(part / STATE, json.dumps({**state, "step": step}, indent=1))
+        _write_synced(part / SUMS, "".join([*sums, _sum(part / METADATA), _sum(part / STATE)]))
+        part.rename(whole)
+        _sync(folder)
+
     try:
-        if is_first:
-            for killed in folder.glob("step-*.part"):
-                shutil.rmtree(killed)
-            part.mkdir(parents=True)
-        wait_for_all()
-        with warnings.catch_warnings():  # of a process alone
-            warnings.simplefilter("ignore", UserWarning)
-            dcp.save(tensors, checkpoint_id=part)
-        if is_first:
-            _write_synced(part / STATE, json.dumps({**state, "step": step}, indent=1))
-            part.rename(whole)
-            _sync(folder)
-    except (OSError, dcp.CheckpointException) as error:
-        if is_first:
+        _on_all(prepare if not rank else lambda: None)
+        _on_all(lambda: _write_tensors(part, tensors))
+        sums = _on_all(lambda: "".join(map(_sum, sorted(part.glob(f"__{rank}_*")))))
+        _on_all(lambda: None if rank else finish(sums))
+    except OSError as error:
+        if not rank:
             shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            f"step {step} could not be saved: {_reason(error)}; {kept(folder)}; make room and run the same "
-            "command again"
+            f"step {step} could not be saved: {error}; {kept(folder)}; make room and run the same command "
+            "again"
         ) from error
-    wait_for_all()
-    for old in sorted(_checkpoints(folder), key=_step_of)[:-KEPT] if is_first else ():
+    for old in () if rank else sorted(_checkpoints(folder), key=_step_of)[:-KEPT]:
         shutil.rmtree(old)
     return whole
+
+
+def _on_all(work: Callable[[], T]) -> list[T]:
+    """What `work` gives on each rank, once it is done on all; OSError on all where it failed on one."""
+    try:
+        own = work(), None
+    except (OSError, dcp.CheckpointException) as error:
+        own = None, _reason(error)
+    results = gathered(own)
+    if failures := [failure for _, failure in results if failure]:
+        raise OSError(failures[0])
+    return [made for made, _ in results]
+
+
+def _write_tensors(part: Path, tensors: Tensors) -> None:
+    with warnings.catch_warnings():  # of a process alone
+        warnings.simplefilter("ignore", UserWarning)
+        dcp.save(tensors, checkpoint_id=part)
+
+
+def _sum(path: Path) -> str:
+    return f"{sha256_of(path)}  {path.name}\n"
 
 
 def kept(folder: Path) -> str:
@@ -111,8 +173,16 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE).read_text("utf-8"))
 
 
-def load(checkpoint: Path, is_wanted: Callable[[str], bool]) -> Tensors:
-    """The tensors of a checkpoint whose names are wanted, on the CPU."""
+def names(checkpoint: Path) -> set[str]:
+    """The names of all tensors of a checkpoint."""
+    return {*dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata}
+
+
+def load(checkpoint: Path, is_wanted: Callable[[str], bool], into: Tensors | None = None) -> Tensors:
+    """The tensors of a checkpoint whose names are wanted, on the CPU; fills those of `into` as well.
+
+    What was sharded is put together, or spread as the tensors to be filled are. All ranks must ask.
+    """
     found = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     tensors = {
         name: torch.empty(about.size, dtype=about.properties.dtype)
@@ -121,5 +191,5 @@ def load(checkpoint: Path, is_wanted: Callable[[str], bool]) -> Tensors:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        dcp.load(tensors, checkpoint_id=checkpoint)
+        dcp.load({**tensors, **(into or {})}, checkpoint_id=checkpoint)
     return tensors

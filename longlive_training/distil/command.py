@@ -17,11 +17,12 @@ from longlive_core.pipeline import AUTO, usable_device
 from longlive_core.text.umt5 import encoder_identity, load_umt5
 
 from . import watch
-from .checkpoint import rank_and_size, wait_for_all
+from .checkpoint import newest_undamaged, read_state
 from .draws import Draws
 from .export import convert
 from .loop import Models, Tuning
 from .models import check_fits, load_teacher, load_trained, load_wan_vae
+from .parallel import NONE, SHARDS, mesh_of, rank_and_size, wait_for_all
 from .prompts import NEGATIVE, EmbeddingFiles, Pair, digest, read_pairs
 from .recipe import RECIPES, STEPS, Recipe
 from .run import Run
@@ -51,7 +52,9 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
     add("--steps", type=int, help="iterations; default 3000, init 700")
     add("--save-every", type=int, default=50, metavar="STEPS")
     add("--batch", type=int, help="clips an update, over all processes; default: one for each stream")
-    add("--streams", type=int, default=1, help="videos made side by side in a process")
+    add("--streams", type=int, help="videos made at the same time, over all processes; default: one in each")
+    add("--shard", choices=SHARDS, default=NONE, help="spread the models over a node's GPUs, or over all")
+    add("--offload-teacher", action="store_true", help="keep a sharded teacher's layers in the CPU's memory")
     add("--rank", type=int, help="of the LoRA of student and critic; default 256")
     add("--longest", type=int, help="latent frames of a sequence; default 240")
     add("--lr", type=float, help="of the student; default 1e-5, init 2e-6")
@@ -107,7 +110,7 @@ def process_group(name: str) -> Iterator[torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
@@ -118,10 +121,12 @@ def process_group(name: str) -> Iterator[torch.device]:
 
 def recipe_from(chosen: argparse.Namespace) -> Recipe:
     """The recipe of a stage with what the options change; ValueError for impossible numbers."""
-    together = chosen.streams * rank_and_size()[1]
-    batch = chosen.batch or together
-    if batch % together:
-        raise ValueError(f"a batch of {batch} is no multiple of the {together} streams of all processes")
+    saved = newest_undamaged(chosen.folder)  # the number of processes may have changed since
+    running = read_state(saved)["recipe"]["streams"] if saved else rank_and_size()[1]
+    streams = chosen.streams or running
+    batch = chosen.batch or streams
+    if batch % streams:
+        raise ValueError(f"a batch of {batch} is no multiple of the {streams} streams of all processes")
     names = "rank", "longest", "lr", "critic_lr"
     changes = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     if chosen.stage == "init" and changes.keys() & {"rank", "longest"}:
@@ -131,8 +136,8 @@ def recipe_from(chosen: argparse.Namespace) -> Recipe:
         RECIPES[chosen.stage],
         **(changes | alpha),
         seed=chosen.seed,
-        streams=chosen.streams,
-        accumulate=batch // together,
+        streams=streams,
+        accumulate=batch // streams,
     )
 
 
@@ -151,18 +156,21 @@ def tuning_of(
     chosen: argparse.Namespace, recipe: Recipe, pairs: list[Pair], files: EmbeddingFiles, device: torch.device
 ) -> Tuning:
     """Models of the files, and the streams of this process."""
+    own, mesh = recipe.streams_of(*rank_and_size()), mesh_of(chosen.shard, device)
+    if chosen.offload_teacher and not mesh:
+        raise ValueError(f"--offload-teacher is for sharded models, not for --shard {NONE}")
     student = load_trained(chosen.model, bool(recipe.rank), device)
     critic = load_trained(chosen.critic, bool(recipe.rank), device)
     check_fits(chosen.critic, "critic", critic, student)
-    teacher, negative = load_teacher(chosen.teacher, student), files[NEGATIVE][None]
+    teacher = load_teacher(chosen.teacher, student, mesh, chosen.offload_teacher)
+    negative = files[NEGATIVE][None]
     if negative.shape[-1] != student.config.text_dim:
         raise ValueError(
             f"{chosen.text_encoder} makes {negative.shape[-1]} values a text token and the student reads "
             f"{student.config.text_dim}; choose Wan 2.1's UMT5"
         )
     models = Models(student, critic, teacher, load_wan_vae(chosen.vae, student), negative)
-    rank, ranks = rank_and_size()
     block = recipe.window.block_latent_frames
     shape = student.config.latent_channels, block, *latent_size(*chosen.size)
-    draws = Draws(recipe, shape, len(pairs), rank * recipe.streams, ranks * recipe.streams)
-    return Tuning(models, recipe, draws, lambda chosen: files.of_pairs([pairs[i] for i in chosen]))
+    draws = Draws(recipe, shape, len(pairs), own)
+    return Tuning(models, recipe, draws, lambda chosen: files.of_pairs([pairs[i] for i in chosen]), mesh)

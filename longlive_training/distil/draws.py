@@ -23,7 +23,7 @@ def generator(*key: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of the streams `first` .. `first + recipe.streams - 1` of `total`, numbered over all ranks.
+    """Draws of some `streams` of the recipe's, which are numbered over all ranks.
 
     `shape` is that of a block of one stream, [C, T, H, W]; `num_pairs` counts pairs of prompts.
     """
@@ -31,12 +31,7 @@ class Draws:
     recipe: Recipe
     shape: tuple[int, int, int, int]
     num_pairs: int
-    first: int = 0
-    total: int = 1
-
-    @property
-    def streams(self) -> range:
-        return range(self.first, self.first + self.recipe.streams)
+    streams: range
 
     def exit(self, chunk: int) -> int:
         """The denoising step whose estimate is taken, for all blocks of a chunk (paper section 3.3)."""
@@ -55,7 +50,7 @@ class Draws:
         """Which pair of prompts each stream gets: all of them in random order, again and again."""
         found = []
         for stream in self.streams:
-            passes, place = divmod(sequence * self.total + stream, self.num_pairs)
+            passes, place = divmod(sequence * self.recipe.streams + stream, self.num_pairs)
             order = torch.randperm(self.num_pairs, generator=self._generator("pairs", passes))
             found.append(int(order[place]))
         return found

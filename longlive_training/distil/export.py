@@ -51,7 +51,7 @@ def student_of(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     A LoRA is scaled so that its alpha is its rank.
     """
-    newest = checkpoint.newest(run)
+    newest = checkpoint.newest_undamaged(run)
     if newest is None:
         raise ValueError(f"{run} has no checkpoint of a tuning run (step-...)")
     own = f"{STUDENT}.weight."

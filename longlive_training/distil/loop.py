@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from math import isfinite
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.vae.autoencoder import WanAutoencoder
 
-from .adapters import Weights, adapt, all_weights
+from .adapters import Weights, adapt, trained_weights
 from .clip import judged_clip
 from .draws import Draws
+from .parallel import average_over_ranks, forget_gathered, shard, whole
 from .recipe import Recipe
 from .scores import (
     Judged,
@@ -45,12 +47,18 @@ class Models:
 class Trained:
     """A model, those of its weights that are trained, by their names in files, and AdamW."""
 
-    def __init__(self, name: str, model: CausalWan, lr: float, recipe: Recipe):
+    def __init__(
+        self, name: str, model: CausalWan, lr: float, recipe: Recipe, mesh: DeviceMesh | None = None
+    ):
         self.name, self.model, self._max_norm = name, model, recipe.max_norm
-        key = f"{recipe.seed}/{name}"
-        lora = recipe.rank and adapt(model, recipe.rank, recipe.alpha, key)
-        self.weights: Weights = lora or all_weights(model)
+        if recipe.rank:
+            adapt(model, recipe.rank, recipe.alpha, f"{recipe.seed}/{name}")
+        else:
+            model.requires_grad_(True)
         recompute_layers(model)
+        if mesh:
+            shard(model, mesh)
+        self.weights: Weights = trained_weights(model)
         self.optimizer = AdamW(
             self.weights.values(),
             lr,
@@ -58,6 +66,11 @@ class Trained:
             eps=recipe.eps,
             weight_decay=recipe.weight_decay,
         )
+        for (
+            weight
+        ) in self.weights.values():  # from the beginning, so that all checkpoints have the same names
+            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
 
     def update(self) -> float:
         """One step of the optimizer by the mean gradient of all ranks; returns its norm before clipping.
@@ -65,29 +78,31 @@ class Trained:
         FloatingPointError where that is not finite: no weight was changed.
         """
         for weight in self.weights.values():
-            average_over_ranks(weight.grad)
-        norm = float(nn.utils.clip_grad_norm_(self.weights.values(), self._max_norm))
+            if not isinstance(weight, DTensor):  # else it is done in the backward pass
+                average_over_ranks(weight.grad)
+        norm = float(whole(nn.utils.clip_grad_norm_(self.weights.values(), self._max_norm)))
         if not isfinite(norm):
             raise FloatingPointError(f"the gradient of the {self.name} is not finite")
         self.optimizer.step()
+        forget_gathered(self.model)
         return norm
-
-
-def average_over_ranks(x: Tensor) -> Tensor:
-    """The mean over all ranks, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(x)
-        x.div_(dist.get_world_size())
-    return x
 
 
 class Tuning:
     """A run between two iterations. `average` holds the student's averaged weights, once there are any."""
 
-    def __init__(self, models: Models, recipe: Recipe, draws: Draws, embeddings: Embeddings):
+    def __init__(
+        self,
+        models: Models,
+        recipe: Recipe,
+        draws: Draws,
+        embeddings: Embeddings,
+        mesh: DeviceMesh | None = None,
+    ):
+        """With a mesh, student and critic are sharded; the teacher comes as it is."""
         self._models, self.recipe, self._draws = models, recipe, draws
-        self.student = Trained(STUDENT, models.student, recipe.lr, recipe)
-        self.critic = Trained(CRITIC, models.critic, recipe.critic_lr, recipe)
+        self.student = Trained(STUDENT, models.student, recipe.lr, recipe, mesh)
+        self.critic = Trained(CRITIC, models.critic, recipe.critic_lr, recipe, mesh)
         models.teacher.requires_grad_(False)
         models.autoencoder.requires_grad_(False)
         self.stream = Stream(models.student, recipe, draws, embeddings)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.vae.autoencoder import WanAutoencoder
@@ -11,6 +12,8 @@ from longlive_core.weights.files import open_tensors
 from longlive_core.weights.names import SCALE, WAN_TEXT_TO_VIDEO, family, from_wan, misfits, shapes_in
 from longlive_core.weights.quantize import dequantised
 from longlive_core.weights.vae_files import load_vae
+
+from .parallel import shard_part
 
 TEACHERS = WAN_TEXT_TO_VIDEO, "a Wan 14B"  # as `family` calls them
 
@@ -26,10 +29,13 @@ def load_trained(path: Path, is_frozen: bool, device: torch.device) -> CausalWan
     return load_transformer(path, precision="bf16" if is_half else "fp32", device=device).transformer
 
 
-def load_teacher(path: Path, like: CausalWan) -> CausalWan:
+def load_teacher(
+    path: Path, like: CausalWan, mesh: DeviceMesh | None = None, is_offloaded: bool = False
+) -> CausalWan:
     """A bidirectional text-to-video Wan of any size, frozen, on the student's device.
 
-    ValueError where it is something else, or knows other latents or prompts than the student.
+    With a mesh it is sharded layer by layer as it is loaded, so that it is never whole anywhere. ValueError
+    where it is something else, or knows other latents or prompts than the student.
     """
     file = open_tensors(path, SECTIONS)
     if (looks := family(file.shapes)) not in TEACHERS:
@@ -42,11 +48,18 @@ def load_teacher(path: Path, like: CausalWan) -> CausalWan:
     names = model.state_dict()
     if wrong := misfits(shapes_in(names), shapes_in(tensors)):
         raise ValueError(f"{path}: incomplete or wrong teacher: {wrong}")
-    state = {
-        name: dequantised(tensors[name], tensors.get(name + SCALE)).to(like.device, frozen_dtype(like.device))
-        for name in names
-    }
-    model.load_state_dict(state, assign=True)
+    dtype, prefixes = frozen_dtype(like.device), [f"layers.{index}." for index in range(config.num_layers)]
+    for prefix, part in zip([*prefixes, ""], [*model.layers, model], strict=True):
+        own = [name for name in names if name.startswith(prefix) and (prefix or "layers." not in name)]
+        state = {
+            name.removeprefix(prefix): dequantised(tensors[name], tensors.get(name + SCALE)).to(
+                like.device, dtype
+            )
+            for name in own
+        }
+        part.load_state_dict(state, strict=False, assign=True)
+        if mesh:
+            shard_part(part, mesh, dtype, is_offloaded)
     return model.eval()
 
 

@@ -14,13 +14,13 @@ from longlive_core.config import LONGLIVE_1_3B, ModelConfig
 from longlive_core.geometry import latent_size, tokens_per_frame
 from longlive_core.memory import GIB, Setting, transformer_bytes, weight_bytes
 
+from .parallel import ALL, NODE, NONE, SHARDS
 from .recipe import RECIPES, STEPS, Recipe
 
 TEACHERS = {
     "14b": replace(LONGLIVE_1_3B.model, dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
     "1.3b": LONGLIVE_1_3B.model,
 }
-SHARDS = "none", "node", "all"
 TRAINED_BYTES = 16  # of a trained weight: fp32, its gradient, two moments
 AVERAGE_BYTES = torch.float32.itemsize
 GATHERED_LAYERS = 2  # of a sharded teacher: the one at work and the next
@@ -144,7 +144,7 @@ def add_command(stages: argparse._SubParsersAction) -> None:
     add("--teacher", choices=TEACHERS, default="14b")
     add("--nodes", type=int, default=1)
     add("--gpus", type=int, default=1, help="of a node")
-    add("--shard", choices=SHARDS, default="none", help="as for distil")
+    add("--shard", choices=SHARDS, default=NONE, help="as for distil")
     add("--offload-teacher", action="store_true", help="as for distil")
     add("--rank", type=int, help="of the LoRA; default 256")
     add("--longest", type=int, help="latent frames of a sequence; default 240")
@@ -212,8 +212,8 @@ def job_of(chosen: argparse.Namespace) -> tuple[Job, int]:
             f"{batch} clips an update by {streams} streams on {gpus} GPUs are not possible; choose streams "
             "that the GPUs share evenly, a batch that is a multiple of them, and numbers above 0"
         )
-    parts = {"none": 1, "node": chosen.gpus, "all": gpus}[chosen.shard]
-    if chosen.offload_teacher and chosen.shard == "none":
+    parts = {NONE: 1, NODE: chosen.gpus, ALL: gpus}[chosen.shard]
+    if chosen.offload_teacher and chosen.shard == NONE:
         raise ValueError("--offload-teacher is for sharded models; choose --shard node or all")
     changes = {name: getattr(chosen, name) for name in ("rank", "longest") if getattr(chosen, name)}
     if chosen.stage == "init" and changes:

@@ -12,7 +12,8 @@ class Recipe:
     A sequence begins with a clip of `clip` frames; then at least `min_new` are added at a time, up to
     `longest`. The student is updated in one of `ratio` iterations, after a `lead`, the critic in each. `rank`
     None trains all weights. `average_from` is the iteration from which its weights are averaged. A batch is
-    `streams` on each of the ranks, times `accumulate` chunks of each. ValueError for impossible numbers.
+    `accumulate` chunks of each of the `streams`, which are spread over the ranks. ValueError for impossible
+    numbers.
     """
 
     clip: int = 21
@@ -66,6 +67,17 @@ class Recipe:
     def takes(self, end: int) -> bool:
         """Whether a sequence of `end` latent frames goes on."""
         return end + self.min_new <= self.longest
+
+    def streams_of(self, rank: int, ranks: int) -> range:
+        """Those streams that a rank makes; ValueError where ranks would have different numbers of them."""
+        own = self.streams // ranks
+        if self.streams % ranks:
+            possible = [count for count in range(1, self.streams + 1) if self.streams % count == 0]
+            raise ValueError(
+                f"{ranks} processes cannot share {self.streams} streams evenly; start one of "
+                f"{', '.join(map(str, possible))} processes, or begin a run with another number of --streams"
+            )
+        return range(rank * own, (rank + 1) * own)
 
 
 LONG = Recipe()

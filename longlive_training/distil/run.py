@@ -5,18 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from longlive_core.output.growing import write_whole
 from longlive_core.rollout.rollout import RolloutError
 
 from . import checkpoint
-from .checkpoint import Tensors, rank_and_size
+from .checkpoint import Tensors
 from .loop import Trained, Tuning
+from .parallel import rank_and_size
 from .watch import Watch
 
 AVERAGE = "average."
-BATCH = {"streams", "accumulate"}  # of a recipe, may change with the number of ranks
 RATES = {"lr", "critic_lr"}  # may change when a run is resumed
 
 
@@ -24,11 +26,11 @@ class Run:
     """One run: `step-*` checkpoints to resume from, `log.jsonl`. `prompts` is the digest of its pairs."""
 
     def __init__(self, tuning: Tuning, folder: Path, prompts: str):
-        """Resume from the newest checkpoint; ValueError where it belongs to another run."""
+        """Resume from the newest undamaged checkpoint; ValueError where it belongs to another run."""
         self.tuning, self.folder, self._prompts = tuning, folder, prompts
-        self._rank, self._ranks = rank_and_size()
+        self._rank = rank_and_size()[0]
         folder.mkdir(parents=True, exist_ok=True)
-        if newest := checkpoint.newest(folder):
+        if newest := checkpoint.newest_undamaged(folder, sets_aside=True):
             self._resume(newest)
         if not self._rank:
             cut_log(folder / "log.jsonl", tuning.step)
@@ -61,15 +63,24 @@ class Run:
             ) from error
 
     def _log(self, figures: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": self.tuning.step, **figures}) + "\n")
+        path = self.folder / "log.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"step": self.tuning.step, **figures}) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{path} could not be written: {error}; {checkpoint.kept(self.folder)}; make room and run "
+                "the same command again"
+            ) from error
 
     def _save(self) -> None:
         tuning, stream = self.tuning, self.tuning.stream
         tensors = {AVERAGE + name: tensor for name, tensor in tuning.average.items()}
         for trained in (tuning.student, tuning.critic):
             tensors |= trained_tensors(trained)
-        tensors |= {self._stream_name + name: tensor for name, tensor in stream.tensors().items()}
+        for name, together in stream.tensors().items():
+            parts = zip(self._streams, together.split(1), strict=True)
+            tensors |= {f"stream.{number}.{name}": part for number, part in parts}
         end = stream.scene.end if stream.scene else 0
         state = {
             **self._facts(),
@@ -78,28 +89,28 @@ class Run:
         checkpoint.save(self.folder, tuning.step, tensors, state)
 
     @property
-    def _stream_name(self) -> str:
-        return f"stream.{self._rank}."
+    def _streams(self) -> range:
+        return self.tuning.recipe.streams_of(*rank_and_size())
 
     def _facts(self) -> dict[str, Any]:
         recipe = json.loads(json.dumps(asdict(self.tuning.recipe)))
-        return {"recipe": recipe, "prompts": self._prompts, "ranks": self._ranks}
+        return {"recipe": recipe, "prompts": self._prompts}
 
     def _resume(self, newest: Path) -> None:
-        """Become the run that saved this. With other ranks or streams, new sequences begin."""
-        tuning, saved, ours = self.tuning, checkpoint.read_state(newest), self._facts()
-        check_same_run(newest, saved, ours)
-        has_streams = saved["ranks"] == ours["ranks"] and all(
-            saved["recipe"][name] == ours["recipe"][name] for name in BATCH
-        )
-        own = self._stream_name if has_streams else "stream.none."
-        tensors = checkpoint.load(newest, lambda name: name.startswith(own) or not name.startswith("stream."))
+        """Become the run that saved this, in however many processes."""
+        tuning, saved = self.tuning, checkpoint.read_state(newest)
+        check_same_run(newest, saved, self._facts())
+        if any(name.startswith(AVERAGE) for name in checkpoint.names(newest)):
+            tuning.average = {n: torch.zeros_like(w) for n, w in tuning.student.weights.items()}
+        into = {AVERAGE + name: tensor for name, tensor in tuning.average.items()}
         for trained in (tuning.student, tuning.critic):
-            restore_trained(trained, tensors)
-        device = tuning.student.model.device
-        tuning.average = {name: tensor.to(device) for name, tensor in with_prefix(tensors, AVERAGE).items()}
+            into |= trained_tensors(trained)
+        streams = [f"stream.{number}." for number in self._streams]
+        tensors = checkpoint.load(newest, lambda name: name.startswith(tuple(streams)), into)
         tuning.step = saved["step"]
-        tuning.stream.restore(**saved["stream"], tensors=with_prefix(tensors, own))
+        parts = [with_prefix(tensors, stream) for stream in streams]
+        own = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        tuning.stream.restore(**saved["stream"], tensors=own)
 
 
 def check_same_run(newest: Path, saved: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -107,7 +118,7 @@ def check_same_run(newest: Path, saved: dict[str, Any], ours: dict[str, Any]) ->
     differing = [
         f"{name} {saved['recipe'].get(name)} instead of {value}"
         for name, value in ours["recipe"].items()
-        if name not in BATCH | RATES and saved["recipe"].get(name) != value
+        if name not in RATES and saved["recipe"].get(name) != value
     ]
     if saved["prompts"] != ours["prompts"]:
         differing.append("other prompts")
@@ -132,20 +143,11 @@ def trained_tensors(trained: Trained) -> Tensors:
     return tensors
 
 
-def restore_trained(trained: Trained, tensors: Tensors) -> None:
-    """Become what had these tensors."""
-    for name, weight in trained.weights.items():
-        weight.data.copy_(tensors[f"{trained.name}.weight.{name}"])
-        state = {part: tensors[f"{trained.name}.{part}.{name}"] for part in ("step", "exp_avg", "exp_avg_sq")}
-        trained.optimizer.state[weight] = {
-            part: tensor if part == "step" else tensor.to(weight.device) for part, tensor in state.items()
-        }
-
-
 def cut_log(path: Path, step: int) -> None:
     """Forget what was logged after the step that is resumed."""
     if not path.exists():
         return
     lines = path.read_text("utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), "utf-8")
+    if kept != lines:
+        write_whole(path, lambda part: part.write_text("".join(kept), "utf-8"))

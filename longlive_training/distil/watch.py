@@ -21,9 +21,9 @@ from longlive_core.schedule.cue import ScheduleError
 from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.script import EncodeText
 
-from .checkpoint import rank_and_size
 from .extras import extra
 from .loop import Tuning
+from .parallel import rank_and_size
 from .prompts import read_text
 
 CRITIC_LOSS, WARNING = "critic_loss", "warning"
