@@ -1,8 +1,8 @@
-"""`python -m benchmarks.kills`: is a tuning run that is killed again and again the undisturbed one, bit for bit?
+"""`python -m benchmarks.kills`: is a tuning run that is killed again and again the undisturbed one?
 
-Small random models in two processes of torchrun (gloo, CPU). After a line of log.jsonl and a random time of up
-to half a second, one rank or everything gets SIGKILL; what was killed is started again. Weights, optimizers,
-average, streams and log.jsonl of both runs are compared at the end. Linux.
+Small random models in two processes of torchrun (gloo, CPU). After a line of log.jsonl and a random time of
+up to half a second, one rank or everything gets SIGKILL; what was killed is started again. Weights,
+optimizers, average, streams and log.jsonl of both runs are compared at the end, bit for bit. Linux.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def undisturbed(folder: Path, shard: str, steps: int) -> None:
 
 
 def disturbed(folder: Path, shard: str, steps: int, victims: list[str], seed: int = 0) -> int:
-    """A run whose ranks, or all processes, are killed at random moments; returns how many kills there were."""
+    """A run of which one rank or everything is killed at random moments; returns the number of kills."""
     folder.mkdir(parents=True)
     chance, process, kills = random.Random(seed), start(folder, shard, steps), 0
     for victim in victims:

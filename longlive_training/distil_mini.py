@@ -22,6 +22,7 @@ from .distil.adapters import REFERENCE
 from .distil.command import ending_in_a_sentence, process_group
 from .distil.draws import Draws
 from .distil.loop import Models, Tuning
+from .distil.parallel import rank_and_size
 from .distil.prompts import Pair, digest
 from .distil.recipe import Recipe
 from .distil.run import Run

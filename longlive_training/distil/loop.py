@@ -68,7 +68,7 @@ class Trained:
         )
         for (
             weight
-        ) in self.weights.values():  # from the beginning, so that all checkpoints have the same names
+        ) in self.weights.values():  # at once: all checkpoints have the same names
             moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
 
