@@ -80,10 +80,16 @@ def disturbed(folder: Path, shard: str, steps: int, victims: list[str], seed: in
 
 
 def wait_for_a_line(log: Path, process: subprocess.Popen) -> None:
-    """Until an iteration has ended since this was called, or the run has."""
-    before = log.stat().st_mtime_ns if log.exists() else 0
-    while process.poll() is None and (not log.exists() or log.stat().st_mtime_ns <= before):
+    """Until an iteration has ended since this was called, or the run has; a resumed run cuts its log first."""
+    before = lines = num_lines(log)
+    while process.poll() is None and lines <= before:
+        before = lines
         time.sleep(PAUSE_SECONDS)
+        lines = num_lines(log)
+
+
+def num_lines(log: Path) -> int:
+    return log.read_text("utf-8").count("\n") if log.exists() else 0
 
 
 def children(process: int) -> list[int]:

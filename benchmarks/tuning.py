@@ -1,7 +1,7 @@
 """`python -m benchmarks.tuning`: memory and seconds of streaming long tuning at true size, random weights.
 
-One student part and five critic parts with a teacher of 14B in bf16, after an iteration that warms up. Bars, on
-an H100 or H200: peak <= 70 GiB and within 10 % of `python -m longlive_training plan`, student part <= 16 s,
+One student part and five critic parts with a teacher of 14B in bf16, after as many that warm up. Bars, on an
+H100 or H200: peak <= 70 GiB and within 10 % of `python -m longlive_training plan`, student part <= 16 s,
 critic part <= 6 s. With torchrun and `--shard node` it is the same on several GPUs, a clip each.
 `--device cpu --layers 2 --teacher 1.3b --size 16x16 --critic-parts 1` tries the script out.
 """

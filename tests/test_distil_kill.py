@@ -1,0 +1,69 @@
+"""Tuning under torchrun that is killed; the launcher for Ray; the benchmark of its memory and time."""
+
+import json
+import runpy
+import sys
+import types
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import kills, measure, tuning
+from longlive_core.config import WanAutoencoderConfig
+from longlive_training.distil.parallel import ALL
+
+ROOT = Path(__file__).parent.parent
+STEPS = 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_run_that_is_killed_is_the_undisturbed_one_bit_for_bit(tmp_path: Path, monkeypatch) -> None:
+    """One of two ranks, which torchrun starts again; then everything, and the same command again."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    kills.undisturbed(whole, ALL, STEPS)
+    assert kills.disturbed(disturbed, ALL, STEPS, [kills.ONE, kills.EVERYTHING]) == 2
+    assert kills.differing(whole, disturbed) == []
+    assert len((disturbed / "log.jsonl").read_text().splitlines()) == STEPS
+
+
+def test_ray_train_starts_the_command(monkeypatch) -> None:
+    """With a stand-in for Ray that runs the work of one worker."""
+    seen = {}
+
+    class TorchTrainer:
+        def __init__(self, work, train_loop_config, scaling_config, run_config):
+            seen.update(scaling_config | run_config | run_config["failure_config"])
+            self.fit = lambda: work(train_loop_config)
+
+    modules = {
+        "ray": types.ModuleType("ray"),
+        "ray.train": SimpleNamespace(
+            FailureConfig=lambda failures: {"failures": failures},
+            RunConfig=lambda **options: options,
+            ScalingConfig=lambda **options: options,
+        ),
+        "ray.train.torch": SimpleNamespace(TorchTrainer=TorchTrainer),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    own = ["--workers", "2", "--cpu", "--storage", "/shared/ray", "--"]
+    monkeypatch.setattr(sys, "argv", ["ray_train.py", *own, "--steps", "7"])
+    monkeypatch.setattr("longlive_training.__main__.main", lambda: sys.exit(" ".join(sys.argv)))
+    with pytest.raises(RuntimeError, match="^longlive_training distil --steps 7$"):
+        runpy.run_path(str(ROOT / "docs" / "ray_train.py"), run_name="__main__")
+    assert (seen["num_workers"], seen["use_gpu"], seen["failures"]) == (2, False, 5)
+    assert len((ROOT / "docs" / "ray_train.py").read_text().splitlines()) <= 40
+
+
+def test_the_benchmark_of_tuning_runs_at_true_width(tmp_path: Path, monkeypatch) -> None:
+    """Two layers of the 1.3B as student, critic and teacher, a narrow VAE, a token a latent frame."""
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(tuning, "WanAutoencoderConfig", lambda: WanAutoencoderConfig(width=8))
+    tuning.main(
+        ["--device", "cpu", "--layers", "2", "--teacher", "1.3b", "--size", "16x16", "--critic-parts", "1"]
+    )
+    found = json.loads((tmp_path / "tuning.json").read_text())
+    assert found["layers"] == 2 and found["peak_gib"] is None and found["planned_gib"] > 1
+    assert min(found[f"{part}_seconds"] for part in ("student_part", "critic_part", "updates")) > 0
