@@ -45,16 +45,11 @@ class ControlStream(BlockByBlock):
         like: Tensor,
         begins: int,
         scene_block: int,
-        given: Tensor | None = None,
     ):
-        """As of BlockByBlock; `given` are clean latents [B, C, T, h, w] that begin the first block made.
-
-        Raises ValueError where there is no encoder.
-        """
+        """As of BlockByBlock; ValueError where there is no encoder."""
         if encoder is None:
             raise ValueError(NO_ENCODER)
         super().__init__(like, begins, scene_block)
-        self._given = given
         self._size = tuple(SPACE_STRIDE * side for side in like.shape[3:])
         self._encoder = ContextEncoder(encoder)
         frames = () if control.frames is None else control.frames
@@ -65,12 +60,11 @@ class ControlStream(BlockByBlock):
         images = [image.to(like.device, torch.float32)[..., :RGB] for image in control.references]
         self.references = self._encoder.of_references(images, *self._size) if images else None
 
-    def __call__(self, block: int, opens_scene: bool) -> Tensor:
-        """The context [1, 96, T, h, w] of a block."""
-        context, given = self._encoded_at(block, opens_scene), self._given
+    def __call__(self, block: int, opens_scene: bool, given: Tensor | None = None) -> Tensor:
+        """The context [1, 96, T, h, w] of a block that begins with clean latents `given` [B, C, T, h, w]."""
+        context = self._encoded_at(block, opens_scene)
         if given is not None:
             context = torch.cat((self.of_given(given), context[:, :, given.shape[2] :]), dim=2)
-        self._given = None
         return context
 
     def of_given(self, latents: Tensor) -> Tensor:

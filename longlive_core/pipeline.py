@@ -27,7 +27,7 @@ from .plan import checked_frames as checked_frames
 from .resume import Ending, Restart, Snapshots, StateTaker, VideoState
 from .rollout.noise import SeededNoise, shifted
 from .rollout.retry import SecondTry, free_unused
-from .rollout.rollout import Block, Hook, SourceNoise, parted, rollout
+from .rollout.rollout import Block, Hook, SourceNoise, rollout
 from .schedule.schedule import PromptSchedule
 from .source import NO_ENCODER, SourceStream
 from .source import Source as Source
@@ -179,7 +179,7 @@ class Pipeline:
             hook.on_note(COMPILING)
         scene_block = state.scene_block if state else 0
         noise = self._noise(plan, hook, scene_block)
-        model = self._controlled(plan, scene_block, begun is None)
+        model = self._controlled(plan, scene_block)
         blocks = plan.blocks[begun.num_blocks - plan.first_block :] if begun else plan.blocks
         past = begun.rollout if begun else plan.past
         made = rollout(model, script, noise, plan.sigmas, plan.window, blocks, past, hook, restart.recorded)
@@ -196,7 +196,7 @@ class Pipeline:
         stream = SourceStream(source, self.encoder, like, plan.source_start, scene_block, hook.on_note)
         return SourceNoise(noise, stream, shifted(source.strength, self.preset.sigmas.shift))
 
-    def _controlled(self, plan: Plan, scene_block: int, is_new: bool) -> CausalWan | ControlledWan:
+    def _controlled(self, plan: Plan, scene_block: int) -> CausalWan | ControlledWan:
         """The transformer, with the control of a plan if it has one."""
         control = plan.control
         if control is None:
@@ -204,9 +204,7 @@ class Pipeline:
         if self.model.vace is None:
             raise ValueError(NO_VACE)
         like = torch.empty(plan.block_shape, device=self.model.device)
-        has_given = is_new and plan.latents is not None
-        given = parted(plan.latents, plan.block_latent_frames)[1] if has_given else None
-        stream = ControlStream(control, self.encoder, like, plan.control_start, scene_block, given)
+        stream = ControlStream(control, self.encoder, like, plan.control_start, scene_block)
         return ControlledWan(self.model, stream, control.scale, stream.references)
 
     def encode(self, frames: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def causal_latents(file: Path, model: CausalWan, hook: Hook | None = None) -> Te
         prompt = starts.get(index)
         return None if prompt is None else Switch(inputs[f"prompt_embeds.{prompt}"][None], Policy.RECACHE)
 
-    def context_of(index: int, opens_scene: bool) -> Tensor:
+    def context_of(index: int, opens_scene: bool, given: Tensor | None) -> Tensor:
         return inputs["context"][None, :, index * block : (index + 1) * block]
 
     made = rollout(

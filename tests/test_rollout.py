@@ -184,6 +184,33 @@ def test_given_frames_are_kept_and_the_rest_is_made(model, frames) -> None:
     assert not torch.allclose(made[:, :, beyond:], other[:, :, beyond:], atol=1e-3), "they matter"
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_cut_with_given_frames_is_a_new_video_around_them(model, frames) -> None:
+    """As many as a block has are the block: it is committed, and nothing is made."""
+    given = torch.randn(1, 4, frames, 4, 6, generator=torch.Generator().manual_seed(3))
+    first, steps = frames // 3, []
+
+    class Steps(Hook):
+        def on_step(self, block, step, flow, clean):
+            steps.append(block)
+
+    def made(switches: dict[int, Switch], blocks: range, past: torch.Tensor | None = None) -> torch.Tensor:
+        def noise(block: int, step: int) -> torch.Tensor:
+            return SeededNoise(0, SHAPE)(block % 4, step)
+
+        video = rollout(model, switches.get, noise, SIGMAS, DEFAULT_WINDOW, blocks, past, Steps())
+        return torch.cat([block.latents for block in video], dim=2)
+
+    new = made({first: Switch(PROMPTS[1])}, range(first, 4), given)
+    steps.clear()
+    cut = made({0: Switch(PROMPTS[0]), 4: Switch(PROMPTS[1], Policy.CUT, given)}, range(8))
+    assert torch.equal(cut[:, :, :12], make(model, 4)) and torch.equal(cut[:, :, 12 : 12 + frames], given)
+    assert torch.equal(cut[:, :, 12 + 3 * first :], new)
+    assert steps.count(4) == (0 if first else 4)
+    at_once = made({0: Switch(PROMPTS[1], Policy.CUT, given)}, range(4))
+    assert torch.equal(at_once, cut[:, :, 12:]), "a video may begin so"
+
+
 def test_a_pass_in_many_parts_has_the_same_given_frames(model) -> None:
     """Of large sizes the tokens go through a layer in parts; each has the noise level of its own frames."""
     past = torch.randn(1, 4, 2, 4, 6, generator=torch.Generator().manual_seed(3))

@@ -56,8 +56,8 @@ class Vace(nn.Module):
 class ControlledWan:
     """A transformer whose `vace` gives hints, in the place of the transformer of a rollout.
 
-    `context_of(block, opens a scene)` gives the context [B or 1, 96, T, H, W] of a block, its
-    `of_given(latents)` that of an earlier video.
+    `context_of(block, opens a scene, given)` gives the context [B or 1, 96, T, H, W] of a block that begins
+    with `given` latents or None, its `of_given(latents)` that of an earlier video.
     `references` [B or 1, 96, R, H, W] stand before the latent frames of each pass, in the VACE layers only:
     their latents are zero and their hints are dropped. With `scale` 0 nothing is added, and nothing computed.
     """
@@ -65,7 +65,7 @@ class ControlledWan:
     def __init__(
         self,
         model: CausalWan,
-        context_of: Callable[[int, bool], Tensor],
+        context_of: Callable[[int, bool, Tensor | None], Tensor],
         scale: float = 1.0,
         references: Tensor | None = None,
     ):

@@ -20,10 +20,15 @@ from .scene import RolloutState, Scene
 
 @dataclass(frozen=True)
 class Switch:
-    """From its block on, `embeds` [1 or B, text tokens, text dim] is the prompt; `policy` is for the past."""
+    """From its block on, `embeds` [1 or B, text tokens, text dim] is the prompt; `policy` is for the past.
+
+    With a cut, clean latents `given` [B, C, T, H, W] may begin the block, which is made around them; as many
+    as it has are the block.
+    """
 
     embeds: Tensor
     policy: Policy = Policy.RECACHE
+    given: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -124,11 +129,12 @@ def rollout(
     text = tried(blocks.start, encode_prompt, model, switch)
     like = noise(blocks.start, 0)
     past, given = parted(past, like.shape[2])
+    given = given if switch.given is None else switch.given
     scene = tried(blocks.start, open_scene, model, text, like, window, len(blocks), past)
     hook.on_open(scene)
     for index in blocks:
         if (is_resumed or index > blocks.start) and (switch := script(index)):
-            text = tried(index, encode_prompt, model, switch)
+            text, given = tried(index, encode_prompt, model, switch), switch.given
             if tried(index, recache, scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
         is_first = not scene.end or (index == blocks.start and not is_resumed)
@@ -138,7 +144,7 @@ def rollout(
         if begin is not None:
             levels = begun_at(levels, noise.sigma)
         if model.context_of:
-            scene.control(tried(index, model.context_of, index, scene.end == 0))
+            scene.control(tried(index, model.context_of, index, scene.end == 0, given))
         latents = recorded(index)
         if latents is None:
             latents = tried(index, denoise, scene, text, noise, levels, index, hook, given, begin)
@@ -175,6 +181,8 @@ def denoise(
         x = renoise(begin.to(x), x, sigmas[0])
     num_given = 0 if given is None else given.shape[2]
     scene.open(scene.end, x.shape[2])
+    if num_given == x.shape[2]:
+        return given.to(x)
     clean = x
     for step, sigma in enumerate(sigmas):
         if step:
