@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from longlive_core import geometry
 from longlive_core.config import SWITCH_POLICIES, Policy
 from longlive_core.schedule.cue import MAX_BLEND_SECONDS, MAX_CUES, MAX_SECONDS, Cue, ScheduleError
+from longlive_core.schedule.prefix import slip
 from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.schedule.text_format import MAX_CHARACTERS
 from tests.notations import LISTS_THAT_ARE_NOT, LISTS_THAT_ARE_READ, ONE_PROMPT_ALL_THE_SAME
@@ -102,6 +104,43 @@ def test_spellings_of_a_seed(policy, seed, spellings):
         read = PromptSchedule.parse(f"0 a\n5s => {spelling}")
         assert read.cues == (Cue(0, "a"), Cue(5, "b c", policy, seed=seed)), spelling
         assert PromptSchedule.parse(read.to_text()) == PromptSchedule.parse(read.to_json()) == read
+
+
+@pytest.mark.parametrize(
+    "image, seed, spellings",
+    [
+        ("sea.png", None, ["image sea.png: b c", "cut, image sea.png:b c", "IMAGE  sea.png , Auto: b c"]),
+        (
+            "my/The sea 2.WebP",
+            7,
+            ["image my/The sea 2.WebP, cut, seed 7: b c", "seed 7,image my/The sea 2.WebP:b c"],
+        ),
+        ("..a/\u6d77.jpeg", 0, ["cut,\n seed 0,\n image ..a/\u6d77.jpeg: b c"]),
+    ],
+)
+def test_spellings_of_an_image(image, seed, spellings):
+    for spelling in spellings:
+        read = PromptSchedule.parse(f"0 a\n5s => {spelling}")
+        assert read.cues == (Cue(0, "a"), Cue(5, "b c", "cut", seed=seed, image=image)), spelling
+        assert PromptSchedule.parse(read.to_text()) == PromptSchedule.parse(read.to_json()) == read
+        assert read.images == [image] and read.resolve(BLOCK).images == [image]
+
+
+NO_IMAGES = [
+    "image: b",
+    "image sea: b",
+    "image of a sea: b",
+    "image a.b: c",
+    "cut image a.png: b",
+    "image C:\\a.png: b",
+]
+
+
+@pytest.mark.parametrize("words", [*NO_IMAGES, "auto: image a.png: b", "image a.png : b"])
+def test_what_is_no_image_stays_words_of_the_prompt(words):
+    cue = PromptSchedule.parse(f"0 a\n5s => {words}").cues[1]
+    assert (cue.prompt, cue.policy, cue.image) == (words.removeprefix("auto: "), None, None)
+    assert PromptSchedule.parse(PromptSchedule((Cue(0, "a"), cue)).to_text()).cues[1] == cue
 
 
 SEEDLESS = ["seed: b", "seed x: b", "seed 7 b", "cut, keep: b", "auto: seed 7: b", "cut, seed seven: b"]
@@ -336,7 +375,14 @@ def test_single_takes_its_text_as_it_is():
         ),
         ("0 a red circle\n".encode("utf-16-le").decode(), None, None, "save it as UTF-8"),
         ("0 a\n5s => cut, seed 18446744073709551616: b", 2, 6, "from 0 to 18446744073709551615"),
-        ("0 a\n5s => cut, seed 7, keep: b", 2, 6, "at most one policy and one seed"),
+        ("0 a\n5s => cut, seed 7, keep: b", 2, 6, "at most one of each"),
+        ("0 a\n5s => image a.png, image b.png: c", 2, 6, "at most one of each"),
+        ("0 a\n5s => keep, image a.png: c", 2, 6, "came with keep, and a new scene begins with an image"),
+        ("0 a\n5s => blend 2s, image a.png: c", 2, 6, "came with blend"),
+        *(
+            (f"0 a\n5s => image {name}: c", 2, 6, "name a file of ComfyUI's input folder")
+            for name in ("../a.png", "/a.png", "a/../b.png", "./a.png", "a//b.png")
+        ),
         ("0 a\n5s => seed 7, seed 8: b", 2, 6, "write auto: before it"),
         ("0 a\n5s => blend 3x, seed 7: b", 2, 6, "not how long a blend takes"),
         ("a red circle\n5s => b", 2, 1, "begin the first line with 0 =>"),
@@ -402,6 +448,21 @@ def test_text_that_is_refused(text, line, column, says):
                 (True, "True is not a number"),
                 ("3s", '"3s" is not a number of seconds'),
             ]
+        ),
+        *(
+            (timeline_json({"time": 0, "prompt": "a", "image": image}), None, None, "cue 1: the image")
+            for image in (
+                "",
+                "sea",
+                "a,b.png",
+                "a\\b.png",
+                "a\tb.png",
+                " a.png",
+                "a.png ",
+                7,
+                ["a.png"],
+                "\ud800.png",
+            )
         ),
         *(
             (timeline_json({"time": 0, "prompt": "a", "seed": seed}), None, None, says)
@@ -744,6 +805,46 @@ def test_what_is_nearly_a_seed_warns(typed, meant):
     assert timeline.warnings == ((begins,) if meant else ())
 
 
+@pytest.mark.parametrize(
+    "cue, meant",
+    [
+        ("cut: seed 7: x", "seed write cut, seed 7:"),
+        ("blend 3s: seed 7: x", "seed write blend 3s, seed 7:"),
+        ("seed 7: Keep: x", "policy write seed 7, Keep:"),
+        ("seed 7: cut, image a.png: x", "image write seed 7, cut, image a.png:"),
+        ("cut: image a.png: x", "image write cut, image a.png:"),
+        ("cut: image the a.png, seed 7: x", "image write cut, image the a.png, seed 7:"),
+        *(
+            (words, None)
+            for words in ("cut: keep: x", "auto: seed 7: x", "cut, seed 7: seed 8: x", "cut: note: x")
+        ),
+    ],
+)
+def test_what_follows_a_prefix_and_is_one_too_warns(cue, meant):
+    (warning,) = PromptSchedule.parse(f"0 a\n5s => {cue}").resolve(BLOCK).warnings or ("",)
+    assert warning.endswith(f"read as words of the prompt; for the {meant}" if meant else "") == bool(
+        meant or not warning
+    )
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        *[
+            ("imgae sea.png", "image sea.png"),
+            ("image=sea.png", "image sea.png"),
+            ("cut image sea.png", "cut, image sea.png"),
+        ],
+        *[("cut, seed 7 image The sea.PNG", "cut, seed 7, image The sea.PNG"), ("picture sea.png", None)],
+        *[("image of the sea", None), ("image: sea.png", None), ("an image sea.png", None)],
+    ],
+)
+def test_what_is_nearly_an_image_warns(typed, meant):
+    timeline = PromptSchedule((Cue(0, "a"), Cue(5, f"{typed}: it rests"))).resolve(BLOCK)
+    begins = f'cue 2 at 5s begins with "{typed}:", read as words of the prompt; for the image write {meant}:'
+    assert timeline.warnings == ((begins,) if meant else ())
+
+
 def test_ten_thousand_cues():
     text = "".join(f"{second}s => cut: scene {second} 🎬\n" for second in range(10_000))
     read = PromptSchedule.parse(text)
@@ -768,7 +869,9 @@ def test_the_policy_of_a_switch_is_for_cues_that_name_none():
 prompts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")).filter(
     lambda text: text.split()
 )
-prefixes = st.sampled_from(["", "cut:", "auto: ", "blend 3s: ", "Blend 1x:", "seed 7:", "cut, seed 7: "])
+prefixes = st.sampled_from(
+    ["", "cut:", "auto: ", "blend 3s: ", "Blend 1x:", "seed 7:", "cut, seed 7: ", "image a.png: "]
+)
 prompts |= st.tuples(prefixes, prompts).map("".join)
 policies = st.tuples(st.sampled_from([None, *SWITCH_POLICIES])) | st.tuples(
     st.just(Policy.BLEND), st.none() | st.floats(0, MAX_BLEND_SECONDS, exclude_min=True)
@@ -776,6 +879,13 @@ policies = st.tuples(st.sampled_from([None, *SWITCH_POLICIES])) | st.tuples(
 cues = st.builds(
     lambda seconds, prompt, policy, seed: Cue(seconds, prompt, *policy, seed=seed),
     *(st.floats(0, MAX_SECONDS), prompts, policies, st.none() | st.integers(0, 2**64 - 1)),
+)
+cues |= st.builds(
+    lambda seconds, prompt, seed, name: Cue(seconds, prompt, seed=seed, image=f"{name}.png"),
+    *(st.floats(0, MAX_SECONDS), prompts, st.none() | st.integers(0, 9)),
+    st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=",:\\/"), min_size=1).filter(
+        lambda name: name[0] != " "
+    ),
 )
 schedules = st.builds(
     lambda some, always: PromptSchedule(
@@ -790,6 +900,7 @@ pieces = [
     "auto:",
     "seed 7:",
     ", seed 7",
+    "image a.png",
     '"cues":',
     '"time":',
     '"prompts":',
@@ -808,7 +919,8 @@ def test_text_and_json_bring_back_the_same_schedule(written):
 def test_every_cue_waits_for_the_next_block_and_no_longer(written, block_latent_frames):
     timeline = written.resolve(block_latent_frames)
     assert timeline.segments[0].block == 0
-    assert len(timeline.segments) + len(timeline.warnings) == len(written.cues)
+    slips = sum(map(bool, map(slip, count(), written.cues)))
+    assert len(timeline.segments) + len(timeline.warnings) - slips == len(written.cues)
     for segment in timeline.segments:
         late = segment.seconds - segment.cue.seconds
         assert -1e-6 < late < block_latent_frames * geometry.TIME_STRIDE / geometry.FRAME_RATE
@@ -829,7 +941,8 @@ def test_any_text_is_read_or_refused_with_a_sentence(text):
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
-        st.lists(inner) | st.dictionaries(st.sampled_from(["time", "prompt", "policy", "seed", "x"]), inner)
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["time", "prompt", "policy", "seed", "image", "x"]), inner)
     ),
 )
 

@@ -12,7 +12,7 @@ import pytest
 
 from longlive_core import geometry
 from longlive_core.schedule.cue import Cue, ScheduleError
-from longlive_core.schedule.prefix import meant_prefix
+from longlive_core.schedule.prefix import meant_prefix, slip
 from longlive_core.schedule.schedule import PromptSchedule
 from tests.notations import LISTS_THAT_ARE_NOT, LISTS_THAT_ARE_READ, ONE_PROMPT_ALL_THE_SAME
 
@@ -76,13 +76,27 @@ NULS = [
 POLICY_NAMES = ["recache", "refresh", "keep", "cut", "blend"]
 SLIPS_OF_PROMPTS = f"""
 import {{ readFileSync }} from "node:fs";
-import {{ meantPrefix }} from {json.dumps((WEB.parents[1] / "web/js/timeline/prefix.js").as_uri())};
-console.log(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(meantPrefix)));
+import {{ meantPrefix, slipOf }} from {json.dumps((WEB.parents[1] / "web/js/timeline/prefix.js").as_uri())};
+import {{ parse }} from {json.dumps((WEB.parents[1] / "web/js/timeline/model.js").as_uri())};
+const [words, cues] = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify([words.map(meantPrefix), cues.map((text) => slipOf(parse(text).cues[1]))]));
 """
 KINDS = ["cut", "Keep", "recache", "blend", "blend 3s", "BLEND  .5", "auto", "blend 3x", "blend 3,5s", "kep"]
 SEEDS = [
     *("seed 7", "seed 0", "Seed  007", "seed\t8", "seed 9007199254740993", f"seed {2**64 - 1}"),
     *(f"seed {2**64}", f"seed {'0' * 5000}9", "sede 7", "seed -1", "seed 7s", "seed", "seed\u00a07"),
+]
+IMAGES = [
+    *("image sea.png", "Image  sea.PNG", "image a/b c.webp", "image \u6d77.jpg", "image s.e.a.png"),
+    *(
+        "image ../a.png",
+        "image /a.png",
+        "image a//b.png",
+        "imgae sea.png",
+        "image sea",
+        "image\u00a0a.png",
+        "image=a.png",
+    ),
 ]
 JSON_SEEDS = [
     *(7, 0, -0.0, 7.0, "7", "007", 2**53 - 1, str(2**53), str(2**64 - 1), None),
@@ -99,7 +113,9 @@ def some_prefix(dice: random.Random) -> str:
     """A seed and sometimes a policy, in any order and now and then wrong."""
     seed = dice.choice(SEEDS[:6] if dice.random() < 0.9 else SEEDS)
     kinds = dice.sample(KINDS[:7] if dice.random() < 0.9 else KINDS, dice.choice([0, 1, 1, 1, 1, 2]))
-    parts = [seed, *kinds]
+    image = dice.choice(IMAGES[:5] if dice.random() < 0.9 else IMAGES)
+    scenes = [[image], [image, seed], [image, "cut"], [image, "Auto", seed], [image, *kinds]]
+    parts = [seed, *kinds] if dice.random() < 0.85 else dice.choice(scenes)
     dice.shuffle(parts)
     between = dice.choice([", ", ", ", ",", " , ", ",\n  ", " ", "\u00a0, "])
     return between.join(parts) + dice.choice([":", ":", ":", " :", ":cut:"])
@@ -109,7 +125,7 @@ def some_cue(dice: random.Random, seconds: float) -> str:
     is_odd = dice.random() < 0.04
     time = dice.choice(BAD_TIMES if is_odd else TIMES).format(seconds)
     policy = dice.choice(BAD_POLICIES if dice.random() < 0.04 else POLICIES)
-    policy = some_prefix(dice) if dice.random() < 0.3 else policy
+    policy = some_prefix(dice) if dice.random() < 0.4 else policy
     words = some_prompt(dice) if dice.random() < 0.98 else dice.choice(["", " ", "\ud800"])
     more = dice.choice(["", "", "", "\n  and on", "\n\tand\n# no\n on"])
     return f"{time}{dice.choice([' => ', ' ', '=>', '  =>'])}{policy}{dice.choice([' ', ''])}{words}{more}"
@@ -152,6 +168,11 @@ def some_entry(dice: random.Random, seconds: float) -> dict:
         entry["blend"] = dice.choice([0.75, 3, 60])
     if dice.random() < 0.3:
         entry["seed"] = dice.choice(JSON_SEEDS[:10] if dice.random() < 0.9 else JSON_SEEDS)
+    if dice.random() < (0.3 if entry.get("policy", "cut") in ("cut", "auto") else 0.03):
+        names = ["a.png", "a/b c.jpg", "\u6d77.webp", None]
+        entry["image"] = dice.choice(
+            names if dice.random() < 0.9 else ["../a.png", "a", 7, "", "a\u2028/../b.png"]
+        )
     if dice.random() < 0.3:
         entry |= {"colour": "#f00", "lane": {"row": 2.5, "name": None}}
     if dice.random() < 0.06:
@@ -195,7 +216,7 @@ def seed_of(cue: Cue) -> str | None:
 def fields_of(schedule: PromptSchedule) -> list:
     policies = [cue.policy and cue.policy.value for cue in schedule.cues]
     return [
-        [cue.seconds, cue.prompt, policy, cue.blend_seconds, seed_of(cue), dict(cue.extra)]
+        [cue.seconds, cue.prompt, policy, cue.blend_seconds, seed_of(cue), cue.image, dict(cue.extra)]
         for cue, policy in zip(schedule.cues, policies, strict=True)
     ]
 
@@ -207,13 +228,14 @@ def read(text: str, switch_frames: list[int]) -> PromptSchedule | ScheduleError:
         return error
 
 
-def test_python_and_the_timeline_read_the_same_1200_schedules_200_with_seeds():
+def test_python_and_the_timeline_read_the_same_1200_schedules_200_with_seeds_100_with_images():
     dice = random.Random(5)
     written = [some_schedule(dice) for _ in range(1200)]
     refused = num_refused(written)
     assert 180 < refused < 720, refused
     made = [schedule for one in written if isinstance(schedule := read(*one), PromptSchedule)]
     assert sum(any(cue.seed is not None for cue in schedule.cues) for schedule in made) >= 200
+    assert sum(any(cue.image is not None for cue in schedule.cues) for schedule in made) >= 100
 
 
 def test_what_is_in_every_prompt_changes_nothing_else_and_old_schedules_are_read_as_ever():
@@ -249,8 +271,21 @@ def test_python_and_the_timeline_find_the_same_slips():
     typed += [some_prefix(dice).rstrip(":") for _ in range(400)]
     prompts = [" ".join(f"{word}: it rests".split()) for word in typed]
     ours = [meant_prefix(prompt) for prompt in prompts]
-    done = run_node("--input-type=module", "-e", SLIPS_OF_PROMPTS, text=json.dumps(prompts))
-    assert json.loads(done.stdout or done.stderr) == ours
+    own = (
+        dice.choice(["", "cut: ", "blend 2.5: ", "seed 7: ", "seed 7, keep: ", "image a.png: "])
+        for _ in prompts
+    )
+    texts = [f"0 a\n5s => {prefix}{prompt}" for prefix, prompt in zip(own, prompts, strict=True)]
+    read_here = [(text, made) for text in texts if isinstance(made := read(text, []), PromptSchedule)]
+    given = json.dumps([prompts, [text for text, _ in read_here]])
+    done = run_node("--input-type=module", "-e", SLIPS_OF_PROMPTS, text=given)
+    words, slips = json.loads(done.stdout or done.stderr)
+    assert words == ours
+    said = [slip(1, made.cues[1]) for _, made in read_here]
+    for sentence, found in zip(said, slips, strict=True):
+        assert bool(sentence) == bool(found), (sentence, found)
+        assert not found or sentence.endswith(f"; for the {found['kind']} write {found['meant']}:")
+    assert sum(map(bool, said)) > 60
     assert 50 < sum(map(bool, ours[:400])) < 350
     assert 20 < sum("seed" in meant for meant in filter(None, ours)) < 350
 

@@ -21,9 +21,12 @@ TIME_SPELLINGS = "write a time as 0, 5s, 2.5s, 0:05, 1:02.5 or 1:02:03"
 SECONDS = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)s?"
 
 _TIME = re.compile(rf"(?:[0-9]+:[0-5]?[0-9]|[0-9]+):[0-5][0-9](?:\.[0-9]+)?|{SECONDS}")  # 1:02:03 or 1:02.5
+IMAGE_FILE = r"[^\x00- ,:\\\x7f][^\x00-\x1f,:\\\x7f]*\.[A-Za-z0-9]{2,5}"  # sea.png, folder/the sea.png
+
 _SEED = re.compile("0*([0-9]{1,20})")
+_IMAGE = re.compile(rf"(?!(?:.*/)?\.{{0,2}}/){IMAGE_FILE}")
 _QUOTED_CHARACTERS = 40
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONE = re.compile("[\ud800-\udfff]")
 
 
 class ScheduleError(ValueError):
@@ -46,8 +49,9 @@ class Cue:
 
     `policy` is a Policy or its name; None or "auto" leaves it to the run. `blend_seconds` (above 0, at most
     60, default 2.25) goes with Policy.BLEND alone. `seed` (0 to 2**64 - 1, or its digits) is for the noise
-    from this cue on, until another cue has one. `extra` holds unknown fields of a timeline JSON: they are
-    written back and do not count in `==`. Raises ScheduleError.
+    from this cue on, until another cue has one. `image` names a file that a new scene begins with: its policy
+    is Policy.CUT. `extra` holds unknown fields of a timeline JSON: they are written back and do not count in
+    `==`. Raises ScheduleError.
     """
 
     seconds: float
@@ -56,11 +60,13 @@ class Cue:
     blend_seconds: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     seed: int | None = None
+    image: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "seconds", _checked_seconds(self.seconds))
         object.__setattr__(self, "prompt", checked_prompt(self.prompt))
-        object.__setattr__(self, "policy", _checked_policy(self.policy))
+        object.__setattr__(self, "image", _checked_image(self.image))
+        object.__setattr__(self, "policy", _checked_policy(self.policy, self.image))
         object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
         object.__setattr__(self, "seed", _checked_seed(self.seed))
 
@@ -87,7 +93,7 @@ def checked_prompt(prompt: Any) -> str:
         raise ScheduleError("the prompt is empty; write what the video should show, or remove the cue")
     if "\0" in prompt:
         raise ScheduleError("the prompt holds a NUL character; remove it")
-    if _LONE_SURROGATE.search(prompt):
+    if _LONE.search(prompt):
         raise ScheduleError("the prompt holds a lone UTF-16 surrogate (half a character); type it again")
     return prompt
 
@@ -102,13 +108,28 @@ def whole(always: str, prompt: str) -> str:
     return f"{always} {prompt}" if always else prompt
 
 
-def _checked_policy(policy: Any) -> Policy | None:
+def _checked_policy(policy: Any, image: str | None) -> Policy | None:
     if policy is None or policy == AUTO:
-        return None
+        return Policy.CUT if image else None
     try:
-        return Policy(policy)
+        named = Policy(policy)
     except ValueError:
         raise ScheduleError(f"{quoted(policy)} is not a policy; use {', '.join((*Policy, AUTO))}") from None
+    if image and named is not Policy.CUT:
+        raise ScheduleError(
+            f"the image {quoted(image)} came with {named.value}, and a new scene begins with an image; write "
+            "cut, or no policy"
+        )
+    return named
+
+
+def _checked_image(image: Any) -> str | None:
+    if image is None or (isinstance(image, str) and _IMAGE.fullmatch(image) and not _LONE.search(image)):
+        return image
+    raise ScheduleError(
+        f"the image {quoted(image)} is not possible; name a file of ComfyUI's input folder, or of the "
+        "schedule's: sea.png or folder/sea.png, without .. and , : \\ in it"
+    )
 
 
 def _checked_blend(seconds: Any, policy: Policy | None) -> float | None:

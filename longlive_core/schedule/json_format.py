@@ -55,8 +55,8 @@ def _read_entry(entry: Any, number: int) -> Cue:
             f'cue {number} is {quoted(entry)}; write {{"time": 5.0, "prompt": "..."}}', cue=number
         )
     fields = (entry["prompt"], entry.get("policy"), entry.get("blend"))
-    extra = _without(entry, "time", "prompt", "policy", "blend", "seed")
-    return _numbered_cue(number, entry["time"], *fields, extra, _seed_of(entry, number))
+    extra = _without(entry, "time", "prompt", "policy", "blend", "seed", "image")
+    return _numbered_cue(number, entry["time"], *fields, extra, _seed_of(entry, number), entry.get("image"))
 
 
 def _seed_of(entry: Mapping[str, Any], number: int) -> Any:
@@ -88,7 +88,9 @@ def written_timeline(cues: Sequence[Cue], extra: Mapping[str, Any], always: str)
         policy = {} if cue.policy is None else {"policy": cue.policy.value}
         blend = {} if cue.blend_seconds is None else {"blend": cue.blend_seconds}
         seed = {} if cue.seed is None else {"seed": cue.seed if cue.seed <= MAX_EXACT else str(cue.seed)}
-        entries.append({"time": cue.seconds, "prompt": cue.prompt, **policy, **blend, **seed, **cue.extra})
+        image = {} if cue.image is None else {"image": cue.image}
+        own = {"time": cue.seconds, "prompt": cue.prompt, **policy, **blend, **seed, **image}
+        entries.append({**own, **cue.extra})
     first = {"version": 1, "always": always} if always else {"version": 1}
     return json.dumps({**first, "cues": entries, **extra}, ensure_ascii=False, indent=2)
 

@@ -1,20 +1,23 @@
-"""What stands between the time of a cue and the colon, a policy and a seed; and what nearly does."""
+"""What stands between the time of a cue and the colon, a policy, a seed, an image; and what nearly does."""
 
 import re
 from typing import NamedTuple
 
 from ..config import Policy
-from .cue import AUTO, SECONDS, Cue, ScheduleError, named, quoted, shown
+from .cue import AUTO, IMAGE_FILE, SECONDS, Cue, ScheduleError, named, quoted, shown, spelled
 
 _FLAGS = re.IGNORECASE | re.ASCII
 # A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
 _KINDS = {
     "policy": re.compile(rf"\s*(?:({'|'.join((*Policy, AUTO))})|blend\s+([-+]?\.?[0-9][^\s:]*))\s*", _FLAGS),
     "seed": re.compile(r"\s*seed\s+([0-9]+)\s*", _FLAGS),
+    "image": re.compile(rf"\s*image\s+({IMAGE_FILE})\s*", _FLAGS),
 }
 _LIKE_A_POLICY = re.compile(rf"(\S{{2,9}}?)(?:\s+{SECONDS})?(\s?):")
 _LIKE_A_SEED = re.compile(r"([a-z]{3,5})[ =#+-]{0,2}([0-9]+)[.0-9a-z]{0,4}", _FLAGS)
+_LIKE_AN_IMAGE = re.compile(rf"([a-z]{{3,7}})[ =]{{1,2}}({IMAGE_FILE})", _FLAGS)
 _SEED_WITHOUT_COMMAS = re.compile(r" ?(seed [0-9]+)(?![.0-9a-z]) ?", _FLAGS)
+_IMAGE_WITHOUT_COMMA = re.compile(rf" (image {IMAGE_FILE})", _FLAGS)
 _MAX_SLIPS = {policy: min(2, (len(policy) - 1) // 2) for policy in Policy}
 
 
@@ -24,6 +27,7 @@ class Prefix(NamedTuple):
     policy: str = AUTO
     blend_seconds: float | None = None
     seed: str | None = None
+    image: str | None = None
 
 
 def read_prefix(words: str) -> tuple[Prefix, str]:
@@ -35,17 +39,18 @@ def read_prefix(words: str) -> tuple[Prefix, str]:
     found = dict(kinds)
     if len(found) < len(kinds):
         raise ScheduleError(
-            f"{quoted(head)} names a policy or a seed twice; a cue has at most one policy and one seed "
-            "(where it is meant as words of the prompt, write auto: before it)"
+            f"{quoted(head)} names a policy, a seed or an image twice; a cue has at most one of each (where "
+            "it is meant as words of the prompt, write auto: before it)"
         )
-    policy, seed = found.get("policy"), found.get("seed")
-    return Prefix(*(_read_policy(policy) if policy else (AUTO, None)), seed and seed[1]), prompt
+    policy, seed, image = map(found.get, _KINDS)
+    named = _read_policy(policy) if policy else (AUTO, None)
+    return Prefix(*named, seed and seed[1], image and image[1]), prompt
 
 
 def kinds_of(words: str) -> list[tuple[str, re.Match]]:
-    """What is named before the colon, in order: "policy", "seed"; nothing where all is words of a prompt.
+    """What is named before the colon, in order, as in _KINDS; nothing where all is words of a prompt.
 
-    A list without a seed is words: `cut, keep: x` was a prompt before cues had seeds.
+    A list of policies alone is words: `cut, keep: x` was a prompt before cues had seeds.
     """
     head, colon, _ = words.partition(":")
     if not colon or head[-1:].isspace():
@@ -53,7 +58,7 @@ def kinds_of(words: str) -> list[tuple[str, re.Match]]:
     if alone := _KINDS["policy"].fullmatch(head):
         return [("policy", alone)]
     kinds = [_kind_of(part) for part in head.split(",")]
-    return kinds if all(kinds) and "seed" in dict(kinds) else []
+    return kinds if all(kinds) and dict(kinds).keys() != {"policy"} else []
 
 
 def _kind_of(part: str) -> tuple[str, re.Match] | None:
@@ -73,11 +78,34 @@ def _read_policy(found: re.Match) -> tuple[str, float | None]:
 
 
 def slip(index: int, cue: Cue) -> str | None:
-    """A warning, where a cue with neither policy nor seed may have been meant to have one."""
-    meant = None if cue.policy or cue.seed is not None else meant_prefix(cue.prompt)
+    """A warning, where what a cue lacks may have been meant by the first words of its prompt."""
+    own = written_kinds(cue)
+    meant = more_kinds(own, cue.prompt) if own else meant_prefix(cue.prompt)
     typed = quoted(f"{cue.prompt.partition(':')[0]}:")
     begins = f"{named(index, cue, shown)} begins with {typed}, read as words of the prompt"
-    return meant and f"{begins}; for the {'seed' if 'seed' in meant else 'policy'} write {meant}:"
+    return meant and f"{begins}; for the {main_kind(cue.prompt if own else f'{meant}:')} write {meant}:"
+
+
+def main_kind(words: str) -> str:
+    """What the prefix of some words is called: image, seed or policy."""
+    names = dict(kinds_of(words))
+    return next(name for name in reversed(_KINDS) if name in names)
+
+
+def written_kinds(cue: Cue) -> list[str]:
+    """What comes before the colon of a cue, in parts."""
+    kinds = [] if cue.policy is None else [cue.policy.value]
+    if cue.policy is Policy.BLEND:
+        kinds[0] += f" {spelled(cue.blend_seconds)}"
+    kinds += [] if cue.seed is None else [f"seed {cue.seed}"]
+    return kinds + ([f"image {cue.image}"] if cue.image else [])
+
+
+def more_kinds(own: list[str], prompt: str) -> str | None:
+    """`cut, seed 7` where a cue is `cut: seed 7: x`; None where its prompt names nothing that it lacks."""
+    named = dict(kinds_of(prompt))
+    has = {_kind_of(part)[0] for part in own}
+    return ", ".join([*own, prompt.partition(":")[0]]) if named and not has & named.keys() else None
 
 
 def meant_prefix(prompt: str) -> str | None:
@@ -87,17 +115,18 @@ def meant_prefix(prompt: str) -> str | None:
     head, colon, _ = prompt.partition(":")
     if not colon or kinds_of(prompt):
         return None
-    written = (part.strip(" ") for part in _SEED_WITHOUT_COMMAS.sub(r",\1,", head).split(","))
-    parts = [_meant_part(part) for part in written if part]
-    return ", ".join(parts) if all(parts) and any("seed" in part for part in parts) else None
+    head = _IMAGE_WITHOUT_COMMA.sub(r",\1", _SEED_WITHOUT_COMMAS.sub(r",\1,", head))
+    parts = [_meant_part(part.strip(" ")) for part in head.split(",") if part.strip(" ")]
+    is_one = all(parts) and any(part.startswith(("seed ", "image ")) for part in parts)
+    return ", ".join(parts) if is_one else None
 
 
 def _meant_part(part: str) -> str | None:
-    if _kind_of(part):
-        return part.lower()
-    found = _LIKE_A_SEED.fullmatch(part)
-    if found and _num_slips(found[1].lower(), "seed") <= 1:
-        return f"seed {found[2]}"
+    if kind := _kind_of(part):
+        return f"image {kind[1][1]}" if kind[0] == "image" else part.lower()
+    for like, word, most in ((_LIKE_A_SEED, "seed", 1), (_LIKE_AN_IMAGE, "image", 2)):
+        if (found := like.fullmatch(part)) and _num_slips(found[1].lower(), word) <= most:
+            return f"{word} {found[2]}"
     return meant_policy(f"{part}:")
 
 

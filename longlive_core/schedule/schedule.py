@@ -47,6 +47,11 @@ class Timeline:
         """(block, seed) of the segments that have one of their own, in order."""
         return tuple((one.block, one.cue.seed) for one in self.segments if one.cue.seed is not None)
 
+    @property
+    def images(self) -> list[str]:
+        """The distinct images that segments begin with."""
+        return list(dict.fromkeys(one.cue.image for one in self.segments if one.cue.image))
+
     def segment_at(self, block: int) -> Segment:
         """The segment that block `block` belongs to."""
         assert block >= 0, block
@@ -98,10 +103,10 @@ class PromptSchedule:
     def parse(cls, text: str, switch_frames: Sequence[int] = ()) -> "PromptSchedule":
         """Read schedule text, timeline JSON or JSONL, recognised by the first characters (`{"`, `[{`: JSON).
 
-        Schedule text has one cue a line, `TIME [=>] [POLICY, seed N:] PROMPT`. Indented lines continue the
-        cue above, blank lines and lines that begin with # are skipped. A first line without a time makes the
-        whole text one prompt; `always: ...` may come first. `switch_frames` goes with JSONL alone. Raises
-        ScheduleError.
+        Schedule text has one cue a line, `TIME [=>] [POLICY, seed N, image FILE:] PROMPT`. Indented lines
+        continue the cue above, blank lines and lines that begin with # are skipped. A first line without a
+        time makes the whole text one prompt; `always: ...` may come first. `switch_frames` goes with JSONL
+        alone. Raises ScheduleError.
         """
         text = checked_text(text)
         if is_jsonl(text):
@@ -121,8 +126,8 @@ class PromptSchedule:
         """Read `{"version": 1, "cues": [{"time": 5.0, "prompt": "...", "policy": "recache"}]}`.
 
         `time` is seconds or a time as in schedule text. Without a `policy` (or with "auto") a cue names none;
-        "blend" may have its seconds in `blend`; a `seed` above 2**53 - 1 is in quotes. Cues may come in any
-        order. `always` may be next to `cues`.
+        "blend" may have its seconds in `blend`; a `seed` above 2**53 - 1 is in quotes; an `image` is a name.
+        Cues may come in any order. `always` may be next to `cues`.
         """
         cues, extra, always = read_timeline(checked_text(text))
         return cls(tuple(cues), extra, always)
@@ -142,6 +147,11 @@ class PromptSchedule:
     def single(cls, prompt: str) -> "PromptSchedule":
         """One prompt for the whole video; the text is not parsed."""
         return cls((Cue(0.0, prompt),))
+
+    @property
+    def images(self) -> list[str]:
+        """The distinct images that cues begin with."""
+        return list(dict.fromkeys(cue.image for cue in self.cues if cue.image))
 
     @property
     def prompts(self) -> list[str]:

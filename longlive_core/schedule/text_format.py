@@ -4,10 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..config import Policy
 from .cue import AUTO, Cue, ScheduleError, check_order, checked_always, read_time, spelled
 from .notations import OTHER_NOTATION, is_bare_range, is_other_notation, listed
-from .prefix import kinds_of, read_prefix
+from .prefix import kinds_of, read_prefix, written_kinds
 
 MAX_CHARACTERS = 8_000_000
 
@@ -155,11 +154,5 @@ def written_always(always: str) -> str:
 
 def written_cue(cue: Cue) -> str:
     """A cue as a line of schedule text."""
-    kinds = [] if cue.policy is None else [cue.policy.value]
-    if cue.policy is Policy.BLEND:
-        kinds[0] += f" {spelled(cue.blend_seconds)}"
-    if cue.seed is not None:
-        kinds.append(f"seed {cue.seed}")
-    if not kinds and kinds_of(cue.prompt):
-        kinds.append(AUTO)
+    kinds = written_kinds(cue) or ([AUTO] if kinds_of(cue.prompt) else [])
     return f"{spelled(cue.seconds)} => {', '.join(kinds)}{': ' * bool(kinds)}{cue.prompt}\n"

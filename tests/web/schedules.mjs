@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { blocksOf, parse, serialise } from "../../web/js/timeline/model.js";
 
 const fieldsOf = (schedule) =>
-  schedule.cues.map((cue) => [cue.seconds, cue.prompt, cue.policy, cue.blendSeconds, cue.seed, cue.extra]);
+  schedule.cues.map((cue) => [cue.seconds, cue.prompt, cue.policy, cue.blendSeconds, cue.seed, cue.image, cue.extra]);
 
 const bare = ({ lead, source, ...cue }) => cue;
 

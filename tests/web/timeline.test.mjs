@@ -140,7 +140,7 @@ test("integers beyond what a number holds keep their digits", { skip: !JSON.rawJ
 });
 
 test("the words of a policy at the beginning of a prompt are kept apart from it", () => {
-  for (const prompt of ["keep: calm", "auto: mobile", "blend 3s: it", "blend 3x: it", "note: it", "seed 7: it", "cut, seed 7: it"]) {
+  for (const prompt of ["keep: calm", "auto: mobile", "blend 3s: it", "blend 3x: it", "note: it", "seed 7: it", "cut, seed 7: it", "image a.png: it"]) {
     const schedule = model.setPrompt(model.parse("0 a\n5s => b"), 1, prompt);
     assert.deepEqual(prompts(model.parse(model.serialise(schedule))), ["a", prompt]);
     assert.equal(model.parse(model.serialise(schedule)).cues[1].policy, null);
@@ -238,6 +238,20 @@ test("a seed is a cue's own: it stays with it, goes with the field, and another 
   refused(() => model.parse(json("18446744073709551615")), /write it in quotes/);
 });
 
+test("an image begins a new scene, goes with the field, and its cue has no other change", () => {
+  const schedule = model.parse("0 a\n5s => blend 2s: b\n9s c");
+  const scene = model.setImage(schedule, 1, " my/The sea.png ");
+  assert.equal(model.serialise(scene), "0 a\n5s => cut, image my/The sea.png: b\n9s c\n");
+  assert.deepEqual(said(model.parse(model.serialise(scene))), said(scene));
+  assert.equal(model.serialise(model.setImage(scene, 1, "")), "0 a\n5s => cut: b\n9s c\n");
+  assert.equal(model.splitCue(scene, 1)[0].cues[2].image, null, "the second half goes on");
+  refused(() => model.setPolicy(scene, 1, "keep"), /came with keep, and a new scene begins with an image/);
+  assert.equal(model.setPolicy(scene, 1, null).cues[1].policy, "cut");
+  for (const wrong of ["../a.png", "/a.png", "a", "a,b.png", "a:b.png", "a\\b.png", "a//b.png"]) {
+    refused(() => model.setImage(schedule, 1, wrong), /name a file of ComfyUI's input folder/);
+  }
+});
+
 test("prompts of a JSONL are pasted ten seconds apart, and other text as it is", () => {
   const pasted = model.imported('{"prompts": ["a", "b", "c"]}');
   assert.deepEqual(model.blocksOf(pasted), [0, 14, 27]);
@@ -305,18 +319,19 @@ function seeded(seed) {
   };
 }
 
-const WORDS = ["a", "red", "keep:", "cut: x", "auto:", "blend", "blend 3s:", "seed 7:", "seed 8,", "=>", "5s", "#1", "{\"a\"", "é", "🟦", "赤"];
+const WORDS = ["a", "red", "keep:", "cut: x", "auto:", "blend", "blend 3s:", "seed 7:", "seed 8,", "image a.png:", "=>", "5s", "#1", "{\"a\"", "é", "🟦", "赤"];
 
 function someSchedule(random) {
   const one = (list) => list[Math.floor(random() * list.length)];
   const someCue = () => {
-    const policy = one([null, null, ...model.POLICIES]);
+    const image = random() < 0.2 ? one(["a.png", "b c/d.jpg", "赤.webp"]) : null;
+    const policy = image ? "cut" : one([null, null, ...model.POLICIES]);
     const prompt = Array.from({ length: 1 + Math.floor(random() * 4) }, () => one(WORDS)).join(" ");
     const blendSeconds = policy === "blend" ? one([2.25, 0.1 + random() * 59, 60, 1e-7]) : null;
     const seed = random() < 0.3 ? one(["0", "7", "9007199254740993", "18446744073709551615"]) : null;
     const extra = random() < 0.1 ? { lane: one([1, null, "x", [2], { y: 3 }]) } : {};
     const seconds = one([Math.floor(random() * 60), random() * 60, random() * 1e-7, model.blockSeconds(9)]);
-    return { seconds, prompt, policy, blendSeconds, seed, extra };
+    return { seconds, prompt, policy, blendSeconds, seed, image, extra };
   };
   const cues = Array.from({ length: 1 + Math.floor(random() * 6) }, someCue);
   cues[0].seconds = 0;

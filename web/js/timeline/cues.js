@@ -17,6 +17,9 @@ export const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028
 const QUOTED_CHARACTERS = 40;
 const SPACES = new RegExp(`${SPACE}+`);
 const SEED = /^0*([0-9]{1,20})$/;
+// sea.png, folder/the sea.png; no folder of an image is "", "." or ".."
+export const IMAGE_FILE = "[^\\x00- ,:\\\\\\x7f][^\\x00-\\x1f,:\\\\\\x7f]*\\.[A-Za-z0-9]{2,5}";
+const IMAGE = new RegExp(`^(?!(?:[^]*/)?\\.{0,2}/)${IMAGE_FILE}$`);
 const LONE_SURROGATE = /[\ud800-\udfff]/u;
 
 /** A schedule that cannot be used. `line`, `column` and `cue` count from 1; null where they mean nothing. */
@@ -33,15 +36,16 @@ export class ScheduleError extends Error {
 
 /**
  * A cue: seconds, prompt, policy (null names none), blendSeconds (with "blend" alone), seed (its digits, as a number
- * does not hold all; null names none) and `extra`, the fields of a timeline JSON that are not ours. Throws
- * ScheduleError.
+ * does not hold all; null names none), image (the file that a new scene begins with, by "cut"; null for none) and
+ * `extra`, the fields of a timeline JSON that are not ours. Throws ScheduleError.
  */
-export function makeCue({ seconds, prompt, policy = null, blendSeconds = null, seed = null, extra = {} }) {
+export function makeCue({ seconds, prompt, policy = null, blendSeconds = null, seed = null, image = null, extra = {} }) {
   const time = checkedSeconds(seconds);
   const words = checkedPrompt(prompt);
-  const named = checkedPolicy(policy);
+  const file = checkedImage(image);
+  const named = checkedPolicy(policy, file);
   const blend = checkedBlend(blendSeconds, named);
-  return { seconds: time, prompt: words, policy: named, blendSeconds: blend, seed: checkedSeed(seed), extra };
+  return { seconds: time, prompt: words, policy: named, blendSeconds: blend, seed: checkedSeed(seed), image: file, extra };
 }
 
 export function checkedSeconds(seconds) {
@@ -76,10 +80,22 @@ export function checkedAlways(words) {
   return isEmpty ? "" : checkedPrompt(words);
 }
 
-function checkedPolicy(policy) {
-  if (policy === null || policy === AUTO) return null;
-  if (POLICIES.includes(policy)) return policy;
-  throw new ScheduleError(`${quoted(policy)} is not a policy; use ${[...POLICIES, AUTO].join(", ")}`);
+function checkedPolicy(policy, image) {
+  if (policy === null || policy === AUTO) return image ? "cut" : null;
+  if (!POLICIES.includes(policy)) {
+    throw new ScheduleError(`${quoted(policy)} is not a policy; use ${[...POLICIES, AUTO].join(", ")}`);
+  }
+  if (!image || policy === "cut") return policy;
+  const came = `the image ${quoted(image)} came with ${policy}`;
+  throw new ScheduleError(`${came}, and a new scene begins with an image; write cut, or no policy`);
+}
+
+function checkedImage(image) {
+  if (image === null || (typeof image === "string" && IMAGE.test(image) && !LONE_SURROGATE.test(image))) return image;
+  throw new ScheduleError(
+    `the image ${quoted(image)} is not possible; name a file of ComfyUI's input folder, or of the schedule's: sea.png ` +
+      "or folder/sea.png, without .. and , : \\ in it",
+  );
 }
 
 function checkedBlend(seconds, policy) {

@@ -76,7 +76,8 @@ function cueFromJson(entry, number) {
     policy: entry.policy ?? AUTO,
     blendSeconds: entry.blend ?? null,
     seed: seedOf(entry, number),
-    extra: without(entry, "time", "prompt", "policy", "blend", "seed"),
+    image: entry.image ?? null,
+    extra: without(entry, "time", "prompt", "policy", "blend", "seed", "image"),
   });
 }
 
@@ -103,13 +104,14 @@ function numberedCue(number, fields) {
 }
 
 /** The entry that reads back as this cue. */
-function cueToJson({ seconds, prompt, policy, blendSeconds, seed, extra }) {
+function cueToJson({ seconds, prompt, policy, blendSeconds, seed, image, extra }) {
   return {
     time: seconds,
     prompt,
     ...(policy !== null && { policy }),
     ...(blendSeconds !== null && { blend: blendSeconds }),
     ...(seed !== null && { seed: Number(seed) <= MAX_EXACT ? Number(seed) : seed }),
+    ...(image !== null && { image }),
     ...extra,
   };
 }

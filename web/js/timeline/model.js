@@ -9,7 +9,7 @@ import { commentsOf, fromText, toText, writtenAlways } from "./text.js";
 
 export { LATENT_FRAMES, blockAt, blockLength, blockSeconds } from "./blocks.js";
 export { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS, POLICIES, ScheduleError, shown } from "./cues.js";
-export { meantPrefix } from "./prefix.js";
+export { slipOf } from "./prefix.js";
 export { readTime } from "./text.js";
 
 const MAX_CHARACTERS = 8000000;
@@ -196,6 +196,13 @@ export function setPolicy(schedule, index, policy, blendSeconds = null) {
 /** Another seed, from that cue on (its digits; none for the seed in effect). */
 export function setSeed(schedule, index, digits) {
   return replaced(schedule, index, changed(schedule.cues[index], { seed: digits.trim() || null }));
+}
+
+/** The image that a cue begins with, as a new scene; an empty name for none. */
+export function setImage(schedule, index, name) {
+  const image = name.trim() || null;
+  const scene = image ? { policy: "cut", blendSeconds: null } : {};
+  return replaced(schedule, index, changed(schedule.cues[index], { image, ...scene }));
 }
 
 /** The same cue with a new random seed: what comes before it stays as it is. */

@@ -1,7 +1,7 @@
-// What stands between the time of a cue and the colon, a policy and a seed; and what nearly does. The same rules as
-// longlive_core/schedule/prefix.py.
+// What stands between the time of a cue and the colon, a policy, a seed, an image; and what nearly does. The same rules
+// as longlive_core/schedule/prefix.py.
 
-import { AUTO, POLICIES, SECONDS, SPACE, ScheduleError, quoted } from "./cues.js";
+import { AUTO, IMAGE_FILE, POLICIES, SECONDS, SPACE, ScheduleError, quoted, spelled } from "./cues.js";
 
 // A policy, or a blend with what looks like its seconds: `blend the two: x` is a prompt, `blend 3x: x` a slip.
 const KINDS = {
@@ -10,33 +10,41 @@ const KINDS = {
     "i",
   ),
   seed: /^[\t-\r ]*seed[\t-\r ]+([0-9]+)[\t-\r ]*$/i,
+  image: new RegExp(`^[\\t-\\r ]*image[\\t-\\r ]+(${IMAGE_FILE})[\\t-\\r ]*$`, "i"),
 };
 const BLEND = new RegExp(`^${SECONDS}$`);
 const LIKE_A_SEED = /^([a-z]{3,5})[ =#+-]{0,2}([0-9]+)[.0-9a-z]{0,4}$/i;
+const LIKE_AN_IMAGE = new RegExp(`^([a-z]{3,7})[ =]{1,2}(${IMAGE_FILE})$`, "i");
+const SLIPS = [
+  [LIKE_A_SEED, "seed", 1],
+  [LIKE_AN_IMAGE, "image", 2],
+];
+const IMAGE_WITHOUT_COMMA = new RegExp(` (image ${IMAGE_FILE})`, "gi");
 const SEED_WITHOUT_COMMAS = / ?(seed [0-9]+)(?![.0-9a-z]) ?/gi;
 const ENDS_IN_SPACE = new RegExp(`${SPACE}$`);
 
-/** What follows a time -> prompt, policy, blendSeconds, seed. */
+/** What follows a time -> prompt, policy, blendSeconds, seed, image. */
 export function readWords(words) {
   const kinds = kindsOf(words);
   if (!kinds.length) return { prompt: words };
   const head = headOf(words);
-  const { policy, seed } = Object.fromEntries(kinds);
-  if (Boolean(policy) + Boolean(seed) < kinds.length) {
+  const { policy, seed, image } = Object.fromEntries(kinds);
+  if (new Set(kinds.map(([name]) => name)).size < kinds.length) {
     throw new ScheduleError(
-      `${quoted(head)} names a policy or a seed twice; a cue has at most one policy and one seed (where it is ` +
-        "meant as words of the prompt, write auto: before it)",
+      `${quoted(head)} names a policy, a seed or an image twice; a cue has at most one of each (where it is meant as ` +
+        "words of the prompt, write auto: before it)",
     );
   }
-  return { prompt: words.slice(head.length + 1), ...(policy && readPolicy(policy)), seed: seed?.[1] };
+  const prompt = words.slice(head.length + 1);
+  return { prompt, ...(policy && readPolicy(policy)), seed: seed?.[1], image: image?.[1] };
 }
 
 /** What is before the colon; null where there is none. */
 const headOf = (words) => (words.includes(":") ? words.slice(0, words.indexOf(":")) : null);
 
 /**
- * What is named before the colon, in order: "policy", "seed"; nothing where all is words of a prompt. A list without
- * a seed is words: `cut, keep: x` was a prompt before cues had seeds.
+ * What is named before the colon, in order, as in KINDS; nothing where all is words of a prompt. A list of policies
+ * alone is words: `cut, keep: x` was a prompt before cues had seeds.
  */
 export function kindsOf(words) {
   const head = headOf(words);
@@ -44,7 +52,7 @@ export function kindsOf(words) {
   const alone = KINDS.policy.exec(head);
   if (alone) return [["policy", alone]];
   const kinds = head.split(",").map(kindOf);
-  return kinds.every(Boolean) && kinds.some(([name]) => name === "seed") ? kinds : [];
+  return kinds.every(Boolean) && kinds.some(([name]) => name !== "policy") ? kinds : [];
 }
 
 function kindOf(part) {
@@ -64,19 +72,48 @@ function readBlend(text) {
   );
 }
 
+/** What comes before the colon of a cue, in parts. */
+export function writtenKinds({ policy, blendSeconds, seed, image }) {
+  const change = policy === "blend" ? `blend ${spelled(blendSeconds)}` : policy;
+  return [change, seed && `seed ${seed}`, image && `image ${image}`].filter(Boolean);
+}
+
+/** What a cue lacks and may be meant by the first words of its prompt: { kind, meant }; null where nothing is. */
+export function slipOf(cue) {
+  const own = writtenKinds(cue);
+  const meant = own.length ? moreKinds(own, cue.prompt) : meantPrefix(cue.prompt);
+  return meant && { kind: mainKind(own.length ? cue.prompt : `${meant}:`), meant };
+}
+
+/** What the prefix of some words is called: image, seed or policy. */
+function mainKind(words) {
+  const names = kindsOf(words).map(([name]) => name);
+  return Object.keys(KINDS).findLast((name) => names.includes(name));
+}
+
+/** `cut, seed 7` where a cue is `cut: seed 7: x`; null where its prompt names nothing that it lacks. */
+function moreKinds(own, prompt) {
+  const [has, named] = [own.map(kindOf), kindsOf(prompt)].map((kinds) => kinds.map(([name]) => name));
+  return named.length && !named.some((name) => has.includes(name)) ? [...own, headOf(prompt)].join(", ") : null;
+}
+
 /** What a prompt may begin with by a slip: recache for `recahce:`, cut, seed 7 for `cut seed 7:`; else null. */
 export function meantPrefix(prompt) {
   const policy = meantPolicy(prompt);
   if (policy || !prompt.includes(":") || kindsOf(prompt).length) return policy;
-  const written = headOf(prompt).replace(SEED_WITHOUT_COMMAS, ",$1,").split(",").map((part) => part.replace(/^ +| +$/g, ""));
-  const parts = written.filter(Boolean).map(meantPart);
-  return parts.every(Boolean) && parts.some((part) => part.includes("seed")) ? parts.join(", ") : null;
+  const head = headOf(prompt).replace(SEED_WITHOUT_COMMAS, ",$1,").replace(IMAGE_WITHOUT_COMMA, ",$1");
+  const parts = head.split(",").map((part) => part.replace(/^ +| +$/g, "")).filter(Boolean).map(meantPart);
+  return parts.every(Boolean) && parts.some((part) => /^(seed|image) /.test(part)) ? parts.join(", ") : null;
 }
 
 function meantPart(part) {
-  if (kindOf(part)) return part.toLowerCase();
-  const [, word, digits] = LIKE_A_SEED.exec(part) ?? [];
-  return word && numSlips(word.toLowerCase(), "seed") <= 1 ? `seed ${digits}` : meantPolicy(`${part}:`);
+  const [name, found] = kindOf(part) ?? [];
+  if (name) return name === "image" ? `image ${found[1]}` : part.toLowerCase();
+  for (const [like, word, most] of SLIPS) {
+    const [, typed, value] = like.exec(part) ?? [];
+    if (typed && numSlips(typed.toLowerCase(), word) <= most) return `${word} ${value}`;
+  }
+  return meantPolicy(`${part}:`);
 }
 
 const LIKE_A_POLICY = new RegExp(`^([^${SPACE.slice(1)}{2,9}?)(?:${SPACE}+${SECONDS})?(${SPACE}?):`);

@@ -15,7 +15,7 @@ import {
   spelled,
 } from "./cues.js";
 import { OTHER_NOTATION, isBareRange, isOtherNotation, listed } from "./notations.js";
-import { kindsOf, readWords } from "./prefix.js";
+import { kindsOf, readWords, writtenKinds } from "./prefix.js";
 
 const ALWAYS = /^always:/i;
 const CUE_LINE = new RegExp(`^([^${SPACE.slice(1)}*?)(${SPACE}*=>|${SPACE}+|$)([^]*)`);
@@ -212,9 +212,9 @@ function writtenCue(cue) {
   return (cue.lead ?? "") + (cue.source ?? writtenLine(cue));
 }
 
-function writtenLine({ seconds, prompt, policy, blendSeconds, seed }) {
-  const kinds = policy ? [policy === "blend" ? `blend ${spelled(blendSeconds)}` : policy] : [];
-  if (seed !== null) kinds.push(`seed ${seed}`);
+function writtenLine(cue) {
+  const { seconds, prompt } = cue;
+  const kinds = writtenKinds(cue);
   if (!kinds.length && kindsOf(prompt).length) kinds.push(AUTO);
   return `${spelled(seconds)} => ${kinds.join(", ")}${kinds.length ? ": " : ""}${prompt}\n`;
 }

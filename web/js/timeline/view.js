@@ -251,15 +251,15 @@ export class TimelineView {
     return this.#late() || this.#slip();
   }
 
-  /** A first cue whose prompt begins with what may be a policy or a seed, spelled wrong. */
+  /** A first cue whose prompt begins with what may be a policy, a seed or an image, spelled wrong. */
   #slip() {
-    const isBare = ({ policy, seed }) => policy === null && seed === null;
-    const meant = this.schedule.cues.map((cue) => (isBare(cue) ? model.meantPrefix(cue.prompt) : null));
-    const index = meant.findIndex(Boolean);
+    const slips = this.schedule.cues.map(model.slipOf);
+    const index = slips.findIndex(Boolean);
     if (index < 0) return "";
-    const [typed, policy] = [this.schedule.cues[index].prompt.split(":")[0], meant[index]];
-    const slip = { cue: index + 1, typed, policy };
-    if (policy.includes("seed")) return t("cue {cue} begins with {typed}: which is read as words of the prompt; for the seed write {policy}:", slip);
+    const { kind, meant: policy } = slips[index];
+    const slip = { cue: index + 1, typed: this.schedule.cues[index].prompt.split(":")[0], policy };
+    if (kind === "image") return t("cue {cue} begins with {typed}: which is read as words of the prompt; for the image write {policy}:", slip);
+    if (kind === "seed") return t("cue {cue} begins with {typed}: which is read as words of the prompt; for the seed write {policy}:", slip);
     return t("cue {cue} begins with {typed}: which is read as words of the prompt; for the change write {policy}:", slip);
   }
 
