@@ -115,7 +115,7 @@ def some_prefix(dice: random.Random) -> str:
     kinds = dice.sample(KINDS[:7] if dice.random() < 0.9 else KINDS, dice.choice([0, 1, 1, 1, 1, 2]))
     image = dice.choice(IMAGES[:5] if dice.random() < 0.9 else IMAGES)
     scenes = [[image], [image, seed], [image, "cut"], [image, "Auto", seed], [image, *kinds]]
-    parts = [seed, *kinds] if dice.random() < 0.85 else dice.choice(scenes)
+    parts = [seed, *kinds] if dice.random() < 0.78 else dice.choice(scenes)
     dice.shuffle(parts)
     between = dice.choice([", ", ", ", ",", " , ", ",\n  ", " ", "\u00a0, "])
     return between.join(parts) + dice.choice([":", ":", ":", " :", ":cut:"])
