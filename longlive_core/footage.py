@@ -2,10 +2,12 @@
 
 import hashlib
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ FITS = (CROP, PAD, STRETCH)
 PIECE_FRAMES = 12  # that are read together: those of a block
 GIVEN_LATENT_FRAMES = 12  # of footage: at most so many begin a video, or are looked at where it goes on
 MOST_GIVEN_FRAMES = num_frames(GIVEN_LATENT_FRAMES)
+KEPT_IMAGES = 16  # of an ImageFolder, as frames
 SMALL = 0.5  # of the frame's sides; below it a note says how much an image is enlarged
 HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -210,6 +213,43 @@ class Footage:
         except (OSError, SyntaxError, EOFError, ValueError, av.FFmpegError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise FootageError(f"{self.path.name} cannot be read as an image or a video: {reason}") from error
+
+
+class ImageFolder:
+    """The images of a folder that cues name, each read once; messages call it `where`.
+
+    Sentences for the user are added to `notes`.
+    """
+
+    def __init__(self, folder: Path, where: str = "", fit: str = CROP, notes: list[str] | None = None):
+        self.folder, self._where, self._fit = Path(folder), where or f"the folder {folder}", fit
+        self.notes = [] if notes is None else notes
+        self._facts: dict[str, dict[str, Any]] = {}
+        self.frames = lru_cache(KEPT_IMAGES)(self._frames)
+
+    def file(self, name: str) -> Footage:
+        """The file of that name; FootageError unless it is one image."""
+        path = self.folder / name
+        if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+            raise FootageError(
+                f"the image {name} is not in {self._where}; put it there (where words of the prompt are "
+                "meant, write auto: before them)"
+            )
+        footage = Footage(path, notes=self.notes)
+        if not footage.is_still:
+            raise FootageError(f"{name} is footage, and a cue begins with one image; name an image")
+        return footage
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a video's settings say of an image: name, SHA-256 and fit, as it was when it was read."""
+        if name not in self._facts:
+            self._facts[name] = self.file(name).facts() | {"fit": self._fit}
+        return self._facts[name]
+
+    def _frames(self, name: str, width: int, height: int) -> Tensor:
+        """The image as a frame [1, height, width, 3] in [0, 1]; FootageError if it cannot be read."""
+        self.facts(name)
+        return next(self.file(name).frames(width, height, self._fit))
 
 
 def at_rate(timed: Iterable[Timed], start: float) -> Iterator[Tensor]:

@@ -87,7 +87,10 @@ class Pipeline:
 
     def plan(self, request: Request) -> "Plan":
         """Check a request and settle everything that follows from it; ValueError says what is wrong."""
-        return Plan(self.preset, request)
+        plan = Plan(self.preset, request)
+        if plan.timeline.images and self.encoder is None:
+            raise ValueError(NO_ENCODER)
+        return plan
 
     def run(
         self,
@@ -162,13 +165,14 @@ class Pipeline:
         if self.encode_ahead:
             encode = self.encode_ahead(plan.timeline.prompts)
             free_unused(self.model.device)  # an encoder leaves its size behind, in pieces of its own
+        images = self._scene_images(plan, hook)
         if live:
             unbounded = plan.is_until_stopped
             script = live.script(
-                plan.timeline, encode, plan.blocks, plan.block_latent_frames, unbounded, plan.cut_off
+                plan.timeline, encode, plan.blocks, plan.block_latent_frames, unbounded, plan.cut_off, images
             )
         else:
-            script = script_of(plan.timeline, encode, plan.block_latent_frames, plan.first_block)
+            script = script_of(plan.timeline, encode, plan.block_latent_frames, plan.first_block, images)
         script.on_switch = self.preset.on_switch
         begun = restart.state
         if state := begun or plan.request.state:
@@ -185,6 +189,17 @@ class Pipeline:
         made = rollout(model, script, noise, plan.sigmas, plan.window, blocks, past, hook, restart.recorded)
         made = self._noted(made, hook)
         return live.until_stopped(made) if live else made
+
+    def _scene_images(self, plan: Plan, hook: Hook) -> "EncodedImages":
+        """The images that cues name; those of the schedule are encoded before there is a KV cache.
+
+        One that is sent later takes less memory than a pass: it is a single frame.
+        """
+        images = EncodedImages(plan.image, self.encode, SecondTry(self.model.device, hook.on_note))
+        for name in plan.timeline.images:
+            images.latents(name, plan.first_block)
+            free_unused(self.model.device)
+        return images
 
     def _noise(self, plan: Plan, hook: Hook, scene_block: int) -> SeededNoise | SourceNoise:
         """What the blocks of a plan begin from; a source at strength 1 counts for nothing."""
@@ -251,6 +266,20 @@ def encoded(frames: Tensor, encoder: Encoder, preset: Preset) -> Tensor:
         missing = max(0, num_frames(preset.window.block_latent_frames) - len(frames))
         frames = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
     return encoder.encode(frames.float().permute(0, 3, 1, 2)[None])
+
+
+class EncodedImages:
+    """The SceneImages of a run: each is encoded once, and its latents are kept on the CPU."""
+
+    def __init__(self, read: Callable[[str], Tensor], encode: Callable[[Tensor], Tensor], tried: SecondTry):
+        self.read, self._encode, self._tried = read, encode, tried
+        self._latents: dict[str, Tensor] = {}
+
+    def latents(self, name: str, block: int) -> Tensor:
+        """As of SceneImages."""
+        if name not in self._latents:
+            self._latents[name] = self._tried(block, self._encode, self.read(name)).cpu()
+        return self._latents[name]
 
 
 class Decoding:

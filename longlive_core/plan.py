@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,7 +17,18 @@ from .schedule.cue import MAX_SECONDS
 from .schedule.schedule import PromptSchedule
 from .source import Source
 
+NO_IMAGES = "there is no folder for the images that cues name; give images=ImageFolder(folder)"
 UNTIL_STOPPED = math.inf  # seconds of a video that a LiveControl stops, after MAX_SECONDS at the latest
+
+
+class Images(Protocol):
+    """The images that cues name, such as a footage.ImageFolder."""
+
+    def frames(self, name: str, width: int, height: int) -> Tensor:
+        """[1, height, width, 3] in [0, 1]; ValueError unless it is an image."""
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What the settings say of one that was read."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Request:
 
     A `source` is transformed. It begins with the video; a `state` that was made with one goes on in it, and
     takes it from its beginning. 0 seconds are its length. `control` begins, and goes on, in the same way.
-    `made_from` is for the settings: what files images and footage are from.
+    `made_from` is for the settings: what files images and footage are from. `images` reads those that cues
+    name.
     """
 
     schedule: PromptSchedule
@@ -52,6 +64,7 @@ class Request:
     source: Source | None = None
     control: Control | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    images: "Images | None" = None
 
 
 class Plan:
@@ -100,6 +113,14 @@ class Plan:
         self.timeline = request.schedule.resolve(block, self.seconds, self.first_block, self.cut_off)
         self.cue_seeds = self._cue_seeds()
         self._check_cut()
+        for name in self.timeline.images:
+            self.image(name)
+
+    def image(self, name: str) -> Tensor:
+        """Frames [1, H, W, 3] of an image that a cue names; ValueError if it is missing or cannot be read."""
+        if self.request.images is None:
+            raise ValueError(NO_IMAGES)
+        return self.request.images.frames(name, self.width, self.height)
 
     def _latents(self) -> Tensor | None:
         """The latents that this video begins with or goes on from; a note if their beginning is left out."""
@@ -255,7 +276,10 @@ class Plan:
         facts = {} if given is None else {"given_latent_frames": given.shape[2]}
         facts |= {"strength": source.strength} if source else {}
         facts |= {"control": self.control.settings()} if self.control else {}
-        return facts | ({"made_from": dict(self.request.made_from)} if self.request.made_from else {})
+        made_from = dict(self.request.made_from)
+        if named := self.timeline.images:
+            made_from["images"] = {name: self.request.images.facts(name) for name in named}
+        return facts | ({"made_from": made_from} if made_from else {})
 
 
 def checked_frames(seconds: float) -> int:

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..config import SWITCH_POLICIES, Policy, Preset
+from ..footage import ImageFolder
 from ..geometry import FRAME_RATE
 from ..output.contact_sheet import ContactSheet
 from ..output.sound import Sound
@@ -86,7 +87,7 @@ def make(pipeline: Pipeline, options: argparse.Namespace, beginning: Beginning, 
     request = request_from(options, pipeline.preset, beginning)
     plan = pipeline.plan(replace(request, **beginning.encoded(pipeline, request.width, request.height)))
     earlier = earlier_video(plan, options, beginning)
-    report([*plan.timeline.report(), *beginning.notes(), *plan.timeline.warnings])
+    report([*plan.timeline.report(), *beginning.notes(), *request.images.notes, *plan.timeline.warnings])
     report(sound.notes((earlier.num_frames + plan.frames) / FRAME_RATE) if sound else ())
     return record(pipeline, plan, options, sound, earlier)
 
@@ -155,7 +156,9 @@ def request_from(options: argparse.Namespace, preset: Preset, beginning: Beginni
     seed = state.seed if state and options.seed is None else options.seed
     window, begin = window_from(options, preset), beginning.request(width, height)
     made = (seconds_of(options), seed or 0, width, height, window, options.positions)
-    return Request(schedule, *made, state=state, steps=options.steps, **begin)
+    folder = options.schedule.parent if options.schedule else Path()
+    images = ImageFolder(folder, fit=options.fit)
+    return Request(schedule, *made, state=state, steps=options.steps, images=images, **begin)
 
 
 def schedule_from(options: argparse.Namespace) -> PromptSchedule:

@@ -15,7 +15,7 @@ from ..rollout.rollout import RolloutError
 from ..weights.files import first_line, sha256_of
 from ..weights.lora import LoraChoice
 from . import generate
-from .outputs import is_same
+from .outputs import images_in, is_same
 
 OUTPUTS = ("contact_sheet", "state")  # of a job, next to its video
 MODEL = tuple(field.name for field in fields(ModelFiles) if field.name != "embeddings")
@@ -164,6 +164,8 @@ def digest_of(options: argparse.Namespace, model: dict[str, Any]) -> str:
     """
     own = {key: fact(value) for key, value in vars(options).items() if key not in (*MODEL, *OUTPUTS, "out")}
     outputs = {key: path.name for key in OUTPUTS if (path := getattr(options, key))}
+    if images := images_in(options.schedule):
+        own["images"] = fact(images)
     text = json.dumps({"version": VERSION, **model, **own, **outputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..output.contact_sheet import encoded_image
 from ..output.growing import GrowingFile
+from ..schedule.schedule import PromptSchedule
 
 DEFAULT_OUT = Path("longlive.mp4")
 
@@ -45,7 +46,16 @@ def inputs_of(options: argparse.Namespace) -> list[tuple[str, Path | str]]:
     files |= {"control": options.control, "mask": options.mask, "VACE": options.vace}
     files |= {f"reference {number}": path for number, path in enumerate(options.reference, 1)}
     loras = [("LoRA", choice.path) for choice in options.lora]
-    return [*((name, path) for name, path in files.items() if path), *loras]
+    images = [("image of the schedule", path) for path in images_in(options.schedule)]
+    return [*((name, path) for name, path in files.items() if path), *images, *loras]
+
+
+def images_in(schedule: Path | None) -> list[Path]:
+    """The images that a file of prompts names; none where it cannot be read, which is said when it is."""
+    with suppress(ValueError, OSError):
+        text = schedule.read_text("utf-8-sig") if schedule else "no images"
+        return [schedule.parent / name for name in PromptSchedule.parse(text).images]
+    return []
 
 
 def is_same(one: Path | str, other: Path | str) -> bool:

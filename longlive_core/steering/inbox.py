@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from threading import Lock, RLock
 
 from ..schedule.cue import Cue
-from .script import EncodeText
 
 
 @dataclass
@@ -44,14 +43,14 @@ class Inbox:
     def __init__(self, room: Room, on_change: Callable[[], None]):
         self.newest: Ticket | None = None
         self._room, self._on_change = room, on_change
-        self._encode: EncodeText | None = None
+        self._prepare: Callable[[Cue], None] | None = None
         self._states, self._encoder = Lock(), RLock()  # guard the states of tickets; the use of the encoder
         self._thread = ThreadPoolExecutor(1, "longlive-live")
 
-    def open(self, encode: EncodeText) -> None:
-        """From now on encode what waits and what comes; `encode` must cache, tickets hold no embeddings."""
+    def open(self, prepare: Callable[[Cue], None]) -> None:
+        """From now on encode what waits and what comes; `prepare` must cache, tickets hold no embeddings."""
         with self._states:
-            self._encode = encode
+            self._prepare = prepare
             if self.newest:
                 self._thread.submit(self._encode_now, self.newest, needs_room=True)
 
@@ -61,7 +60,7 @@ class Inbox:
             if self.newest and self.newest.state in ("encoding", "ready"):
                 self.newest.state = state
             self.newest = ticket
-            if ticket and self._encode:
+            if ticket and self._prepare:
                 self._thread.submit(self._encode_now, ticket, needs_room=True)
 
     def take(self) -> Ticket | None:
@@ -78,21 +77,21 @@ class Inbox:
 
     def close(self) -> None:
         """Drop the prompt that waits; hold neither the encoder nor the room any longer."""
-        self._encode, self._room = None, Room()
+        self._prepare, self._room = None, Room()
         self.put(None, "dropped")
         self._thread.shutdown(wait=False)
 
     def _encode_now(self, ticket: Ticket, needs_room: bool = False) -> None:
         """Encode a prompt unless it was replaced meanwhile; what goes wrong fails this prompt alone."""
         with self._encoder:
-            encode, error = self._encode, None
-            if not encode or ticket.state != "encoding":
+            prepare, error = self._prepare, None
+            if not prepare or ticket.state != "encoding":
                 return
             try:
                 ticket.is_held = needs_room and not self._room.is_free()
                 if ticket.is_held:
                     return
-                encode(ticket.cue.prompt)
+                prepare(ticket.cue)
             except Exception as failure:
                 error = f"the prompt could not be encoded: {failure}"
                 logging.getLogger("longlive").warning("%s", error)

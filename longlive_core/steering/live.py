@@ -14,7 +14,7 @@ from ..rollout.rollout import Block
 from ..schedule.cue import MAX_CUES, Cue, ScheduleError
 from ..schedule.schedule import PromptSchedule, Timeline
 from .inbox import Inbox, Room, Ticket
-from .script import EncodeText, PromptScript
+from .script import EncodeText, PromptScript, SceneImages
 
 FULL_SPEED, REAL_TIME = PACES = ("full speed", "real time")
 MAX_CHARACTERS = 20_000
@@ -48,7 +48,8 @@ class Played:
 
 def shown(cue: Cue) -> dict[str, Any]:
     """A cue as snapshots show it."""
-    return {"prompt": cue.prompt, "policy": cue.policy and cue.policy.value, "blend": cue.blend_seconds}
+    policy = cue.policy and cue.policy.value
+    return {"prompt": cue.prompt, "policy": policy, "blend": cue.blend_seconds, "image": cue.image}
 
 
 class LiveControl:
@@ -81,15 +82,21 @@ class LiveControl:
         self._played: list[Played] = []
         self._always = ""  # of the schedule
 
-    def send(self, prompt: str, policy: str | None = None, blend_seconds: float | None = None) -> Ticket:
+    def send(
+        self,
+        prompt: str,
+        policy: str | None = None,
+        blend_seconds: float | None = None,
+        image: str | None = None,
+    ) -> Ticket:
         """Let a prompt take effect at the first block after it is encoded; returns at once.
 
-        A prompt that still waits is replaced. Raises ScheduleError for what no cue may hold and beyond 20,000
-        characters, LiveError when the run is at its end.
+        A new scene begins with the image. A prompt that still waits is replaced. Raises ScheduleError for
+        what no cue may hold and beyond 20,000 characters, LiveError when the run is at its end.
         """
         if isinstance(prompt, str) and len(prompt) > MAX_CHARACTERS:
             raise ScheduleError(f"the prompt has {len(prompt)} characters; use at most {MAX_CHARACTERS}")
-        cue = Cue(0.0, prompt, policy, blend_seconds)
+        cue = Cue(0.0, prompt, policy, blend_seconds, image=image)
         if cue.policy is None:
             cue = replace(cue, policy=self.on_switch)
         with self._change("a prompt"):
@@ -170,6 +177,7 @@ class LiveControl:
         block_latent_frames: int,
         is_until_stopped: bool = False,
         cut_off: int = 0,
+        images: SceneImages | None = None,
     ) -> PromptScript:
         """The Script of the run: the timeline with all that is sent. It waits while the run is held.
 
@@ -186,8 +194,8 @@ class LiveControl:
             return self._play(index, begins(index), timeline.cue_at(index), self._inbox.take())
 
         self._num_blocks, self._always = None if is_until_stopped else len(blocks), timeline.always
-        script = PromptScript(cue_at, encode, block_latent_frames, always=timeline.always)
-        self._inbox.open(script.encode)
+        script = PromptScript(cue_at, encode, block_latent_frames, always=timeline.always, images=images)
+        self._inbox.open(script.prepare)
         return script
 
     def until_stopped(self, blocks: Iterator[Block]) -> Iterator[Block]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ from ..schedule.schedule import Timeline
 
 EncodeText = Callable[[str], Tensor]  # prompt -> [1, text tokens, text dim]
 CACHED_PROMPTS = 16  # embeddings, on the CPU and of a few MB each
+
+
+class SceneImages(Protocol):
+    """The images that cues name; ValueError for one that is missing or cannot be read."""
+
+    def read(self, name: str) -> Tensor:
+        """Its frames [1, H, W, 3] in [0, 1]."""
+
+    def latents(self, name: str, block: int) -> Tensor:
+        """Clean latents [1, C, T, h, w] that a scene begins with, at that block for the first time."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class PromptScript:
     `cue_at(block)` is the cue that takes effect there, if one does. `on_switch` is for one with none. A
     blend is one switch a block, from the embedding in effect, even in mid-blend. Its `mix` and `on_the_way`,
     the policy of its blocks before the last, were the smoothest of those measured (docs/blend.md). `always`
-    comes before every prompt that is encoded.
+    comes before every prompt that is encoded. `images` are those that cues name.
     """
 
     def __init__(
@@ -47,7 +58,9 @@ class PromptScript:
         mix: Callable[[Tensor, Tensor, float], Tensor] = torch.lerp,  # the last is the new one's weight
         on_the_way: Policy = Policy.RECACHE,
         always: str = "",
+        images: SceneImages | None = None,
     ):
+        self._images = images
         self._whole = partial(whole, always)
         self.encode = lru_cache(CACHED_PROMPTS)(lambda prompt: encode(self._whole(prompt)))
         self._cue_at, self._block_latent_frames = cue_at, block_latent_frames
@@ -68,15 +81,21 @@ class PromptScript:
         """
         self._now, self._inherited = state, state.prompt if is_another else None
 
+    def prepare(self, cue: Cue) -> None:
+        """Encode the prompt of a cue that comes later and read its image; ValueError if it cannot be."""
+        self.encode(cue.prompt)
+        if cue.image:
+            self._images.read(cue.image)
+
     def __call__(self, block: int) -> Switch | None:
         cue = self._cue_at(block)
         if cue:
             inherited, self._inherited = self._inherited, None
             if cue.policy is not None or self._whole(cue.prompt) != inherited:
-                return self._begin(cue)
+                return self._begin(cue, block)
         return self._blend() if "target" in self._now.tensors else None
 
-    def _begin(self, cue: Cue) -> Switch:
+    def _begin(self, cue: Cue, block: int) -> Switch:
         """The first block under a cue; the first prompt of all has nothing to blend from."""
         target, start = self.encode(cue.prompt), self._now.tensors.get("embeds")
         prompt = self._whole(cue.prompt)
@@ -86,7 +105,8 @@ class PromptScript:
             return self._blend()
         self._now = ScriptState(prompt, {"embeds": target})
         is_switch = cue.policy not in (None, Policy.BLEND)
-        return Switch(target, cue.policy if is_switch else self.on_switch)
+        given = self._images.latents(cue.image, block) if cue.image else None
+        return Switch(target, cue.policy if is_switch else self.on_switch, given)
 
     def _blend(self) -> Switch:
         """The next block of a blend; the last one is the new prompt itself."""
@@ -105,7 +125,11 @@ def blend_blocks(seconds: float, block_latent_frames: int) -> int:
 
 
 def script_of(
-    timeline: Timeline, encode: EncodeText, block_latent_frames: int, first_block: int = 0
+    timeline: Timeline,
+    encode: EncodeText,
+    block_latent_frames: int,
+    first_block: int = 0,
+    images: SceneImages | None = None,
 ) -> PromptScript:
     """The script of a schedule whose block 0 is `first_block`; each prompt is encoded at its block."""
     return PromptScript(
@@ -113,4 +137,5 @@ def script_of(
         encode,
         block_latent_frames,
         always=timeline.always,
+        images=images,
     )

@@ -66,9 +66,7 @@ class Trained:
             eps=recipe.eps,
             weight_decay=recipe.weight_decay,
         )
-        for (
-            weight
-        ) in self.weights.values():  # at once: all checkpoints have the same names
+        for weight in self.weights.values():  # at once: all checkpoints have the same names
             moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
 
