@@ -1,131 +1,143 @@
-"""`python -m benchmarks.kills`: is a tuning run that is killed again and again the undisturbed one?
+"""kill -9 at random moments of one run, which goes on each time: is the video the uninterrupted one?
 
-Small random models in two processes of torchrun (gloo, CPU). After a line of log.jsonl and a random time of
-up to half a second, one rank or everything gets SIGKILL; what was killed is started again. Weights,
-optimizers, average, streams and log.jsonl of both runs are compared at the end, bit for bit. Linux.
+    python -m benchmarks.kills --kills 30 --seconds 60 --with blend,endless
+
+One thread: the process that holds the model is forked for each attempt, so that none of them loads it again.
 """
 
 import argparse
 import os
 import random
+import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import av
+import numpy as np
 import torch
 
-from benchmarks.measure import report
-from longlive_training.distil import checkpoint
-from longlive_training.distil.command import process_group
-from longlive_training.distil.parallel import ALL, SHARDS
-from longlive_training.distil.run import Run
+from longlive_core.cli import build_parser, generate
+from longlive_core.journal import folder_of
+from longlive_core.output.video import VideoWriter
+from longlive_core.pipeline import Pipeline, load_pipeline
 
-ONE, EVERYTHING = "one rank", "everything"
-LATEST_SECONDS = 0.5
-PAUSE_SECONDS = 0.01
-
-
-def work(folder: Path, shard: str, steps: int) -> None:
-    """What each rank does: a checkpoint after every iteration."""
-    from tests.test_distil import BOTH, own_tuning
-
-    torch.set_num_threads(1)
-    with process_group("cpu"):
-        Run(own_tuning(BOTH, shard), folder, "digest").train(steps, save_every=1)
+SCHEDULE = """0 a red circle drifts right over navy
+{0:.2f}s blend 2s: a blue square drifts up over navy
+{1:.2f}s cut, seed 4: a green star circles over plum
+{2:.2f}s refresh, seed 9: a red circle drifts left over navy
+"""
+EXTRAS = ("text", "endless", "image", "source", "extend", "sound", "sheet")
+OUTPUTS = ("v.mp4", "v.safetensors", "v.png")
 
 
-def start(folder: Path, shard: str, steps: int) -> subprocess.Popen:
-    """Two ranks and torchrun, which starts them again; all in a group of their own."""
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1000"]
-    own = ["-m", "benchmarks.kills", f"--work={folder}", f"--shard={shard}", f"--steps={steps}"]
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", *launch, *own],
-            env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+def arguments(folder: Path, seconds: float, extra: str, every: float) -> list[str]:
+    """A command that makes a video with switches of all kinds, and what is special to `extra`."""
+    schedule = folder / "schedule.txt"
+    schedule.write_text(SCHEDULE.format(seconds * 0.2, seconds * 0.5, seconds * 0.8))
+    clip = folder / "clip.mp4"
+    more = {
+        "endless": ["--positions=endless"],
+        "image": [f"--image={clip}"],
+        "source": [f"--video={clip}", "--strength=0.6"],
+        "extend": [f"--extend={clip}", "--with-source"],
+        "sound": [f"--audio={clip}"],
+        "sheet": [f"--contact-sheet={folder / 'v.png'}"],
+    }
+    outputs = [f"--out={folder / 'v.mp4'}", f"--state={folder / 'v.safetensors'}"]
+    common = [f"--schedule={schedule}", f"--seconds={seconds}", f"--snapshot-every={every}", *outputs]
+    return ["generate", *common, *more.get(extra, [])]
 
 
-def undisturbed(folder: Path, shard: str, steps: int) -> None:
-    """A run from beginning to end."""
-    folder.mkdir(parents=True)
-    if start(folder, shard, steps).wait():
-        raise RuntimeError((folder / "output.txt").read_text()[-2000:])
+def write_clip(path: Path) -> None:
+    """Three seconds of moving noise."""
+    frames = np.random.default_rng(0).integers(0, 255, (1, 128, 128, 3), np.uint8)
+    with VideoWriter(path, 128, 128) as writer:
+        for shift in range(48):
+            writer.append(np.roll(frames, shift, 2))
 
 
-def disturbed(folder: Path, shard: str, steps: int, victims: list[str], seed: int = 0) -> int:
-    """A run of which one rank or everything is killed at random moments; returns the number of kills."""
-    folder.mkdir(parents=True)
-    chance, process, kills = random.Random(seed), start(folder, shard, steps), 0
-    for victim in victims:
-        wait_for_a_line(folder / "log.jsonl", process)
-        time.sleep(chance.uniform(0, LATEST_SECONDS))
-        if process.poll() is not None:
-            break
-        if victim == EVERYTHING:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process = start(folder, shard, steps)
-        elif ranks := children(process.pid):
-            os.kill(chance.choice(ranks), signal.SIGKILL)
-        kills += 1
-    if process.wait():
-        raise RuntimeError((folder / "output.txt").read_text()[-2000:])
-    return kills
+def begin(pipeline: Pipeline, command: list[str], log: Path) -> int:
+    """The id of a new process that runs the command."""
+    if process := os.fork():
+        return process
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        options = build_parser().parse_args(command)
+        try:
+            generate.make(pipeline, options, *generate.checked(options))
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            os._exit(1)
+    os._exit(0)
 
 
-def wait_for_a_line(log: Path, process: subprocess.Popen) -> None:
-    """Until an iteration has ended since this was called, or the run has; a resumed run cuts its log first."""
-    before = lines = num_lines(log)
-    while process.poll() is None and lines <= before:
-        before = lines
-        time.sleep(PAUSE_SECONDS)
-        lines = num_lines(log)
+def made(pipeline: Pipeline, command: list[str], folder: Path) -> list[bytes]:
+    """The files that a run makes which nothing interrupts."""
+    _, status = os.waitpid(begin(pipeline, command, folder / "log"), 0)
+    if status:
+        raise RuntimeError((folder / "log").read_text()[-2000:])
+    return contents(folder)
 
 
-def num_lines(log: Path) -> int:
-    return log.read_text("utf-8").count("\n") if log.exists() else 0
+def contents(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in OUTPUTS if (folder / name).exists()]
 
 
-def children(process: int) -> list[int]:
-    """The ranks that torchrun has started."""
-    return [*map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
+def killed(pipeline: Pipeline, command: list[str], folder: Path, most: int, mean: float) -> int:
+    """Kill the run again and again, `mean` seconds after it began; how many times it was killed."""
+    for count in range(most):
+        process = begin(pipeline, command, folder / "log")
+        time.sleep(random.uniform(0, 2 * mean))
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return count
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    return most
 
 
-def differing(one: Path, other: Path) -> list[str]:
-    """What is not bit for bit the same at the end of two runs: names of tensors, or log.jsonl."""
-    ones, others = (checkpoint.load(checkpoint.newest(run), lambda name: True) for run in (one, other))
-    found = sorted(ones.keys() ^ others.keys())
-    found += [name for name in ones.keys() & others.keys() if not torch.equal(ones[name], others[name])]
-    logs = [(run / "log.jsonl").read_text() for run in (one, other)]
-    return found + (["log.jsonl"] if logs[0] != logs[1] else [])
+def trial(pipeline: Pipeline, extra: str, options: argparse.Namespace) -> bool:
+    """Whether the files of a run that was killed are those of one that was not."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_clip(folder / "clip.mp4")
+        command = arguments(folder, options.seconds, extra, options.snapshot_every)
+        start = time.monotonic()
+        expected = made(pipeline, command, folder)
+        mean = (time.monotonic() - start) / max(1, options.kills)
+        for path in OUTPUTS:
+            (folder / path).unlink(missing_ok=True)
+        (folder / "log").unlink()
+        count = killed(pipeline, command, folder, options.kills, max(mean, options.least))
+        is_same = made(pipeline, command, folder) == expected and not folder_of(folder / "v.mp4").exists()
+        times = (folder / "log").read_text().count("goes on at")
+        print(f"{extra}: {count} kills, went on {times} times, {'the same' if is_same else 'ANOTHER'} video")
+        if not is_same and options.keep:
+            shutil.copytree(folder, options.keep / extra, dirs_exist_ok=True)
+    return is_same
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=10, help="of one rank, and as many of everything")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--shard", choices=SHARDS, default=ALL)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the video")
+    parser.add_argument("--snapshot-every", type=float, default=5.0)
+    parser.add_argument(
+        "--least", type=float, default=0.3, help="seconds from a start to its kill, on average"
+    )
+    parser.add_argument("--with", dest="extras", default="text", help=f"of {', '.join(EXTRAS)}")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="for the files of a video that is another")
     options = parser.parse_args()
-    if options.work:
-        work(options.work, options.shard, options.steps)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        whole, found = Path(folder) / "undisturbed", {"shard": options.shard, "steps": options.steps}
-        undisturbed(whole, options.shard, options.steps)
-        for victim in (ONE, EVERYTHING):
-            run = Path(folder) / victim.replace(" ", "-")
-            kills = disturbed(run, options.shard, options.steps, [victim] * options.kills)
-            found[victim] = {"kills": kills, "differing": differing(whole, run)}
-            print(f"{victim}: {found[victim]}")
-    report("kills", found)
+    random.seed(options.seed)
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    av.logging.set_level(av.logging.ERROR)
+    pipeline = load_pipeline()
+    return 0 if all([trial(pipeline, extra, options) for extra in options.extras.split(",")]) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -409,7 +409,7 @@ def test_wrong_files_end_in_one_sentence(options, tmp_path: Path, monkeypatch) -
     for change, sentence in wrong:
         with pytest.raises(SystemExit, match=f"^error: .*{sentence}"):
             run_command(monkeypatch, "distil", **(options | change))
-    with pytest.raises(SystemExit, match="^error: --offload-teacher is for sharded models"):
+    with pytest.raises(SystemExit, match=r"^error: --offload-teacher is for sharded models"):
         run_command(monkeypatch, "distil", "--offload-teacher", **options)
     with pytest.raises(SystemExit, match="has no checkpoint of a tuning run"):
         run_command(monkeypatch, "convert", tmp_path, out=tmp_path / "x.safetensors")

@@ -53,6 +53,7 @@ DOORS = {
         ),
         *("config", "geometry"),
     },
+    "journal": {"pipeline", "resume", "output", "weights", "schedule", "geometry"},
     "bench": {
         *("output", "pipeline", "fast", "memory", "schedule", "rollout", "model", "vae"),
         *("config", "geometry"),
@@ -66,6 +67,7 @@ DOORS = {
             "bench",
             "fast",
             "pipeline",
+            "journal",
             "memory",
             "schedule",
             "resume",

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +14,13 @@ from tqdm import tqdm
 
 from ..config import SWITCH_POLICIES, Policy, Preset
 from ..footage import ImageFolder
-from ..geometry import FRAME_RATE
+from ..geometry import FRAME_RATE, num_frames
+from ..journal import Journal, facts_of, keep_growing
 from ..output.contact_sheet import ContactSheet
 from ..output.sound import Sound
 from ..output.video import VideoWriter, read_frames
-from ..pipeline import ModelFiles, Pipeline, Plan, Request, checked_frames, load_pipeline
-from ..resume import Ending, VideoState
+from ..pipeline import Chunk, ModelFiles, Pipeline, Plan, Request, checked_frames, load_pipeline
+from ..resume import Ending, Restart, VideoState
 from ..rollout.rollout import Hook
 from ..schedule.schedule import PromptSchedule
 from ..weights.files import first_line
@@ -31,6 +33,18 @@ from .stderr import STDERR, loading_bar, printable, show
 HELP = "make a video from a prompt or a schedule of timed prompts"
 MAX_LINES = 20
 STDIN = Path("-")
+SNAPSHOT_SECONDS = 30.0
+FILES = (
+    "vae",
+    "text_encoder",
+    "tokenizer",
+    "lora",
+    "vace",
+    "mask",
+    "with_source",
+)  # settings name no content
+THUMBNAILS = "thumbnails"  # of a block, in the journal
+WITHOUT_EFFECT = ("snapshot_every", "fresh")  # on the video
 SCHEDULE_HELP = "timed prompts: text, JSON or JSONL, in UTF-8; - reads standard input"
 
 
@@ -56,6 +70,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     no_metadata = "leave prompts, seed and all settings out of the video; a --state always has them"
     add("--no-metadata", action="store_true", help=no_metadata)
     add("--out", type=Path, default=DEFAULT_OUT, help=f"the mp4 to write (default: {DEFAULT_OUT})")
+    snapshots = (
+        "of video between exact states on disk, from which a run that was killed goes on; 0: none, it goes "
+        "on from the latents of its blocks (default: 30; 3.2 GiB each at 832x480, the two newest stay)"
+    )
+    add("--snapshot-every", type=interval, default=SNAPSHOT_SECONDS, metavar="S", help=snapshots)
+    add("--fresh", action="store_true", help="start over where the same run was killed, instead of going on")
+
+
+def interval(text: str) -> float:
+    """Seconds between snapshots."""
+    try:
+        if (seconds := float(text)) >= 0:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} are no seconds; choose 0 for no snapshots, or more")
 
 
 def frame_list(text: str) -> tuple[int, ...]:
@@ -191,47 +221,108 @@ def report(lines: Sequence[str]) -> None:
 def record(
     pipeline: Pipeline, plan: Plan, options: argparse.Namespace, sound: Sound | None, earlier: Earlier
 ) -> int:
-    """Write the video, its state, and the contact sheet, also after an error; the frames in the file."""
-    settings = pipeline.settings(plan) | ({"sound": sound.settings} if sound else {})
-    settings = None if options.no_metadata else settings
-    writer = VideoWriter(options.out, plan.width, plan.height, settings, sound=sound)
-    sheet, ending = ContactSheet(plan.frames), Ending() if options.state else None
-    try:
-        film(pipeline, plan, writer, sheet, ending, earlier.frames)
-        if ending:
-            ending.state.save(options.state)
-    except KeyboardInterrupt as stop:
-        count = writer.num_frames
-        kept = f"{options.out} keeps the first {count} frames" if count else "nothing was made yet"
-        unwritten = f"; {options.state} was not written" if options.state else ""
-        raise KeyboardInterrupt(kept + unwritten) from stop
-    finally:
-        is_complete = save_sheet(sheet, options.contact_sheet)
+    """Write the video, its state, and the contact sheet, also after an error; the frames in the file.
+
+    A run that was killed goes on where its journal ends.
+    """
+    heard = {"sound": sound.settings} if sound else {}
+    files = {name: getattr(options, name) for name in (*FILES, "tile")}
+    with Journal(options.out, facts_of(pipeline, plan, **heard, **files), options.fresh) as journal:
+        report([journal.note] if journal.note else [])
+        restart, kept = journal.restart()
+        settings = None if options.no_metadata else pipeline.settings(plan) | heard
+        writer = VideoWriter(options.out, plan.width, plan.height, settings, sound=sound, kept=kept)
+        film = Film(pipeline, plan, writer, journal, restart, options.snapshot_every)
+        film.make(options, earlier)
+        journal.remove()
     show(f"{options.out}: {writer.num_frames} frames")
-    if not is_complete:
-        raise OSError(f"{options.out} is complete, its contact sheet is missing")
     return writer.num_frames
 
 
-def film(
-    pipeline: Pipeline,
-    plan: Plan,
-    writer: VideoWriter,
-    sheet: ContactSheet,
-    ending: Ending | None,
-    earlier: Iterable[np.ndarray],
-) -> None:
-    """Frames into the file, `earlier` ones first; the new ones also into sheet and progress bar."""
-    bar = tqdm(total=plan.frames, unit="frame", desc="block 0", file=STDERR)
-    with torch.inference_mode(), writer, bar:
-        for frames in earlier:
-            writer.append(frames)
-        for chunk in pipeline.run(plan, Notes(), ending=ending):
-            frames = chunk.uint8()
-            writer.append(frames)
-            sheet.append(frames)
-            bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
-            bar.update(len(frames))
+class Film:
+    """One video while it is made: frames into the file, all that it needs to go on into the journal."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        plan: Plan,
+        writer: VideoWriter,
+        journal: Journal,
+        restart: Restart,
+        seconds: float,
+    ):
+        """`seconds` of video are between snapshots, 0 for none."""
+        self._pipeline, self._plan, self._writer, self._journal = pipeline, plan, writer, journal
+        self._restart, self._seconds = restart, seconds
+        self._sheet, self._done = ContactSheet(plan.frames), 0
+
+    def make(self, options: argparse.Namespace, earlier: Earlier) -> None:
+        """Make the video, its state and its contact sheet; that is written after an error, too."""
+        ending = Ending() if options.state else None
+        try:
+            self._film(earlier.frames, ending)
+            if ending:
+                ending.state.save(options.state)
+        except KeyboardInterrupt as stop:
+            count = self._writer.num_frames
+            kept = f"{options.out} keeps the first {count} frames" if count else "nothing was made yet"
+            unwritten = f"; {options.state} was not written" if options.state else ""
+            raise KeyboardInterrupt(kept + unwritten) from stop
+        finally:
+            is_complete = save_sheet(self._sheet, options.contact_sheet)
+        if not is_complete:
+            raise OSError(f"{options.out} is complete, its contact sheet is missing")
+
+    def _film(self, earlier: Iterable[np.ndarray], ending: Ending | None) -> None:
+        """Frames into the file, `earlier` ones first; the new ones also into sheet and progress bar."""
+        plan, snapshots = self._plan, None
+        if self._seconds:
+            snapshots = self._journal.snapshots(self._writer, self._seconds, plan.blocks[-1])
+        self._go_on()
+        bar = tqdm(total=plan.frames, initial=self._done, unit="frame", desc="block 0", file=STDERR)
+        with torch.inference_mode(), self._writer, self._growing(), bar:
+            for frames in () if self._writer.num_frames else earlier:
+                self._writer.append(frames)
+            made = self._pipeline.run(plan, Notes(), None, ending, snapshots, self._restart)
+            for chunk in made:
+                self._keep(chunk)
+                bar.set_description(f"block {chunk.block.index + 1}/{plan.blocks.stop}")
+                bar.update(len(chunk.frames))
+
+    def _keep(self, chunk: Chunk) -> None:
+        """A chunk into the file, and then into the journal."""
+        frames = chunk.uint8()
+        self._writer.append(frames)
+        kept = self._sheet.append(frames)
+        thumbnails = {THUMBNAILS: torch.from_numpy(np.stack(kept))} if kept else {}
+        self._journal.add(chunk.block.index, chunk.block.latents, **thumbnails)
+
+    def _go_on(self) -> None:
+        """Say where the run goes on, and restore what was seen before the frames that are made now."""
+        plan, journal = self._plan, self._journal
+        if not journal.num_blocks:
+            return
+        end = num_frames(journal.num_blocks * plan.block_latent_frames) - plan.past_frames
+        show(f"goes on at {clock(min(end, plan.frames))}", STDERR)
+        if state := self._restart.state:
+            self._done = state.num_frames - plan.past_frames
+            found = (journal.tensors(block).get(THUMBNAILS, ()) for block in range(state.num_blocks))
+            self._sheet.restore(self._done, [image.numpy() for images in found for image in images])
+
+    @contextmanager
+    def _growing(self) -> Iterator[None]:
+        """Keep the growing file of a run that ends early: finished, it could not go on."""
+        try:
+            yield
+        except BaseException:
+            keep_growing(self._writer.path)
+            raise
+
+
+def clock(frames: int) -> str:
+    """The time of a frame, like 1:05."""
+    minutes, seconds = divmod(frames // FRAME_RATE, 60)
+    return f"{minutes}:{seconds:02}"
 
 
 def save_sheet(sheet: ContactSheet, path: Path | None) -> bool:

@@ -1,7 +1,6 @@
 """Jobs of `longlive batch`: a line of JSON -> options of `longlive generate`, and a hash of them."""
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -10,9 +9,10 @@ from typing import Any
 
 from ..config import MINI, VERSION
 from ..geometry import FRAME_RATE
+from ..journal import digest, fact
 from ..pipeline import ModelFiles, Pipeline
 from ..rollout.rollout import RolloutError
-from ..weights.files import first_line, sha256_of
+from ..weights.files import first_line
 from ..weights.lora import LoraChoice
 from . import generate
 from .outputs import images_in, is_same
@@ -162,25 +162,12 @@ def digest_of(options: argparse.Namespace, model: dict[str, Any]) -> str:
 
     Not of GPU, torch and number of threads, on which only the last bits depend.
     """
-    own = {key: fact(value) for key, value in vars(options).items() if key not in (*MODEL, *OUTPUTS, "out")}
+    left_out = (*MODEL, *OUTPUTS, *generate.WITHOUT_EFFECT, "out")
+    own = {key: fact(value) for key, value in vars(options).items() if key not in left_out}
     outputs = {key: path.name for key in OUTPUTS if (path := getattr(options, key))}
     if images := images_in(options.schedule):
         own["images"] = fact(images)
-    text = json.dumps({"version": VERSION, **model, **own, **outputs}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def fact(value: Any) -> Any:
-    """What counts of a value, as JSON: of a file its content, of a folder the names and sizes in it."""
-    if isinstance(value, list | tuple):
-        return [fact(one) for one in value]
-    if isinstance(value, LoraChoice):
-        return [fact(value.path), value.strength]
-    if not isinstance(value, Path) or value == Path():
-        return str(value) if isinstance(value, Path) else value
-    if value.is_dir():
-        return sorted([file.name, file.stat().st_size] for file in value.rglob("*") if file.is_file())
-    return sha256_of(value) if value.is_file() else value.name
+    return digest({"version": VERSION, **model, **own, **outputs})
 
 
 def attempt(pipeline: Pipeline, job: Job) -> tuple[int, str | None]:

@@ -25,13 +25,19 @@ class ContactSheet:
         self._seen = 0
         self._thumbnails: list[np.ndarray] = []
 
-    def append(self, frames: np.ndarray) -> None:
-        """Frames uint8 [F, H, W, 3]."""
+    def restore(self, num_frames: int, thumbnails: list[np.ndarray]) -> None:
+        """Go on after so many frames, with the thumbnails that they gave."""
+        self._seen, self._thumbnails = num_frames, [*thumbnails]
+
+    def append(self, frames: np.ndarray) -> list[np.ndarray]:
+        """Frames uint8 [F, H, W, 3]; the thumbnails uint8 [h, w, 3] of those that are kept."""
+        had = len(self._thumbnails)
         for frame in frames:
             if self._seen in self._wanted:
                 size = (THUMBNAIL_WIDTH, round(THUMBNAIL_WIDTH * frame.shape[0] / frame.shape[1]))
                 self._thumbnails.append(np.asarray(Image.fromarray(frame).resize(size)))
             self._seen += 1
+        return self._thumbnails[had:]
 
     def save(self, path: str | Path) -> None:
         """Write the thumbnails so far; without any, nothing. An earlier image stays until all is written."""

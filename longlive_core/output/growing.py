@@ -157,6 +157,7 @@ def write_whole(path: Path, make: Callable[[Path], None]) -> None:
     part = part_of(path)
     try:
         make(part)
+        sync(part)
         with suppress(OSError):  # there is no earlier one, or the disk knows no modes
             shutil.copymode(path, part)
         replace_open(path, part)
@@ -166,6 +167,12 @@ def write_whole(path: Path, make: Callable[[Path], None]) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def replace_open(path: Path, new: Path) -> None:

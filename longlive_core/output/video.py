@@ -69,7 +69,7 @@ class VideoWriter(AbstractContextManager):
         kept: int = 0,
     ):
         self.path = Path(path)
-        self.num_frames = kept
+        self.num_frames = self.num_appended = kept  # written; and those that are queued too
         self.can_be_cut = True  # before the next append: the encoder starts over with it
         self._run = 0  # frames since the encoder began
         self._metadata = dict(extra_metadata or {})
@@ -114,6 +114,7 @@ class VideoWriter(AbstractContextManager):
         Raises OSError, once, if earlier frames could not be written; nothing is written from then on.
         """
         self._queue.put(partial(self._write, frames, self.can_be_cut))
+        self.num_appended += len(frames)
         self._run = len(frames) + (0 if self.can_be_cut else self._run)
         self.can_be_cut = self._run + len(frames) > _RUN
 

@@ -148,9 +148,9 @@ def rollout(
         latents = recorded(index)
         if latents is None:
             latents = tried(index, denoise, scene, text, noise, levels, index, hook, given, begin)
-        given = None
+        latents, given = latents.to(model.device), None
         yield Block(index, latents, opens_scene=scene.end == 0)
-        tried(index, commit, scene, text, latents.to(model.device))
+        tried(index, commit, scene, text, latents)
         hook.on_commit(index, scene.cache)
 
 

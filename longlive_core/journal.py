@@ -1,0 +1,296 @@
+"""The journal of a run, in a folder next to its video: with it, a run that was killed goes on bit for bit."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .geometry import FRAME_RATE
+from .output.background import BackgroundQueue
+from .output.growing import frames_kept, open_locked, sync
+from .output.video import VideoWriter
+from .pipeline import Pipeline, Plan
+from .resume import Restart, Snapshots, VideoState
+from .schedule.cue import Cue
+from .weights.files import sha256_of
+
+FORMAT = 1
+FACTS, BLOCK, CUE, IS_SENT = "longlive_journal", "block", "cue", "is_sent"  # names in a record's metadata
+LATENTS = "latents"
+RECORDS, GROWING, STATES = "records", "growing.mp4", "state-*.safetensors"  # files of the folder
+KEPT_STATES = 2
+NUMBER = struct.Struct("<Q")  # as safetensors begins: bytes of its JSON header
+HEADER = struct.Struct("<II")  # of a record: its bytes and their CRC-32
+
+logger = logging.getLogger("longlive")
+
+
+def facts_of(pipeline: Pipeline, plan: Plan, **others: Any) -> dict[str, Any]:
+    """All that decides the frames of a plan, as JSON; `others` are what else does, like files and sound."""
+    request = plan.request
+    begin = {"past": request.past, "given": request.given, "state": request.state}
+    versions = {"av": av.__version__, "threads": torch.get_num_threads()}
+    return (
+        pipeline.settings(plan) | versions | {name: fact(value) for name, value in (begin | others).items()}
+    )
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of facts, which are JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def fact(value: Any) -> Any:
+    """What counts of a value, as JSON: of a file its content, of a folder the names and sizes in it.
+
+    Of a tensor its bytes, of a dataclass its fields.
+    """
+    if isinstance(value, Path) and value != Path():
+        if value.is_dir():
+            return sorted([file.name, file.stat().st_size] for file in value.rglob("*") if file.is_file())
+        return sha256_of(value) if value.is_file() else value.name
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return [str(value.dtype), [*value.shape], hashlib.sha256(data.numpy()).hexdigest()]
+    if isinstance(value, Mapping):
+        return {str(name): fact(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [fact(one) for one in value]
+    if is_dataclass(value):
+        return {field.name: fact(getattr(value, field.name)) for field in fields(value)}
+    return value if isinstance(value, int | float | None) else str(value)
+
+
+def folder_of(video: str | Path) -> Path:
+    """Where the journal of a video is: next to the file itself, where its name is a link."""
+    return Path(f"{os.path.realpath(video)}.resume")
+
+
+def keep_growing(video: str | Path) -> None:
+    """Before a growing file is finished, keep it in the journal, if there is one: the next run goes on in it.
+
+    Disks without hard links keep none: the next run then encodes the frames again.
+    """
+    with suppress(OSError):
+        os.link(os.path.realpath(video), folder_of(video) / GROWING)
+
+
+class Journal(AbstractContextManager):
+    """Clean latents and cue of every block of a run, appended one by one, and its two newest exact states.
+
+    A journal that was begun with the same `facts` (JSON) is read up to its first damaged record, and goes on
+    there. One with others, or if `is_fresh`, is removed, and `note` says why. Raises BlockingIOError while
+    another run writes it. What cannot be written raises OSError, from a later call; but a state is only
+    reported: a run goes on without.
+    """
+
+    def __init__(self, video: str | Path, facts: Mapping[str, Any], is_fresh: bool = False):
+        self._video, self._folder = Path(os.path.realpath(video)), folder_of(video)
+        self._folder.mkdir(exist_ok=True)
+        self._path = self._folder / RECORDS
+        self._path.touch()
+        self._file = open_locked(self._path)
+        self._places: dict[int, tuple[int, int]] = {}  # block -> where its record is, and its bytes
+        self._cues: dict[int, tuple[Cue, bool]] = {}
+        self._end, self.note = 0, ""
+        self._queue, self._saving, self._is_saving = BackgroundQueue(), BackgroundQueue(), False
+        try:
+            self._begin(json.loads(json.dumps(facts)) | {"format": FORMAT}, is_fresh)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_blocks(self) -> int:
+        """The block after the newest one that is recorded, 0 without any."""
+        return max(self._places, default=-1) + 1
+
+    def add(
+        self,
+        block: int,
+        latents: Tensor,
+        cue: Cue | None = None,
+        is_sent: bool = False,
+        **tensors: Tensor,
+    ) -> None:
+        """Record a block in the background: clean latents [B, C, T, H, W], the cue that took effect there.
+
+        `is_sent`: the cue was sent live. Other tensors are kept with it. A block that is recorded stays so.
+        """
+        if block in self._places:
+            return
+        facts = {BLOCK: block}
+        if cue:
+            names = ("seconds", "prompt", "policy", "blend_seconds", "seed")
+            facts |= {CUE: {name: getattr(cue, name) for name in names}, IS_SENT: is_sent}
+            self._cues[block] = cue, is_sent
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in {LATENTS: latents, **tensors}.items()}
+        record = save(tensors, {BLOCK: json.dumps(facts)})
+        self._places[block] = self._end + HEADER.size, len(record)
+        self._put(record)
+
+    def cues(self) -> dict[int, tuple[Cue, bool]]:
+        """Block -> the cue that took effect there, and whether it was sent live."""
+        return dict(self._cues)
+
+    def latents(self, block: int) -> Tensor | None:
+        """Clean latents [B, C, T, H, W] of a recorded block, on the CPU, read from disk; None for another."""
+        return self.tensors(block).get(LATENTS)
+
+    def tensors(self, block: int) -> dict[str, Tensor]:
+        """All that was recorded with a block; nothing for a block that is not."""
+        if block not in self._places:
+            return {}
+        self._queue.flush()
+        at, length = self._places[block]
+        with self._path.open("rb") as file:
+            file.seek(at)
+            return load(file.read(length))
+
+    def save(self, state: VideoState, frames: int) -> None:
+        """Write a state in the background, after so many frames of the video; the two newest are kept."""
+        self._is_saving = True
+        self._saving.put(partial(self._save, state, frames))
+
+    def snapshots(self, writer: VideoWriter, seconds: float, last_block: int) -> Snapshots:
+        """Saves a state about every so many seconds of video, where its growing file can be cut.
+
+        Never while one is being written, nor after the last block, which may be trimmed.
+        """
+        newest = writer.num_appended
+
+        def is_due(block: int) -> bool:
+            passed = writer.num_appended - newest
+            is_time = passed >= seconds * FRAME_RATE and writer.can_be_cut
+            return is_time and block < last_block and not self._is_saving
+
+        def take(state: VideoState) -> None:
+            nonlocal newest
+            newest = writer.num_appended
+            self.save(state, newest)
+
+        return Snapshots(is_due, take)
+
+    def restart(self) -> tuple[Restart, int]:
+        """Where the run goes on, and how many frames of the growing file there stay.
+
+        That is after the newest state that is whole, whose blocks are recorded and whose frames are there.
+        """
+        with suppress(OSError):
+            os.replace(self._folder / GROWING, self._video)
+        kept = frames_kept(self._video)
+        for frames, path in self._states():
+            with suppress(ValueError):
+                if frames in kept and (state := VideoState.load(path)).num_blocks <= self.num_blocks:
+                    return Restart(self.latents, state), frames
+        return Restart(self.latents), 0
+
+    def remove(self) -> None:
+        """The video is finished: nothing of the journal is needed any more."""
+        self.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Write what is queued; idempotent. Raises as add does."""
+        try:
+            self._saving.close()
+            self._queue.close()
+        finally:
+            self._file.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, facts: dict[str, Any], is_fresh: bool) -> None:
+        """Read the records, or replace them by a first one with the facts."""
+        records, size = self._records(), self._path.stat().st_size
+        had = next(records, None)
+        had = json.loads(had.get(FACTS, "null")) if had else None
+        if had == facts and not is_fresh:
+            for metadata in records:
+                self._read(json.loads(metadata[BLOCK]))
+            self._file.truncate(self._end)
+            return
+        self.note = "" if is_fresh or not size else f"this run starts over: {why(had, facts)}"
+        for file in (*self._folder.glob(STATES), self._folder / GROWING):
+            file.unlink(missing_ok=True)
+        self._file.truncate(0)
+        self._end = 0
+        self._put(save({}, {FACTS: json.dumps(facts)}))
+        self._queue.flush()
+
+    def _read(self, facts: dict[str, Any]) -> None:
+        """Note what the record that ends at the end of those that were read says of its block."""
+        self._places[facts[BLOCK]] = self._newest
+        if cue := facts.get(CUE):
+            self._cues[facts[BLOCK]] = Cue(**cue), facts[IS_SENT]
+
+    def _records(self) -> Iterator[dict[str, str]]:
+        """The metadata of one record after the other, up to the first that is damaged or incomplete."""
+        with self._path.open("rb") as file:
+            while len(header := file.read(HEADER.size)) == HEADER.size:
+                length, checksum = HEADER.unpack(header)
+                record = file.read(length)
+                if len(record) < max(length, NUMBER.size) or zlib.crc32(record) != checksum:
+                    return
+                self._newest = self._end + HEADER.size, length
+                self._end = file.tell()
+                (count,) = NUMBER.unpack_from(record)
+                yield json.loads(record[NUMBER.size : NUMBER.size + count])["__metadata__"]
+
+    def _put(self, record: bytes) -> None:
+        record = HEADER.pack(len(record), zlib.crc32(record)) + record
+        self._queue.put(partial(self._append, self._end, record))
+        self._end += len(record)
+
+    def _append(self, at: int, record: bytes) -> None:
+        """Write a record and wait until it is on disk. On OSError the file is as it was."""
+        try:
+            self._file.seek(at)
+            if self._file.write(record) < len(record):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(at)
+            again = "what was made stays playable; make room, and the same run goes on"
+            raise OSError(error.errno, f"{error.strerror}; {again}", str(self._folder)) from error
+
+    def _states(self) -> list[tuple[int, Path]]:
+        """The frames of the video before each state on disk, newest first."""
+        numbered = ((path.stem.partition("-")[2], path) for path in self._folder.glob(STATES))
+        return sorted(((int(text), path) for text, path in numbered if text.isdecimal()), reverse=True)
+
+    def _save(self, state: VideoState, frames: int) -> None:
+        try:
+            sync(self._video)
+            state.save(self._folder / STATES.replace("*", str(frames)))
+            for _, path in self._states()[KEPT_STATES:]:
+                path.unlink()
+        except OSError as error:
+            logger.warning("%s; the video goes on without this snapshot", error)
+        finally:
+            self._is_saving = False
+
+
+def why(had: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str:
+    """In what the settings of an unfinished run differ from those of this one."""
+    if had is None:
+        return "the journal of the unfinished one is damaged"
+    names = sorted(name for name in {*had, *facts} if had.get(name) != facts.get(name))
+    return f"the unfinished one was made with another {', '.join(names).replace('_', ' ')}"
