@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,7 @@ class Journal(AbstractContextManager):
             return
         facts = {BLOCK: block}
         if cue:
-            names = ("seconds", "prompt", "policy", "blend_seconds", "seed")
-            facts |= {CUE: {name: getattr(cue, name) for name in names}, IS_SENT: is_sent}
+            facts |= {CUE: asdict(cue), IS_SENT: is_sent}
             self._cues[block] = cue, is_sent
         tensors = {name: tensor.cpu().contiguous() for name, tensor in {LATENTS: latents, **tensors}.items()}
         record = save(tensors, {BLOCK: json.dumps(facts)})
