@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import av
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from longlive_core.cli import build_parser, generate
 from longlive_core.journal import folder_of
@@ -30,7 +31,7 @@ SCHEDULE = """0 a red circle drifts right over navy
 {2:.2f}s refresh, seed 9: a red circle drifts left over navy
 """
 EXTRAS = ("text", "endless", "image", "source", "extend", "sound", "sheet")
-OUTPUTS = ("v.mp4", "v.safetensors", "v.png")
+OUTPUTS = ("v.mp4", "v.png", "v.safetensors")
 
 
 def arguments(folder: Path, seconds: float, extra: str, every: float) -> list[str]:
@@ -75,7 +76,7 @@ def begin(pipeline: Pipeline, command: list[str], log: Path) -> int:
     os._exit(0)
 
 
-def made(pipeline: Pipeline, command: list[str], folder: Path) -> list[bytes]:
+def made(pipeline: Pipeline, command: list[str], folder: Path) -> list:
     """The files that a run makes which nothing interrupts."""
     _, status = os.waitpid(begin(pipeline, command, folder / "log"), 0)
     if status:
@@ -83,8 +84,13 @@ def made(pipeline: Pipeline, command: list[str], folder: Path) -> list[bytes]:
     return contents(folder)
 
 
-def contents(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in OUTPUTS if (folder / name).exists()]
+def contents(folder: Path) -> list:
+    """What was made: of the state, whose file may have any order, what it holds."""
+    *files, state = (folder / name for name in OUTPUTS)
+    with safe_open(state, "pt") as file:
+        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+        held = file.metadata() | tensors
+    return [held, *(path.read_bytes() for path in files if path.exists())]
 
 
 def killed(pipeline: Pipeline, command: list[str], folder: Path, most: int, mean: float) -> int:

@@ -37,6 +37,8 @@ KEPT_STATES = 2
 NUMBER = struct.Struct("<Q")  # as safetensors begins: bytes of its JSON header
 HEADER = struct.Struct("<II")  # of a record: its bytes and their CRC-32
 
+WITHOUT = "the video goes on, but a run that is killed would go on from an earlier block"
+
 logger = logging.getLogger("longlive")
 
 
@@ -45,6 +47,7 @@ def facts_of(pipeline: Pipeline, plan: Plan, **others: Any) -> dict[str, Any]:
     request = plan.request
     begin = {"past": request.past, "given": request.given, "state": request.state}
     versions = {"av": av.__version__, "threads": torch.get_num_threads()}
+    versions |= {"cpu": torch.backends.cpu.get_cpu_capability()}
     return (
         pipeline.settings(plan) | versions | {name: fact(value) for name, value in (begin | others).items()}
     )
@@ -95,8 +98,8 @@ class Journal(AbstractContextManager):
 
     A journal that was begun with the same `facts` (JSON) is read up to its first damaged record, and goes on
     there. One with others, or if `is_fresh`, is removed, and `note` says why. Raises BlockingIOError while
-    another run writes it. What cannot be written raises OSError, from a later call; but a state is only
-    reported: a run goes on without.
+    another run writes it. What cannot be written is only reported: the run goes on without. Then nothing more
+    is recorded, and `latents` and `tensors` of what is missing raise OSError.
     """
 
     def __init__(self, video: str | Path, facts: Mapping[str, Any], is_fresh: bool = False):
@@ -107,7 +110,7 @@ class Journal(AbstractContextManager):
         self._file = open_locked(self._path)
         self._places: dict[int, tuple[int, int]] = {}  # block -> where its record is, and its bytes
         self._cues: dict[int, tuple[Cue, bool]] = {}
-        self._end, self.note = 0, ""
+        self._end, self._whole, self.note = 0, 0, ""  # bytes, and those on disk
         self._queue, self._saving, self._is_saving = BackgroundQueue(), BackgroundQueue(), False
         try:
             self._begin(json.loads(json.dumps(facts)) | {"format": FORMAT}, is_fresh)
@@ -157,6 +160,8 @@ class Journal(AbstractContextManager):
             return {}
         self._queue.flush()
         at, length = self._places[block]
+        if at >= self._whole:
+            raise OSError(f"block {block} is not in {self._path}, which could not be written")
         with self._path.open("rb") as file:
             file.seek(at)
             return load(file.read(length))
@@ -192,6 +197,7 @@ class Journal(AbstractContextManager):
         """
         with suppress(OSError):
             os.replace(self._folder / GROWING, self._video)
+        (self._folder / GROWING).unlink(missing_ok=True)  # it was the video still
         kept = frames_kept(self._video)
         for frames, path in self._states():
             with suppress(ValueError):
@@ -205,12 +211,14 @@ class Journal(AbstractContextManager):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Write what is queued; idempotent. Raises as add does."""
+        """Write what is queued; idempotent. Without a block nothing is left."""
         try:
             self._saving.close()
             self._queue.close()
         finally:
             self._file.close()
+        if all(at >= self._whole for at, _ in self._places.values()):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -224,6 +232,7 @@ class Journal(AbstractContextManager):
             for metadata in records:
                 self._read(json.loads(metadata[BLOCK]))
             self._file.truncate(self._end)
+            self._whole = self._end
             return
         self.note = "" if is_fresh or not size else f"this run starts over: {why(had, facts)}"
         for file in (*self._folder.glob(STATES), self._folder / GROWING):
@@ -231,7 +240,6 @@ class Journal(AbstractContextManager):
         self._file.truncate(0)
         self._end = 0
         self._put(save({}, {FACTS: json.dumps(facts)}))
-        self._queue.flush()
 
     def _read(self, facts: dict[str, Any]) -> None:
         """Note what the record that ends at the end of those that were read says of its block."""
@@ -258,17 +266,22 @@ class Journal(AbstractContextManager):
         self._end += len(record)
 
     def _append(self, at: int, record: bytes) -> None:
-        """Write a record and wait until it is on disk. On OSError the file is as it was."""
+        """Write a record and wait until it is on disk. After an error the file stays as it was before it."""
+        if at > self._whole:
+            return
         try:
-            self._file.seek(at)
-            if self._file.write(record) < len(record):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+            self._write(at, record)
+            self._whole += len(record)
         except OSError as error:
             with suppress(OSError):
                 self._file.truncate(at)
-            again = "what was made stays playable; make room, and the same run goes on"
-            raise OSError(error.errno, f"{error.strerror}; {again}", str(self._folder)) from error
+            logger.warning("%s cannot be written (%s); %s", self._path, error.strerror, WITHOUT)
+
+    def _write(self, at: int, record: bytes) -> None:
+        self._file.seek(at)
+        if self._file.write(record) < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(self._file.fileno())
 
     def _states(self) -> list[tuple[int, Path]]:
         """The frames of the video before each state on disk, newest first."""

@@ -219,7 +219,7 @@ def test_a_video_that_is_removed_while_it_is_written_is_not_reported(tmp_path, m
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert "moved, deleted or replaced while it was written" in printed.err and not printed.out
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4.resume"]
 
 
 def test_a_failure_before_the_first_frame_leaves_no_file(tmp_path, monkeypatch, capsys) -> None:
@@ -370,7 +370,7 @@ def test_a_sheet_that_fails_loses_neither_the_video_nor_its_state(tmp_path, monk
     assert "the contact sheet v.png cannot be written ('PNG')" in error
     assert error.endswith("longlive: longlive.mp4 is complete, its contact sheet is missing\n")
     assert num_video_frames(Path("longlive.mp4")) == VideoState.load("a.state").num_frames == 16
-    monkeypatch.setattr("longlive_core.cli.generate.film", fail(OSError("no room")))
+    monkeypatch.setattr("longlive_core.cli.generate.Film._film", fail(OSError("no room")))
     assert main(arguments) == 2
     *_, note, error = capsys.readouterr().err.strip().splitlines()
     assert "contact sheet" in note and error == "longlive: no room"

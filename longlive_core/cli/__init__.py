@@ -9,10 +9,10 @@ from ..config import VERSION
 from ..rollout.retry import is_out_of_memory
 from ..rollout.rollout import RolloutError
 from ..weights.files import first_line
-from . import batch, beats, bench, convert, download, generate, info, live, plan, share
+from . import batch, beats, bench, convert, download, finish, generate, info, live, plan, share
 from .stderr import STDERR, Shown, show
 
-COMMANDS = (generate, batch, live, share, info, plan, download, convert, bench, beats)
+COMMANDS = (generate, batch, finish, live, share, info, plan, download, convert, bench, beats)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 SMALLER = "choose a smaller --size or --window, --precision fp8, or --tile; longlive plan lists what fits"

@@ -71,8 +71,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--no-metadata", action="store_true", help=no_metadata)
     add("--out", type=Path, default=DEFAULT_OUT, help=f"the mp4 to write (default: {DEFAULT_OUT})")
     snapshots = (
-        "of video between exact states on disk, from which a run that was killed goes on; 0: none, it goes "
-        "on from the latents of its blocks (default: 30; 3.2 GiB each at 832x480, the two newest stay)"
+        "of video between exact states on disk, from which a killed run goes on; 0: none, it goes on from "
+        "its blocks' latents (default: 30; at 832x480 3.2 GiB each, the two newest stay, 1.2 MB a block)"
     )
     add("--snapshot-every", type=interval, default=SNAPSHOT_SECONDS, metavar="S", help=snapshots)
     add("--fresh", action="store_true", help="start over where the same run was killed, instead of going on")

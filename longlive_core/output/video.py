@@ -29,6 +29,7 @@ _GROWING = {
     "movflags": "frag_custom+frag_discont+empty_moov+default_base_moof+skip_trailer+use_metadata_tags",
     "avoid_negative_ts": "make_non_negative",  # otherwise every fragment begins at 0
 }
+_OF_THE_FORMAT = ("major_brand", "minor_version", "compatible_brands", "encoder")  # each muxer has its own
 _FINISHED = {"movflags": "faststart+use_metadata_tags"}
 _ENCODER = {"crf": "18", "preset": "veryfast", "g": "48", "tune": "zerolatency", "threads": "1"}
 TIME_BASE = Fraction(1, FRAME_RATE)
@@ -178,29 +179,12 @@ class VideoWriter(AbstractContextManager):
 
     def _finish(self) -> None:
         """Remux without fragments; if that fails, the fragmented file is complete and stays."""
+        start = self._track and self._track.start
         try:
-            self._file.replace(self._remux)
+            self._file.replace(partial(remux, self._place, metadata=self._metadata, sound=start))
         except (OSError, av.error.FFmpegError) as error:
             self._file.check()
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
-
-    def _remux(self, target: Path) -> None:
-        with (
-            av.open(_FILE_URL.format(self._place)) as grown,
-            av.open(_FILE_URL.format(target), "w", format="mp4", options=_FINISHED) as finished,
-        ):
-            finished.metadata.update(self._metadata)
-            # opaque: else PyAV 14 takes the packets for another kind of H.264 and writes none of their bytes
-            streams = [finished.add_stream_from_template(stream, opaque=True) for stream in grown.streams]
-            if self._track:
-                self._track.start.stream = streams[1]
-                finished.mux(self._track.start)
-            for packet in grown.demux():
-                if packet.dts is not None:
-                    packet.stream = streams[packet.stream.index]
-                    finished.mux(packet)
-        if _contents(target) != _contents(self._place):
-            raise OSError(f"PyAV {av.__version__} copies it wrongly")
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -208,6 +192,52 @@ class VideoWriter(AbstractContextManager):
     def __del__(self) -> None:
         with suppress(AttributeError):  # not all of it was made
             self._close_encoders()  # before PyAV 17, one that is collected while open ends the process
+
+
+def remux(
+    place: Path, target: Path, metadata: Mapping[str, str] | None = None, sound: av.Packet | None = None
+) -> None:
+    """Write a growing file without fragments, with its own metadata or other ones.
+
+    `sound` is the packet before the first that is heard. Raises OSError where PyAV copies it wrongly.
+    """
+    with (
+        av.open(_FILE_URL.format(place)) as grown,
+        av.open(_FILE_URL.format(target), "w", format="mp4", options=_FINISHED) as finished,
+    ):
+        own = {name: text for name, text in grown.metadata.items() if name not in _OF_THE_FORMAT}
+        finished.metadata.update(own if metadata is None else metadata)
+        # opaque: else PyAV 14 takes the packets for another kind of H.264 and writes none of their bytes
+        streams = [finished.add_stream_from_template(stream, opaque=True) for stream in grown.streams]
+        if sound:
+            sound.stream = streams[1]
+            finished.mux(sound)
+        for packet in grown.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                finished.mux(packet)
+    if _contents(target) != _contents(place):
+        raise OSError(f"PyAV {av.__version__} copies it wrongly")
+
+
+def finish(path: str | Path) -> int:
+    """Make an ordinary video, with its settings, of the growing one that a killed run left; its frames.
+
+    Raises ValueError for another file, BlockingIOError while a run writes it, OSError if it cannot be
+    written; it is then as it was.
+    """
+    place = Path(os.path.realpath(path))
+    if not (kept := frames_kept(place)):
+        is_video = count_frames(place) > 0
+        reason = "is finished already" if is_video else "is no video with whole blocks"
+        raise ValueError(f"{path} {reason}; choose one that a run of LongLive left unfinished")
+    frames, size = max(kept.items())
+    with closing(GrowingFile(place, size)) as file:
+        try:
+            file.replace(partial(remux, place))
+        except (OSError, av.error.FFmpegError) as error:
+            raise OSError(f"{path} cannot be finished ({error}); it stays as it was") from error
+    return frames
 
 
 def _contents(path: Path) -> list:
