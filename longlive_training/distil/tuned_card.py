@@ -53,7 +53,7 @@ def keep_facts(folder: Path, files: dict[str, str], num_pairs: int) -> None:
 def write_card(weights: Path, run: Path, state: dict[str, Any]) -> None:
     """Write `weights` with the ending .md, of a run's checkpoint and what it says of itself.
 
-    Of an earlier card only the recipe is replaced.
+    Of an earlier model card only the recipe is replaced.
     """
     card, facts = weights.with_suffix(".md"), {"files": {}}
     if (run / RUN).exists():
