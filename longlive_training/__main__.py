@@ -6,14 +6,12 @@ from pathlib import Path
 
 from longlive_core.mini.loader import WEIGHTS
 
-from . import distil_mini
+from . import distil_mini, proof
 from .autoencoder import train_autoencoder
 from .card import evaluate
 from .distil import maker, plan
 from .distil.command import add_commands
-from .evaluate import LONG_SECONDS
 from .package import package
-from .proof import proof
 from .teacher import train_teacher
 from .transformer import train_transformer
 from .tuning import tune
@@ -58,14 +56,7 @@ def main() -> None:
     for part in ("--autoencoder", "--start"):
         teaching.add_argument(part, type=Path, default=WEIGHTS)
     distil_mini.add_commands(stages)
-    proving = stages.add_parser("proof", help="distil-mini's success, measured, as a table")
-    proving.set_defaults(command=proof)
-    for name in ("teacher", "before", "after", "clips"):
-        proving.add_argument(f"--{name}", type=Path, required=True)
-    proving.add_argument("--packaged", type=Path, default=WEIGHTS)
-    proving.add_argument("--videos", type=int, default=64)
-    proving.add_argument("--seconds", type=int, default=LONG_SECONDS)
-    proving.add_argument("--out", type=Path, help="write the figures as JSON")
+    proof.add_command(stages)
     add_commands(stages)
     maker.add_command(stages)
     plan.add_command(stages)

@@ -41,6 +41,13 @@ STAGES = {"long": LONG, "init": replace(LONG, longest=LONG.clip)}
 WORDS_TOLERANCE = 1e-2  # packaged words are fp16
 
 
+def load_student(weights: Path) -> Mini:
+    """A Mini without layers for control, which are not tuned."""
+    mini = load_mini(weights)
+    mini.transformer.vace = None
+    return mini
+
+
 def save_mini(mini: Mini, out: Path) -> None:
     """Write a Mini as it is packaged."""
     state = parts_state(mini._asdict())
@@ -52,7 +59,7 @@ def save_mini(mini: Mini, out: Path) -> None:
 def degrade(weights: Path, out: Path, noise: float = NOISE, seed: int = 0) -> None:
     """Write a Mini whose layers' matrices have Gaussian noise: a student for tuning, that decays."""
     with ending_in_a_sentence():
-        mini, rng = load_mini(weights), torch.Generator().manual_seed(seed)
+        mini, rng = load_student(weights), torch.Generator().manual_seed(seed)
         for name, weight in mini.transformer.named_parameters():
             if name.startswith("layers.") and weight.ndim == 2:
                 weight.add_(noise * weight.std() * torch.randn(weight.shape, generator=rng))
@@ -105,7 +112,7 @@ def distil_mini(**options) -> None:
         changes = {name: getattr(chosen, name) for name in ("lr", "critic_lr", "longest", "streams", "lead")}
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(STAGES[chosen.stage], seed=chosen.seed, **given)
-        mini, pairs = load_mini(chosen.student), world_pairs(NUM_PAIRS, chosen.seed)
+        mini, pairs = load_student(chosen.student), world_pairs(NUM_PAIRS, chosen.seed)
         run = Run(tuning_of(mini, chosen.teacher, recipe, pairs), chosen.folder, digest(pairs))
         samples = watch.samples_of(chosen, run.tuning, mini.encode_text, MINI)
         look = watch.Watch(chosen.folder, run.tuning.step, chosen.tensorboard, samples)

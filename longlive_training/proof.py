@@ -4,6 +4,7 @@ The judge's figures of Mini's teacher and of four students, on held-out combinat
 for before any of them was measured.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -124,3 +125,16 @@ def proof(
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")
     print(table(criteria(figures)))
+
+
+def add_command(stages: argparse._SubParsersAction) -> None:
+    """Add `proof` to the stages of training."""
+    proving = stages.add_parser("proof", help="whether distil-mini won, measured, as a table")
+    proving.set_defaults(command=proof)
+    add = proving.add_argument
+    for name in ("teacher", "before", "after", "clips"):
+        add(f"--{name}", type=Path, required=True)
+    add("--packaged", type=Path, default=WEIGHTS)
+    add("--videos", type=int, default=64)
+    add("--seconds", type=int, default=LONG_SECONDS)
+    add("--out", type=Path, help="write the figures as JSON")
