@@ -9,8 +9,9 @@ from longlive_core.mini.loader import WEIGHTS
 from . import distil_mini, proof
 from .autoencoder import train_autoencoder
 from .card import evaluate
-from .distil import maker, plan
 from .distil.command import add_commands
+from .distil.maker import add_command as add_prompts
+from .distil.plan import add_command as add_plan
 from .package import package
 from .teacher import train_teacher
 from .transformer import train_transformer
@@ -58,8 +59,8 @@ def main() -> None:
     distil_mini.add_commands(stages)
     proof.add_command(stages)
     add_commands(stages)
-    maker.add_command(stages)
-    plan.add_command(stages)
+    add_prompts(stages)
+    add_plan(stages)
     options = vars(parser.parse_args())
     options.pop("command")(**options)
 
