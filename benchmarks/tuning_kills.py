@@ -80,7 +80,7 @@ def disturbed(folder: Path, shard: str, steps: int, victims: list[str], seed: in
 
 
 def wait_for_a_line(log: Path, process: subprocess.Popen) -> None:
-    """Until an iteration has ended since this was called, or the run has; a resumed run cuts its log."""
+    """Until an iteration has ended, or the run has; one that resumes cuts its log first."""
     before = lines = num_lines(log)
     while process.poll() is None and lines <= before:
         before = lines
