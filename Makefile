@@ -45,6 +45,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.rollout
 	$(BIN)/python -m benchmarks.live
+	$(BIN)/python -m benchmarks.journal
 	if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then $(BIN)/python -m benchmarks.gpu; fi
 
 clean:

@@ -18,6 +18,7 @@ from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.rope import rotate, rotation
 from longlive_core.model.two_sets import TwoSetWan, transformer_of
 from longlive_core.pipeline import Pipeline, Request
+from longlive_core.resume import Restart, Snapshots
 from longlive_core.rollout.noise import SeededNoise, shifted_sigmas
 from longlive_core.rollout.rollout import Hook, Switch, recache, rollout
 from longlive_core.rollout.scene import Scene
@@ -372,6 +373,20 @@ def test_a_cue_without_a_policy_does_what_the_model_was_made_for(name: str, bloc
     for _ in pipeline.blocks(plan, hook):
         pass
     assert hook.blocks == blocks
+
+
+@pytest.mark.parametrize("name", ["sgf-chunkwise", PAIR])
+def test_a_run_that_was_broken_off_goes_on_from_a_snapshot_and_recorded_blocks(name: str) -> None:
+    schedule = PromptSchedule.parse("0 a\n1s => b\n3s cut: c\n")
+    pipeline, states = tiny_pipeline(name), []
+    plan = pipeline.plan(Request(schedule, 4.0))
+    whole = list(pipeline.run(plan, snapshots=Snapshots(lambda block: block == 2, states.append)))
+    recorded = {chunk.block.index: chunk.block.latents for chunk in whole[:4]}
+    for state in (states[0], None):
+        rest = pipeline.run(plan, restart=Restart(recorded.get, state))
+        for one, other in zip(whole[state.num_blocks if state else 0 :], rest, strict=True):
+            assert torch.equal(one.block.latents, other.block.latents)
+            assert torch.equal(one.frames, other.frames)
 
 
 @pytest.mark.parametrize("name", SPANNED)
