@@ -112,8 +112,9 @@ class Footage:
         with self._explained():
             timed = self._images() if self._is_picture else self._video()
             shown = islice(at_rate(timed, self.start), 1 if self.is_still else None)
-            while piece := list(islice(shown, PIECE_FRAMES)):
-                yield fitted(torch.stack(piece).float() / 255, width, height, fit)
+            one_by_one = (fitted(frame[None].float() / 255, width, height, fit) for frame in shown)
+            while piece := list(islice(one_by_one, PIECE_FRAMES)):  # 12 frames of 4K would be 2 GiB at once
+                yield torch.cat(piece)
 
     def facts(self) -> dict[str, Any]:
         """What a video's settings say of it: name, SHA-256 and start."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..longlive_core.config import Preset
 from ..longlive_core.footage import CROP, MOST_GIVEN_FRAMES, fitted, newest, size_like
 from ..longlive_core.geometry import PIXEL_MULTIPLE, SPACE_STRIDE
+from ..longlive_core.schedule.schedule import PromptSchedule
 from ..longlive_core.vae.streaming import RGB
 from .control import ControlChoice
 from .footage import CONTINUE, TRANSFORM, Images, SourceChoice
@@ -49,12 +50,13 @@ class Beginning:
         if self.start_image is not None and not len(self.start_image):
             raise ValueError("start_image has no images; connect one, such as of Load Image")
 
-    def check(self, model: StreamModel, vae: StreamVae) -> None:
-        """Raise ValueError where the VAE cannot encode what is connected, or the model has no VACE."""
+    def check(self, model: StreamModel, vae: StreamVae, schedule: PromptSchedule) -> None:
+        """Raise ValueError where the VAE cannot encode what is needed, or the model has no VACE."""
         is_controlled = self.control and self.control.strength
         if is_controlled and not model.has_vace:
             raise ValueError(NO_VACE)
-        if not vae.has_encoder and (self.start_image is not None or self.source or is_controlled):
+        is_encoding = self.start_image is not None or self.source or is_controlled or schedule.images
+        if is_encoding and not vae.has_encoder:
             raise ValueError(NO_ENCODER)
 
     @property

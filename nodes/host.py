@@ -28,7 +28,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn
 
-from ..longlive_core.footage import FootageError
+from ..longlive_core.footage import FootageError, ImageFolder
 from ..longlive_core.rollout.retry import is_out_of_memory
 from ..longlive_core.rollout.rollout import RolloutError
 from ..longlive_core.schedule.cue import ScheduleError
@@ -282,6 +282,11 @@ def sound_path(name: str) -> Path:
     if name not in sound_files():
         raise ValueError(f"there is no sound file {name[:80]!r} in ComfyUI's input folder; upload it there")
     return Path(folder_paths.get_input_directory(), name)
+
+
+def input_images(notes: list[str] | None = None) -> ImageFolder:
+    """The images of ComfyUI's input folder, which cues name; `notes` takes sentences on them."""
+    return ImageFolder(Path(folder_paths.get_input_directory()), "ComfyUI's input folder", notes=notes)
 
 
 def models_folder() -> Path:

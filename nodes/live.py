@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..longlive_core.footage import ImageFolder
 from ..longlive_core.output.sound import Sound
 from ..longlive_core.output.video import VideoWriter
+from ..longlive_core.schedule.cue import ScheduleError, checked_image
 from ..longlive_core.steering.inbox import Room
 from ..longlive_core.steering.live import SHOWN_CHARACTERS, LiveControl
 from . import host
+from .vaes import NO_ENCODER
 
 EVENT = "longlive.run"
 EVENT_SECONDS = 0.1  # between two events of a run
@@ -63,11 +66,13 @@ class LiveRun:
         settings: dict[str, Any],
         workflow: str | None = None,
         warnings_of: Callable[[str], list[str]] = lambda _: [],
+        images: ImageFolder | None = None,
         **steering: Any,
     ):
         """`workflow` is the id of the node's workflow; `warnings_of` has sentences about words of a prompt.
 
-        `steering` are arguments of a LiveControl.
+        `images` are those that new scenes may begin with; None where the VAE cannot encode them. `steering`
+        are arguments of a LiveControl.
         """
         self.id = secrets.token_hex(3)
         self.node_id, self.size, self.settings, self.workflow = node_id, size, settings, workflow
@@ -77,6 +82,7 @@ class LiveRun:
         self.control = LiveControl(**steering, **reporting)
         self._sent: deque[float] = deque(maxlen=MAX_PROMPTS)
         self._warnings_of, self._warnings = warnings_of, {}  # by the number of a ticket
+        self._images = images
         self._video: host.VideoFile | None = None
         self._num_frames: Callable[[], int] = lambda: 0
 
@@ -135,14 +141,27 @@ class LiveRun:
                 cue["warnings"] = warnings
         return control
 
-    def send(self, prompt: Any, policy: Any = None, blend: Any = None) -> dict[str, Any]:
-        """Send a prompt; ScheduleError, LiveError or TooManyPrompts if it is not accepted."""
+    def check_image(self, name: Any) -> None:
+        """ScheduleError unless a new scene may begin with an image of that name."""
+        try:
+            checked_image(name)
+            if self._images is None:
+                raise ValueError(NO_ENCODER)
+            self._images.file(name)
+        except ValueError as error:
+            raise ScheduleError(str(error)) from error
+
+    def send(self, prompt: Any, policy: Any = None, blend: Any = None, image: Any = None) -> dict[str, Any]:
+        """Send a prompt, with an image that was checked.
+
+        ScheduleError, LiveError or TooManyPrompts if it is not accepted.
+        """
         now = time.monotonic()
         if len(self._sent) == MAX_PROMPTS and now - self._sent[0] < RATE_SECONDS:
             raise TooManyPrompts(
                 f"more than {MAX_PROMPTS} prompts came within a second; send the next one a little later"
             )
-        ticket = self.control.send(prompt, policy, blend)
+        ticket = self.control.send(prompt, policy, blend, image)
         self._sent.append(now)
         self._warnings[ticket.number] = self._warnings_of(prompt)
         return {"ticket": ticket.number, "run": self.id}
@@ -152,6 +171,9 @@ class LiveRun:
         schedule = self.control.schedule()
         text = schedule.to_text()
         settings = self.settings | {"schedule": text, "seconds": self.control.seconds}
+        if schedule.images:
+            named = {name: self._images.facts(name) for name in schedule.images}
+            settings["made_from"] = settings.get("made_from", {}) | {"images": named}
         return {"text": text, "json": schedule.to_json(), "seed": settings["seed"], "settings": settings}
 
     def played_settings(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -19,6 +19,7 @@ from .share import FORMATS, clip_of
 
 MAX_BODY_BYTES = 64 * 1024
 FIELDS = ("prompt", "policy", "blend")
+WITH_IMAGE = (*FIELDS, "image")  # of this machine's files: not for the network
 CLIPS = asyncio.Lock()  # one is made at a time: the model needs the CPU too
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -65,8 +66,10 @@ async def show_run(request: web.Request) -> web.Response:
 @answered
 async def send_prompt(request: web.Request) -> web.Response:
     run = named(request)
-    body = await fields_of(request)
-    return web.json_response(run.send(body["prompt"], body.get("policy"), body.get("blend")), status=202)
+    body = await fields_of(request, known=WITH_IMAGE)
+    if body.get("image") is not None:
+        await asyncio.to_thread(run.check_image, body["image"])
+    return web.json_response(run.send(*map(body.get, WITH_IMAGE)), status=202)
 
 
 def commanded(command: Callable[[LiveControl], None]) -> Handler:
@@ -127,13 +130,15 @@ async def show_beats(request: web.Request) -> web.Response:
         raise Refused(400, str(error)) from None
 
 
-async def fields_of(request: web.Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
+async def fields_of(
+    request: web.Request, max_bytes: int = MAX_BODY_BYTES, known: Sequence[str] = FIELDS
+) -> dict[str, Any]:
     """The JSON object of a prompt; Refused if it is none, too large, or of another content type."""
     body = await json_of(request, max_bytes)
     if "prompt" not in body:
         raise Refused(400, 'the body names no prompt; send {"prompt": "..."}')
-    if unknown := [name[:40] for name in body if name not in FIELDS]:
-        raise Refused(400, f"unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
+    if unknown := [name[:40] for name in body if name not in known]:
+        raise Refused(400, f"unknown field {unknown[0]!r}; known are {', '.join(known)}")
     return body
 
 

@@ -1,5 +1,6 @@
 """LongLivePromptSchedule: timed prompts, parsed and encoded."""
 
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -48,7 +49,10 @@ class LongLivePromptSchedule(io.ComfyNode):
                     tooltip=(
                         "One cue a line: a time (5s, 0:05, 1:02.5), optionally => and a policy "
                         "(recache:, refresh:, keep:, cut:, blend 3s:), then the prompt. The first cue is "
-                        "at 0. The node reports times for blocks of 3 latent frames (0.75 s), which most "
+                        "at 0. Next to the policy, with commas, may be a seed for another take (seed 7:), "
+                        "and an image of ComfyUI's input folder that a new scene begins with "
+                        "(cut, image sea.png:). "
+                        "The node reports times for blocks of 3 latent frames (0.75 s), which most "
                         "models make, and those of a frame-wise model (0.25 s) where they differ. "
                         "A first line such as always: film still, rain is put before every prompt. "
                         "Indented lines continue a prompt, lines with # are comments. "
@@ -68,8 +72,19 @@ class LongLivePromptSchedule(io.ComfyNode):
     @host.plain_errors()
     def execute(cls, clip, prompts: str) -> io.NodeOutput:
         schedule = PromptSchedule.parse(prompts)
+        for name in schedule.images:
+            host.input_images().file(name)
         lines = [*word_warnings(clip, schedule), *times(schedule)]
         return io.NodeOutput(encoded(clip, schedule), ui=host.shown(cls.hidden.unique_id, lines))
+
+    @classmethod
+    def fingerprint_inputs(cls, prompts: str | None = None, **_) -> list[str]:
+        """Changes with the images that cues name, so that ComfyUI runs the node again."""
+        with suppress(ValueError):
+            return [
+                host.input_images().facts(name)["sha256"] for name in PromptSchedule.parse(prompts).images
+            ]
+        return []
 
 
 def times(schedule: PromptSchedule) -> list[str]:

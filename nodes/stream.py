@@ -99,7 +99,8 @@ class LongLiveStream(io.ComfyNode):
         steering = {"pace": pace, "room": UnloadingRoom(schedule.has_room, lambda: parts.load(plan))}
         steering |= {"on_switch": window.on_switch if window else None}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
-        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, schedule.warnings_of, **steering)
+        about = (schedule.warnings_of, plan.request.images)
+        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, *about, **steering)
         live.notes = begins.notes
         run = Run(parts, plan, past, cls.hidden.unique_id, live.notes, **wanted)
         is_passed_on = is_in_another_file(cls.hidden)
@@ -340,7 +341,8 @@ def sound_of(audio: Mapping | None) -> Sound | None:
 
 def planned(parts: Parts, begins: Beginning, window: WindowChoice | None, **made) -> tuple[Plan, "Past"]:
     """The plan of the widgets and all that is connected, and what it goes on from."""
-    begins.check(parts.model, parts.vae)
+    begins.check(parts.model, parts.vae, parts.schedule.schedule)
+    made["images"] = host.input_images(begins.notes) if parts.vae.has_encoder else None
     preset, space = parts.model.preset, parts.space
     size = made["width"], made["height"] = begins.size(made["width"], made["height"], preset)
 

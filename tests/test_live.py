@@ -79,7 +79,15 @@ def test_a_prompt_takes_effect_at_the_first_block_after_it_is_encoded():
     go.set()
     wait_for(lambda: ticket.state == "ready")
     assert control.snapshot()["pending"] == {
-        **{"ticket": 1, "state": "ready", "error": None, "prompt": "live one", "policy": "cut", "blend": None}
+        **{
+            "ticket": 1,
+            "state": "ready",
+            "error": None,
+            "prompt": "live one",
+            "policy": "cut",
+            "blend": None,
+            "image": None,
+        }
     }
     switch = script(2)
     assert switch.policy is Policy.CUT and switch.embeds.mean() == len("live one")
@@ -303,7 +311,7 @@ def test_latency_is_from_sending_to_frames_that_are_out():
     assert control.snapshot()["cues"][-1]["latency"] is None
     control.out(1, 12)
     assert control.snapshot()["cues"][-1] == {
-        **{"block": 1, "seconds": 0.5625, "prompt": "live", "policy": None, "blend": None},
+        **{"block": 1, "seconds": 0.5625, "prompt": "live", "policy": None, "blend": None, "image": None},
         **{"origin": "live", "ticket": 1, "latency": 0.5},
     }
     assert control.snapshot()["block"] == 1 and control.snapshot()["seconds"] == 21 / 16

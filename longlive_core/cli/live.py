@@ -36,12 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--osc", type=osc.place, metavar="[HOST:]PORT", help=hears)
     add("--policy", help="recache, refresh, keep, cut or blend; default: the policy of the window")
     add("--blend", type=float, metavar="SECONDS", help="length of a blend")
+    add("--image", metavar="NAME", help="begin a new scene with this file of ComfyUI's input folder")
 
 
 def run(options: argparse.Namespace) -> None:
     """Send a request to the server and print its answer."""
-    if options.prompt is None and (options.policy or options.blend is not None):
-        raise ValueError("--policy and --blend go with a prompt; give one, or leave them out")
+    if options.prompt is None and (options.policy or options.blend is not None or options.image):
+        raise ValueError("--policy, --blend and --image go with a prompt; give one, or leave them out")
     if options.freeze:
         options.freeze.write_text(answer_of(options, "schedule")["text"], encoding="utf-8")
         show(f"{options.freeze}: the schedule that was played")
@@ -69,7 +70,7 @@ def send(options: argparse.Namespace, what: str, body: dict[str, Any]) -> None:
 def message(options: argparse.Namespace) -> dict[str, Any]:
     """The prompt as the server takes it; --blend alone implies the policy."""
     policy = options.policy or ("blend" if options.blend is not None else None)
-    fields = {"prompt": options.prompt, "policy": policy, "blend": options.blend}
+    fields = {"prompt": options.prompt, "policy": policy, "blend": options.blend, "image": options.image}
     return {name: value for name, value in fields.items() if value is not None}
 
 

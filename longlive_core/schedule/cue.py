@@ -65,7 +65,7 @@ class Cue:
     def __post_init__(self):
         object.__setattr__(self, "seconds", _checked_seconds(self.seconds))
         object.__setattr__(self, "prompt", checked_prompt(self.prompt))
-        object.__setattr__(self, "image", _checked_image(self.image))
+        object.__setattr__(self, "image", None if self.image is None else checked_image(self.image))
         object.__setattr__(self, "policy", _checked_policy(self.policy, self.image))
         object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
         object.__setattr__(self, "seed", _checked_seed(self.seed))
@@ -123,8 +123,9 @@ def _checked_policy(policy: Any, image: str | None) -> Policy | None:
     return named
 
 
-def _checked_image(image: Any) -> str | None:
-    if image is None or (isinstance(image, str) and _IMAGE.fullmatch(image) and not _LONE.search(image)):
+def checked_image(image: Any) -> str:
+    """The name of an image, which leads out of no folder; ScheduleError for any other."""
+    if isinstance(image, str) and _IMAGE.fullmatch(image) and not _LONE.search(image):
         return image
     raise ScheduleError(
         f"the image {quoted(image)} is not possible; name a file of ComfyUI's input folder, or of the "

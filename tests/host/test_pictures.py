@@ -1,5 +1,10 @@
 """Images, footage and control in a real ComfyUI: from stock nodes that give them to videos, or sentences."""
 
+import hashlib
+import os
+from fractions import Fraction
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -12,6 +17,8 @@ from longlive_training.world import Attributes, Motion, film
 BEFORE = Attributes("red", "circle", "drifts right", "navy")
 SIZE = {"width": 64, "height": 64}
 BLUE = BEFORE.prompt().replace("red", "blue")
+LARGE_FRAMES = int(os.environ.get("LONGLIVE_4K_FRAMES", 100))  # 1000 take minutes to decode
+MOST_GROWN = 1.2 * 2**30  # bytes: Mini's own growth, the decoder's frames and one in fp32
 
 
 def node(kind: str, **inputs) -> dict:
@@ -162,6 +169,92 @@ def test_a_trimmed_video_begins_and_ends_where_it_was_trimmed(server, shot):
     prompt |= source("part", start=1.0)
     message = server.run(prompt).event("execution_error")["exception_message"]
     assert "the footage is 1.0 s long; it cannot begin at 1 s" in message
+
+
+def write_large(path: Path, count: int) -> None:
+    """A video of 4K and 50 frames a second: ten that move, again and again."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=50, options={"preset": "ultrafast", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 3840, 2160, "yuv420p", Fraction(1, 50)
+        packets = []
+        for number in range(10):
+            pixels = np.full((3240, 3840), 128, np.uint8)  # planes Y, U, V
+            pixels[:2160, : 380 * number + 200] = 60
+            packets += stream.encode(av.VideoFrame.from_ndarray(pixels, format="yuv420p"))
+        packets += stream.encode()
+        coded = [bytes(packet) for packet in packets]
+        for number in range(count):
+            packet = av.Packet(coded[number % len(coded)])
+            packet.stream, packet.time_base = stream, Fraction(1, 50)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = number % len(coded) == 0
+            container.mux(packet)
+
+
+def memory_of(pid: int, name: str) -> int:
+    """Bytes of a process: VmRSS now, VmHWM at most since `forget`."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
+
+
+@pytest.mark.newest
+def test_a_long_video_of_4k_is_read_within_bounded_memory(server, shot):
+    """All of it is decoded, to go on from its end; of LONGLIVE_4K_FRAMES frames, if that is set."""
+    write_large(server.base / "input" / "large.mp4", LARGE_FRAMES)
+    prompt = graph(source=["source", 0]) | source("file", use="continue")
+    run(server, prompt)  # what stays is there by then
+    prompt["file"]["inputs"]["file"] = "large.mp4"
+    prompt["stream"]["inputs"]["seed"] = 52
+    before = memory_of(server.pid, "VmRSS")
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+    done = run(server, prompt)
+    grown = memory_of(server.pid, "VmHWM") - before
+    print(f"{LARGE_FRAMES} frames of 4K: {grown / 2**30:.2f} GiB more")
+    assert grown < MOST_GROWN, f"{grown / 2**30:.2f} GiB"
+    latents = read_settings(path_of(server, done))["past_latent_frames"]
+    assert latents == min(12, 1 + (LARGE_FRAMES * 16 // 50 - 1) // 4)
+
+
+def test_batches_of_many_large_images_are_used_and_those_of_none_are_a_sentence(server, shot):
+    """100 of 832x480: up to 45 begin a video, all are footage."""
+    large = node("EmptyImage", width=832, height=480, batch_size=100, color=0x3366CC)
+    done = run(server, graph(start_image=["large", 0], seconds=3.0) | {"large": large})
+    assert "of 100 start images the first 45 are used" in notes(server)
+    assert read_settings(path_of(server, done))["given_latent_frames"] == 12
+    prompt = graph(source=["source", 0], seconds=1.0) | source("large") | {"large": large}
+    made_from = read_settings(path_of(server, run(server, prompt)))["made_from"]["source"]
+    assert made_from == {"frames": 100, "size": [832, 480], "fit": "crop"}
+    none = {"large": node("TestNoImages")}
+    for inputs, words in (
+        ({"start_image": ["large", 0]}, "start_image has no images"),
+        ({"source": ["source", 0]}, "the footage has no frames"),
+        ({"control": ["control", 0]}, "the footage has no frames"),
+        ({"source": ["source", 0], "height": 40}, "multiples of 16"),
+    ):
+        prompt = graph(**inputs) | source("file" if "height" in inputs else "large") | none
+        prompt["control"] = node("LongLiveControl", strength=1.0, control_video=["large", 0])
+        message = server.run(prompt).event("execution_error")["exception_message"]
+        assert words in message and "\n" not in message.strip(), message
+
+
+@pytest.mark.newest
+def test_a_cue_begins_a_new_scene_with_an_image_of_the_input_folder(server, shot):
+    """The settings name its file, another one by that name makes the video again, what is none is refused."""
+    file = server.base / "input" / "a scene.png"
+    Image.open(server.base / "input" / "wide.png").convert("RGB").save(file)
+    prompt = graph(f"0 {BLUE}\n0.5s => image a scene.png: {BEFORE.prompt()}", seconds=1.0)
+    done = run(server, prompt)
+    made, settings = pixels_of(path_of(server, done)), read_settings(path_of(server, done))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert settings["made_from"]["images"]["a scene.png"]["sha256"] == digest
+    Image.new("RGB", (64, 64), (0, 80, 0)).save(file)
+    other = pixels_of(path_of(server, run(server, prompt)))
+    assert np.abs(other[9:].astype(int) - made[9:]).mean() > 10 and np.array_equal(other[:9], made[:9])
+    file.unlink()
+    lost, outside = (f"0 image {name}: {BLUE}" for name in ("a scene.png", "../a scene.png"))
+    for text, words in ((lost, "is not in ComfyUI's input folder"), (outside, "without .. and , :")):
+        failed = server.run(graph(text)).event("execution_error")
+        assert failed["node_id"] == "prompts" and words in failed["exception_message"]
 
 
 @pytest.mark.newest

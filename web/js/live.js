@@ -155,6 +155,7 @@ function grower(node) {
 function addPanel(node) {
   const panel = new Panel({
     prompt: (run, message) => client.prompt(run, message),
+    upload: (file) => client.upload(file),
     command: (run, name) => client.command(run, name),
     freeze: (snapshot) => freeze(node, snapshot),
     setDoor: (body) => client.setDoor({ ...placeOf(node), ...body }),

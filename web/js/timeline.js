@@ -185,6 +185,7 @@ function addTimeline(node) {
     onSwitch: () => onSwitchOf(node),
     onToggleText: (isShown) => showText(node, isShown),
     beats: beatsOf(node),
+    upload: (file) => client.upload(file),
   });
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, getValue: () => "" };
   options.hideInPanel = true; // the side panel would take it out of the node, at a width of its own

@@ -230,7 +230,18 @@ class BreakMemory:
         return (replace(model, transformer=replace(model.transformer, bind=bind)),)
 
 
+class NoImages:
+    """An IMAGE batch of none."""
+
+    INPUT_TYPES = classmethod(lambda _: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "make", "test"
+
+    def make(self):
+        return (torch.zeros(0, 64, 64, 3),)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestNoImages": NoImages,
     "TestSmallClip": SmallClip,
     "TestMakeVae": MakeVae,
     "TestDump": Dump,

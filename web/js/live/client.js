@@ -1,10 +1,12 @@
-/** The live routes: calls out, snapshots and tickets back. Knows neither page nor graph. */
+/** The live routes, and ComfyUI's upload: calls out, snapshots and tickets back. Knows neither page nor graph. */
 
 export const RUN_EVENT = "longlive.run";
 const RUNS = "/longlive/runs";
 const BLOCK = "/longlive/block";
 const DOOR = "/longlive/door";
 const SOUNDS = "/longlive/sounds";
+const UPLOAD = "/upload/image"; // ComfyUI's own
+const NOT_IN_NAMES = /[,:\\]/g; // of images in a schedule
 const BEATS = "/longlive/beats";
 
 /** What the server refused, in its own words. */
@@ -34,9 +36,17 @@ export class Client {
     return this.#call(DOOR, { method: "POST", headers, body: JSON.stringify(body) });
   }
 
-  /** Send a prompt; `policy` and `blend` (seconds) only where they are given. -> ticket number */
-  async prompt(run, { prompt, policy, blend }) {
-    const body = JSON.stringify({ prompt, policy, blend }); // drops what is undefined
+  /** Put an image into ComfyUI's input folder. -> the name that a cue has for it */
+  async upload(file) {
+    const body = new FormData();
+    body.append("image", file, file.name.replace(NOT_IN_NAMES, "_"));
+    const { name, subfolder } = await this.#call(UPLOAD, { method: "POST", body });
+    return subfolder ? `${subfolder}/${name}` : name;
+  }
+
+  /** Send a prompt; `policy`, `blend` (seconds) and `image` only where they are given. -> ticket number */
+  async prompt(run, { prompt, policy, blend, image }) {
+    const body = JSON.stringify({ prompt, policy, blend, image }); // drops what is undefined
     const headers = { "Content-Type": "application/json" };
     return (await this.#call(`${RUNS}/${run}/prompt`, { method: "POST", headers, body })).ticket;
   }

@@ -3,6 +3,7 @@
 import { blockLength } from "../timeline/blocks.js";
 import { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS } from "../timeline/cues.js";
 import { changeOptions } from "../timeline/parts.js";
+import { chooseImage, takeDropped } from "../images.js";
 import { t } from "../texts.js";
 import { Cards } from "./cards.js";
 import { Player } from "./player.js";
@@ -55,6 +56,7 @@ function parts(panel) {
       ...{ type: "number", max: MAX_BLEND_SECONDS, value: DEFAULT_BLEND_SECONDS },
       ...{ label: t("Seconds of the blend"), title: t("Seconds of the blend") },
     }),
+    image: button("\u25a3", "", () => panel.chooseImage()),
     send: button(t("send"), t("Send the prompt (Enter)"), () => panel.send(), "longlive-live-main"),
     cut: button(t("cut"), t("Send the prompt as a new scene: the past is dropped"), () => panel.send("cut")),
     pause: button(t("pause"), t("Hold the run: memory and position stay"), () => panel.pauseOrResume()),
@@ -78,9 +80,10 @@ export class Panel {
   #clock = null;
   #failure = "";
   #isSharing = false;
+  #image = undefined; // the name of the one that the next prompt begins with
 
   /**
-   * `actions`: prompt(run, message) -> ticket, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
+   * `actions`: prompt(run, message) -> ticket, upload(file) -> name, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
    * share(snapshot, format) -> sentence, setDoor(body) -> state of the stage, all async; showStage();
    * videoUrl(snapshot) -> url; keepCards(cards); resized() when `height` changed.
    */
@@ -105,7 +108,7 @@ export class Panel {
       "div",
       { className: "longlive-live", role: "group", label: t("LongLive: live"), tabIndex: -1 },
       ...[screen, make("div", { className: "longlive-live-row" }, this.cards.element, seldom), p.text],
-      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.cut, p.send, p.pause, p.stop),
+      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.image, p.cut, p.send, p.pause, p.stop),
       ...[p.strip, p.error, make("div", { className: "longlive-live-row" }, p.status, p.pending)],
       ...[p.notice, p.notes, this.stage.element],
     );
@@ -141,10 +144,27 @@ export class Panel {
   /** Send what is typed, by the chosen policy unless another is named. */
   async send(policy = this.#parts.policy.value) {
     const { text, blend } = this.#parts;
-    const body = message(text.value, policy, Number(blend.value));
+    const body = message(text.value, policy, Number(blend.value), this.#image);
     if (!body.prompt || !view(this.#snapshot).canSend) return;
     await this.#post(body, () => {
       if (text.value.trim() === body.prompt) text.value = "";
+      if (this.#image === body.image) this.#image = undefined;
+    });
+  }
+
+  /** Choose the image that the next prompt begins with; where there is one, take it off. */
+  chooseImage() {
+    if (!this.#image) return chooseImage((file) => this.#useImage(file));
+    this.#image = undefined;
+    this.#say("");
+    this.#render();
+  }
+
+  #useImage(file) {
+    return this.#attempt(async () => {
+      this.#image = await this.#actions.upload(file);
+      this.#say(t("The next prompt begins a new scene with {image}.", { image: this.#image }));
+      this.#parts.text.focus();
     });
   }
 
@@ -191,6 +211,7 @@ export class Panel {
 
   #listen() {
     this.cards.listenTo(this.element);
+    takeDropped(this.element, (file) => this.#useImage(file));
     const { text, policy } = this.#parts;
     text.addEventListener("keydown", (event) => this.#key(event));
     text.addEventListener("input", () => this.#render());
@@ -259,6 +280,12 @@ export class Panel {
     p.text.disabled = p.policy.disabled = p.blend.disabled = !shown.canSend;
     p.blend.min = p.blend.step = blockLength(this.#snapshot?.block_latent_frames);
     p.blend.hidden = p.policy.value !== "blend";
+    p.image.disabled = !shown.canSend;
+    p.image.setAttribute("aria-pressed", Boolean(this.#image));
+    p.image.title = this.#image
+      ? t("Send without {image}", { image: this.#image })
+      : t("Begin a new scene with an image: choose one, or drop it here");
+    p.image.setAttribute("aria-label", p.image.title);
     p.send.disabled = p.cut.disabled = !shown.canSend || !p.text.value.trim();
     p.pause.disabled = !shown.canPause;
     p.pause.textContent = shown.isPaused ? t("resume") : t("pause");

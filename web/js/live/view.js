@@ -15,12 +15,13 @@ export function clock(seconds) {
   return `${Math.floor(tenths / 600)}:${rest}`;
 }
 
-/** What the server must know of a prompt; undefined where it shall decide. */
-export function message(prompt, policy, blendSeconds) {
+/** What the server must know of a prompt; undefined where it shall decide. A new scene begins with an image. */
+export function message(prompt, policy, blendSeconds, image = undefined) {
   return {
     prompt: prompt.trim(),
-    policy: policy === "auto" ? undefined : policy,
-    blend: policy === "blend" ? blendSeconds : undefined,
+    policy: policy === "auto" || image ? undefined : policy,
+    blend: policy === "blend" && !image ? blendSeconds : undefined,
+    image,
   };
 }
 
@@ -76,8 +77,9 @@ function marks({ cues }) {
   });
 }
 
-function markLabel({ seconds, origin, policy, blend, prompt, latency }) {
-  const how = policy === "blend" && blend ? `blend ${blend} s` : policy;
+function markLabel({ seconds, origin, policy, blend, image, prompt, latency }) {
+  const change = policy === "blend" && blend ? `blend ${blend} s` : policy;
+  const how = [change, image].filter(Boolean).join(", ");
   const mark = `${clock(seconds)}, ${t(origin)}${how ? `, ${how}` : ""}: ${prompt}`;
   if (latency === null || latency === undefined) return mark;
   return t("{mark} ({seconds} s after it was sent)", { mark, seconds: latency.toFixed(2) });

@@ -63,9 +63,9 @@ export function emptyCue() {
   return ownKeys(made("div", { className: "ll-cue", role: "option" }, ...parts));
 }
 
-function kindWords({ policy, blendSeconds, seed }) {
+function kindWords({ policy, blendSeconds, seed, image }) {
   const change = policy === "blend" ? `blend ${shown(blendSeconds)}` : policy;
-  return [change, seed && `seed ${seed}`].filter(Boolean).join(", ");
+  return [change, seed && `seed ${seed}`, image && `image ${image}`].filter(Boolean).join(", ");
 }
 
 /** Draw a cue: `place` is { index, count, block, length, isSelected, numShared }, in blocks. */

@@ -1,6 +1,7 @@
 // The timeline on the page: shows a schedule text and lets it be edited by mouse and keyboard. It knows
 // neither the host nor nodes: text comes in through `show`, and leaves through `onEdit`.
 
+import { chooseImage, takeDropped } from "../images.js";
 import { t } from "../texts.js";
 import * as model from "./model.js";
 import { Beats } from "./beats.js";
@@ -23,10 +24,11 @@ export class TimelineView {
   /**
    * `onEdit(text)` is told every new text; `endSeconds()` is how long the video is (0: not known);
    * `onSwitch()` is the change that "auto" comes to (undefined: not known);
-   * `onToggleText(isShown)` shows or hides the text itself; `beats` is the source of a Beats.
+   * `onToggleText(isShown)` shows or hides the text itself; `beats` is the source of a Beats; `upload(file)` gives the
+   * name of an image, async.
    */
-  constructor({ onEdit, endSeconds, onSwitch, onToggleText, beats }) {
-    Object.assign(this, { onEdit, endSeconds, onSwitch, selected: 0, zoom: null, schedule: UNREAD });
+  constructor({ onEdit, endSeconds, onSwitch, onToggleText, beats, upload }) {
+    Object.assign(this, { onEdit, endSeconds, onSwitch, upload, selected: 0, zoom: null, schedule: UNREAD });
     Object.assign(this, { source: null, ran: null, played: null, error: null, said: "", failure: "" });
     this.history = model.newHistory("");
     addStyle(document);
@@ -200,6 +202,10 @@ export class TimelineView {
     this.seed = made("input", { inputMode: "numeric", title: seedTitle });
     const again = t("Another take: a new seed for this cue; everything before it stays bit-identical");
     this.take = button("\u2684", again, () => this.edit("take"));
+    const pick = t("Begin a new scene with an image: choose one, or drop it here");
+    this.pick = button("\u25a3", pick, () => chooseImage((file) => this.#useImage(file)));
+    this.image = made("input", { title: t("Image that the scene begins with, of ComfyUI's input folder; empty: none") });
+    this.imageLabel = made("label", {}, t("image"), this.image);
     this.seedLabel = made("label", {}, t("seed"), this.seed);
     const shown = { "aria-label": t("Prompt"), placeholder: t("What the video shows") };
     const example = t("A style or a character: realistic film still, a young woman in a red coat.");
@@ -210,7 +216,8 @@ export class TimelineView {
     ownKeys(this.policy);
     const [time, policy] = [made("label", {}, t("at"), this.time), made("label", {}, t("change"), this.policy)];
     this.first = made("div", { className: "ll-fields ll-always" }, made("label", {}, t("in every prompt"), this.always));
-    return made("div", { className: "ll-fields" }, this.place, time, policy, this.blendLabel, this.seedLabel, this.take);
+    const rest = [this.blendLabel, this.seedLabel, this.take, this.pick, this.imageLabel];
+    return made("div", { className: "ll-fields" }, this.place, time, policy, ...rest);
   }
 
   #setBlendStep() {
@@ -355,9 +362,11 @@ export class TimelineView {
     if (document.activeElement !== this.seed) this.seed.value = cue.seed ?? "";
     const before = this.schedule.cues.slice(0, this.selected).findLast(({ seed }) => seed !== null);
     this.seed.placeholder = before?.seed ?? t("video's");
+    this.imageLabel.hidden = cue.image === null;
+    if (document.activeElement !== this.image) this.image.value = cue.image ?? "";
     if (document.activeElement !== this.always) this.always.value = this.schedule.always;
     if (document.activeElement !== this.prompt) this.prompt.value = cue.prompt;
-    const fields = [this.always, this.policy, this.blend, this.seed, this.take, this.prompt];
+    const fields = [this.always, this.policy, this.blend, this.seed, this.take, this.image, this.pick, this.prompt];
     for (const field of fields) field.disabled = this.isReadOnly;
   }
 
@@ -404,10 +413,23 @@ export class TimelineView {
       always: (text) => this.commit(model.setAlways(this.schedule, text), "always"),
       policy: (name_, blend) => this.commit(model.setPolicy(this.schedule, this.selected, name_, blend)),
       seed: (digits) => this.commit(model.setSeed(this.schedule, this.selected, digits)),
+      image: (file) => this.commit(model.setImage(this.schedule, this.selected, file)),
       take: () => this.commit(model.anotherTake(this.schedule, this.selected)),
       time: (text) => this.commit(model.moveEdge(this.schedule, this.selected, model.readTime(text.trim()))),
     };
     return this.#tried(() => edits[name](...details));
+  }
+
+  /** Begin the selected cue with an image, or the one that it was dropped on. */
+  async #useImage(file, event) {
+    const cue = event?.target.closest(".ll-cue");
+    if (cue) this.select([...this.track.querySelectorAll(".ll-cue")].indexOf(cue));
+    try {
+      const name = await this.upload(file);
+      this.edit("image", name);
+    } catch (error) {
+      this.#refuse(error.message);
+    }
   }
 
   #tried(act) {
@@ -493,7 +515,7 @@ export class TimelineView {
 
   /** What was typed into a field is of the cue that was selected then: take it before there is another one. */
   #leaveFields() {
-    for (const field of [this.time, this.blend, this.seed]) if (document.activeElement === field) field.blur();
+    for (const field of [this.time, this.blend, this.seed, this.image]) if (document.activeElement === field) field.blur();
   }
 
   focusCue() {
@@ -536,6 +558,7 @@ export class TimelineView {
     this.track.addEventListener("dblclick", (event) => event.target.closest(".ll-cue") && this.editPrompt());
     this.ruler.addEventListener("dblclick", (event) => this.add(secondsAt(this, event)));
     this.#listenToFields();
+    takeDropped(root, (file, event) => this.#useImage(file, event));
   }
 
   #listenToFields() {
@@ -546,7 +569,8 @@ export class TimelineView {
     this.policy.addEventListener("change", () => this.edit("policy", this.policy.value));
     this.blend.addEventListener("change", () => this.edit("policy", "blend", Number(this.blend.value)));
     this.seed.addEventListener("change", () => this.edit("seed", this.seed.value));
-    for (const field of [this.time, this.blend, this.seed]) field.addEventListener("blur", () => this.draw());
+    this.image.addEventListener("change", () => this.edit("image", this.image.value));
+    for (const field of [this.time, this.blend, this.seed, this.image]) field.addEventListener("blur", () => this.draw());
   }
 
   #leftTyping() {
