@@ -357,6 +357,7 @@ def test_many_senders_at_once_leave_one_prompt_and_every_ticket_settled():
         (["--server", "http://127.0.0.1:9", "it turns blue"], "no server answers at http://127.0.0.1:9"),
         (["--server", "127.0.0.1:8188", "it turns blue"], "not the address of a server"),
         (["--stop", "--policy", "cut"], "go with a prompt"),
+        (["--stop", "--image", "a.png"], "go with a prompt"),
     ],
 )
 def test_the_command_says_what_is_wrong_and_exits_with_2(arguments, sentence, capsys):

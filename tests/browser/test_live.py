@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from longlive_core import PromptSchedule
 from longlive_core.geometry import FRAME_RATE
@@ -63,6 +64,16 @@ SEEN_SECONDS = 1.5  # after which a prompt must be visible
 SEED = 5
 STREAM_ID = 900
 PLAYED = "a red circle drifts right over navy"  # what mini_live has
+CHOOSE = "Begin a new scene with an image: choose one, or drop it here"
+DROP_IMAGE = """async name => {
+  const canvas = Object.assign(document.createElement('canvas'), { width: 64, height: 64 })
+  canvas.getContext('2d').fillRect(9, 9, 20, 20)
+  const blob = await new Promise(done => canvas.toBlob(done))
+  const dataTransfer = new DataTransfer()
+  dataTransfer.items.add(new File([blob], name, { type: 'image/png' }))
+  const event = new DragEvent('drop', { dataTransfer, bubbles: true, cancelable: true })
+  document.querySelector('.longlive-live textarea').dispatchEvent(event)
+}"""
 SNAPSHOT = {
     **{"run": "abc", "node": str(STREAM_ID), "state": "running", "block": 9, "num_blocks": None},
     "seconds": 7.3,
@@ -313,6 +324,33 @@ def test_a_live_prompt_of_unknown_words_warns_as_a_scheduled_one_does(page):
         widths = "() => [...document.querySelectorAll('.longlive-live-strip li')].map(m => m.offsetWidth)"
         first, newest = page.evaluate(widths)
         assert newest > first
+    finally:
+        panel.button("stop and keep").click()
+        panel.until_status("stopped")
+
+
+@pytest.mark.newest
+def test_a_prompt_begins_a_new_scene_with_an_image_that_is_chosen_or_dropped(server, page):
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), (0, 90, 40)).save(image, "PNG")
+    page.evaluate(LOAD, workflow(seconds=0))
+    page.evaluate(QUEUE)
+    panel = Panel(page)
+    panel.until_status("running")
+    try:
+        with page.expect_file_chooser() as chooser:
+            panel.button(CHOOSE).click()
+        named = {"name": "a: green, one.png", "mimeType": "image/png", "buffer": image.getvalue()}
+        chooser.value.set_files(named)
+        panel.button("Send without a_ green_ one.png").click()
+        page.evaluate(DROP_IMAGE, "dropped.png")
+        panel.button("Send without dropped.png").wait_for()
+        panel.send("it turns blue")
+        panel.until_marked(PLAYED, "it turns blue")
+        panel.button(CHOOSE).wait_for()
+        cue = server.get("/longlive/runs/current")["cues"][-1]
+        assert (cue["image"], cue["policy"], cue["origin"]) == ("dropped.png", "cut", "live")
+        assert (server.base / "input" / "a_ green_ one.png").exists() and page.errors == []
     finally:
         panel.button("stop and keep").click()
         panel.until_status("stopped")

@@ -1,11 +1,13 @@
 """The timeline in a real page: a schedule drawn with mouse and keyboard, saved, loaded, exported and run."""
 
+import io
 import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from longlive_core.schedule.schedule import PromptSchedule
 
@@ -326,6 +328,30 @@ def test_a_cue_has_a_seed_and_another_take(timeline):
     field.fill("")
     field.press("Tab")
     assert timeline.text == "0 a red circle\n5s => cut: it turns blue\n8s it rests\n"
+
+
+@pytest.mark.newest
+def test_a_cue_begins_with_an_image_that_is_chosen(timeline, page):
+    timeline.load(workflow_with("0 a red circle\n5s blend: it turns blue\n"))
+    timeline.cue(1).click()
+    field = timeline.root.get_by_label("image", exact=True)
+    assert field.is_hidden()
+    with page.expect_file_chooser() as chooser:
+        timeline.root.get_by_role("button", name="Begin a new scene with an image").click()
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), (0, 90, 40)).save(image, "PNG")
+    named = {"name": "sea, two.png", "mimeType": "image/png", "buffer": image.getvalue()}
+    chooser.value.set_files(named)
+    field.wait_for()
+    assert timeline.text == "0 a red circle\n5s => cut, image sea_ two.png: it turns blue\n"
+    assert timeline.cue(1).locator(".ll-policy").text_content() == "cut, image sea_ two.png"
+    assert field.input_value() == "sea_ two.png"
+    field.fill("../sea.png")
+    field.press("Tab")
+    assert "name a file of ComfyUI's input folder" in timeline.status.text_content()
+    field.fill("")
+    field.press("Tab")
+    assert timeline.text == "0 a red circle\n5s => cut: it turns blue\n" and field.is_hidden()
 
 
 @in_both_renderings

@@ -1,5 +1,6 @@
 """Runs steered over HTTP while they last, in a real ComfyUI: prompts, pause, stop, watchers, and abuse."""
 
+import hashlib
 import http.client
 import json
 import time
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from longlive_core import PromptSchedule
@@ -106,6 +108,39 @@ def running(server, prompt: dict):
             while not future.done():
                 server.post("/interrupt", {})
                 time.sleep(0.2)
+
+
+@pytest.mark.newest
+def test_a_prompt_with_an_image_of_the_input_folder_begins_a_new_scene(server, client):
+    """Others are refused at once; what was played is in the settings with its SHA-256."""
+    folder = server.base / "input"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), (0, 90, 40)).save(folder / "forest.png")
+    Image.new("RGB", (64, 64), (0, 90, 40)).save(server.base / "outside.png")
+    refused = {
+        "lost.png": "is not in ComfyUI's input folder",
+        "../outside.png": "without .. and , :",
+        str(server.base / "outside.png"): "without .. and , :",
+        7: "the image 7 is not possible",
+    }
+    with running(server, graph(seconds=0)) as future:
+        client.until(lambda run: run["state"] == "running")
+        for image, words in refused.items():
+            body = {"prompt": "it rests", "image": image}
+            status, answer = client.ask("POST", "/current/prompt", body)
+            assert status == 400 and words in answer["error"], answer
+        body = {"prompt": "it rests", "policy": "keep", "image": "forest.png"}
+        assert client.ask("POST", "/current/prompt", body)[0] == 400
+        assert (
+            main(["live", "--server", f"http://{server.address}", "it rests", "--image", "forest.png"]) == 0
+        )
+        client.until(lambda run: run["cues"][-1]["image"] == "forest.png" and run["cues"][-1]["latency"])
+        client.ask("POST", "/current/stop")
+        done = future.result()
+    settings = read_settings(server.path_of(done.outputs["4"]["images"][0]))
+    assert "=> cut, image forest.png: it rests\n" in settings["schedule"]
+    digest = hashlib.sha256((folder / "forest.png").read_bytes()).hexdigest()
+    assert settings["made_from"]["images"]["forest.png"]["sha256"] == digest
 
 
 def latents_of(server, run) -> torch.Tensor:

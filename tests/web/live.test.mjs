@@ -182,7 +182,8 @@ test("what became of a prompt", () => {
 test("a prompt names only what was chosen", () => {
   assert.deepEqual(JSON.parse(JSON.stringify(message(" a star\n", "auto", 3))), { prompt: "a star" });
   assert.deepEqual(JSON.parse(JSON.stringify(message("a", "cut", 3))), { prompt: "a", policy: "cut" });
-  assert.deepEqual(message("a", "blend", 3), { prompt: "a", policy: "blend", blend: 3 });
+  assert.deepEqual(message("a", "blend", 3), { prompt: "a", policy: "blend", blend: 3, image: undefined });
+  assert.deepEqual(JSON.parse(JSON.stringify(message("a", "blend", 3, "b.png"))), { prompt: "a", image: "b.png" });
 });
 
 test("freezing asks where a run of an unknown workflow was made from other prompts", () => {
