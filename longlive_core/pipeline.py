@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,7 @@ from .model.vace import ControlledWan
 from .plan import UNTIL_STOPPED as UNTIL_STOPPED
 from .plan import Plan, Request
 from .plan import checked_frames as checked_frames
-from .resume import Ending, Restart, Snapshots, StateTaker, VideoState
+from .resume import Ending, Restart, Rewind, Snapshots, StateTaker, VideoState
 from .rollout.noise import SeededNoise, shifted
 from .rollout.retry import SecondTry, free_unused
 from .rollout.rollout import Block, Hook, SourceNoise, rollout
@@ -32,7 +32,7 @@ from .schedule.schedule import PromptSchedule
 from .source import NO_ENCODER, SourceStream
 from .source import Source as Source
 from .steering.live import LiveControl
-from .steering.script import EncodeText, script_of
+from .steering.script import EncodeText, PromptScript, ScriptState, script_of
 from .text.cache import CachedEncoder, encode_all
 from .text.umt5 import encoder_identity, load_umt5
 from .vae.streaming import RGB, Decoder, Encoder, StreamingDecoder
@@ -52,10 +52,15 @@ logger = logging.getLogger("longlive")
 
 
 class Chunk(NamedTuple):
-    """One block: its latents, and the frames [F, H, W, 3] in [0, 1] it adds to the video."""
+    """One block: its latents, and the frames [F, H, W, 3] in [0, 1] it adds to the video.
+
+    `begins` frames of the run come before them. Where that is less than came before, the run was taken back:
+    what came from there on counts no longer.
+    """
 
     block: Block
     frames: Tensor
+    begins: int = 0
 
     def uint8(self) -> np.ndarray:
         """The frames as a VideoWriter takes them."""
@@ -65,6 +70,32 @@ class Chunk(NamedTuple):
 def as_uint8(frames: Tensor) -> np.ndarray:
     """Frames [F, H, W, 3] in [0, 1] as uint8 on the CPU."""
     return (frames * 255).round_().byte().contiguous().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Going:
+    """A run that goes on from its restart: all that it was begun with."""
+
+    plan: Plan
+    restart: Restart
+    script: PromptScript
+    hook: Hook
+    live: LiveControl | None
+    takers: tuple[StateTaker, ...]
+
+    def no_way_back(self, rewind: Rewind | None) -> str:
+        """Why the run cannot be taken back; empty where it can."""
+        if not rewind:
+            return "nothing is kept to go back to"
+        source, control = self.plan.request.source, self.plan.control
+        footage = (source and source.frames, control and control.frames, control and control.masks)
+        is_read_once = any(isinstance(frames, Iterator) for frames in footage)
+        return "its footage can be read only once" if is_read_once else ""
+
+    def back_at(self, block: int, rewind: Rewind) -> "Going":
+        """The run, back at a block."""
+        plan = self.plan.with_seeds(self.live.seeds(self.plan.first_block))
+        return replace(self, plan=plan, restart=rewind.restart(block))
 
 
 @dataclass
@@ -100,37 +131,54 @@ class Pipeline:
         ending: Ending | None = None,
         snapshots: Snapshots | None = None,
         restart: Restart | None = None,
+        rewind: Rewind | None = None,
     ) -> Iterator[Chunk]:
         """Yield chunk after chunk; all frames together are round(seconds * 16), the last chunk trimmed.
 
-        A LiveControl steers the run. An Ending has the exact state of the video once all of it was yielded,
-        Snapshots states on the way, which belong to the chunks before them. A Restart leaves out what comes
-        before its state, and decodes the recorded blocks once more.
+        A LiveControl steers the run; it can take it back where a Rewind keeps what that needs: then chunks
+        come once more from the newest state before the block that it goes back to, or from the first. An
+        Ending has the exact state of the video once all of it was yielded, Snapshots states on the way, which
+        belong to the chunks before them. A Restart leaves out what comes before its state, and decodes the
+        recorded blocks once more.
         """
         if plan.is_until_stopped and live is None:
             raise ValueError("a video without end needs a LiveControl that stops it; give the seconds")
-        hook, begun = hook or Hook(), restart and restart.state
-        tried = SecondTry(self.model.device, hook.on_note)
+        hook, takers = hook or Hook(), [taker for taker in (ending, snapshots, rewind) if taker]
+        going = self._opened(plan, hook, live, takers, restart)
+        if live:
+            live.no_way_back = going.no_way_back(rewind)
+        end = yield from self._chunks(going, rewind)
+        while live and (back := live.goes_back()):
+            going = going.back_at(plan.first_block + back.block, rewind)
+            end = yield from self._chunks(going, rewind)
+        if ending:
+            ending.keep(*end)
+
+    def _chunks(self, going: "Going", rewind: Rewind | None) -> Generator[Chunk, None, tuple[int, Tensor]]:
+        """The chunks of a run, as it goes on from its restart. -> its blocks, frames beyond its end"""
+        plan, restart, live = going.plan, going.restart, going.live
+        tried = SecondTry(self.model.device, going.hook.on_note)
+        begun = None if restart.before else restart.state  # that the decoder goes on from
         decoding = tried(plan.first_block, Decoding, lambda: self._decoder_for(plan, begun))
-        takers = [taker for taker in (ending, snapshots) if taker]
-        for taker in takers:
+        for taker in going.takers:
             taker.begin(plan.preset, plan.facts, lambda: decoding.decoder)
-        due, left, unseen = decoding.due, plan.frames, max(0, -plan.cut_off)
+        due, begins, unseen = decoding.due, 0, max(0, -plan.cut_off)
         if begun:
-            left, unseen = left - (begun.num_frames - plan.past_frames), 0
-        blocks = self.blocks(plan, hook, live, takers, restart)
-        for block in blocks if begun else chain(plan.given_blocks(), blocks):
+            begins, unseen = begun.num_frames - plan.past_frames, 0
+        earlier = restart.before or (() if begun else plan.given_blocks())
+        for block in chain(earlier, self._blocks(going)):
             frames = tried(block.index, decoding.push, block)[0][unseen:]
-            unseen = 0
+            unseen, left = 0, plan.frames - begins
             if due is not None and len(due):
                 frames = torch.cat((due, frames))
             frames, due = frames[:left], frames[left:].clone()  # a view would keep all of them in memory
-            left -= len(frames)
-            yield Chunk(block, frames.permute(0, 2, 3, 1))
+            if rewind:
+                rewind.add(block)
+            yield Chunk(block, frames.permute(0, 2, 3, 1), begins)
+            begins += len(frames)
             if live:
-                live.out(block.index - plan.first_block, len(frames))
-        if ending:
-            ending.keep(block.index + 1, due)
+                live.out(block.index - plan.first_block, begins)
+        return block.index + 1, due
 
     def _decoder_for(
         self, plan: "Plan", begun: VideoState | None = None
@@ -158,7 +206,18 @@ class Pipeline:
         restart: Restart | None = None,
     ) -> Iterator[Block]:
         """Only the latents of a plan; from the state of a Restart on."""
-        hook, restart = hook or Hook(), restart or Restart()
+        return self._blocks(self._opened(plan, hook or Hook(), live, takers, restart))
+
+    def _opened(
+        self,
+        plan: "Plan",
+        hook: Hook,
+        live: LiveControl | None,
+        takers: Iterable[StateTaker],
+        restart: Restart | None,
+    ) -> "Going":
+        """A run before its first block: its prompts are encoded."""
+        restart = restart or Restart()
         for note in plan.notes:
             hook.on_note(note)
         encode = self.encode_text
@@ -167,20 +226,24 @@ class Pipeline:
             free_unused(self.model.device)  # an encoder leaves its size behind, in pieces of its own
         images = self._scene_images(plan, hook)
         if live:
-            unbounded = plan.is_until_stopped
-            script = live.script(
-                plan.timeline, encode, plan.blocks, plan.block_latent_frames, unbounded, plan.cut_off, images
-            )
+            how = (plan.block_latent_frames, plan.is_until_stopped, plan.cut_off, images)
+            begun = restart.state.num_blocks - plan.first_block if restart.state else 0
+            script = live.script(plan.timeline, encode, plan.blocks, *how, begun)
         else:
             script = script_of(plan.timeline, encode, plan.block_latent_frames, plan.first_block, images)
         script.on_switch = self.preset.on_switch
-        begun = restart.state
-        if state := begun or plan.request.state:
-            script.resume(state.script, is_another=not begun)
-        for taker in takers:
-            hook = taker.watching(script, hook)
         if self.model.compile_layers(self.speed == COMPILED):
             hook.on_note(COMPILING)
+        return Going(plan, restart, script, hook, live, tuple(takers))
+
+    def _blocks(self, going: "Going") -> Iterator[Block]:
+        """The latents of a run, as it goes on from its restart."""
+        plan, restart, script, hook = going.plan, going.restart, going.script, going.hook
+        begun = restart.state
+        state = begun or plan.request.state
+        script.resume(state.script if state else ScriptState("", {}), is_another=bool(state and not begun))
+        for taker in going.takers:
+            hook = taker.watching(script, hook)
         scene_block = state.scene_block if state else 0
         noise = self._noise(plan, hook, scene_block)
         model = self._controlled(plan, scene_block)
@@ -188,7 +251,7 @@ class Pipeline:
         past = begun.rollout if begun else plan.past
         made = rollout(model, script, noise, plan.sigmas, plan.window, blocks, past, hook, restart.recorded)
         made = self._noted(made, hook)
-        return live.until_stopped(made) if live else made
+        return going.live.until_stopped(made) if going.live else made
 
     def _scene_images(self, plan: Plan, hook: Hook) -> "EncodedImages":
         """The images that cues name; those of the schedule are encoded before there is a KV cache.

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -170,6 +172,12 @@ class Plan:
         if source.num_frames is None:
             raise ValueError("the length of the source is not known; give the seconds of the video")
         return (source.num_frames + self.source_start - past_frames) / FRAME_RATE
+
+    def with_seeds(self, seeds: tuple[tuple[int, int], ...]) -> "Plan":
+        """The same plan with noise of these seeds too: (block, seed); they count before those of cues."""
+        plan = copy(self)
+        plan.cue_seeds = tuple(sorted((*self._cue_seeds(), *seeds), key=itemgetter(0)))
+        return plan
 
     def _check_control(self, state: VideoState) -> None:
         """Raise ValueError where the earlier video had control and this one has none, or the other way."""

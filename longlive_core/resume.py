@@ -2,9 +2,10 @@
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .config import CONTEXT_CHANNELS, ModelConfig, Preset, WindowConfig
 from .geometry import SPACE_STRIDE, latent_size, num_frames, tokens_per_frame
 from .output.growing import write_whole
-from .rollout.rollout import Hook, Recorded
+from .rollout.rollout import Block, Hook, Recorded
 from .rollout.scene import RolloutState, Scene
 from .steering.script import PromptScript, ScriptState
 from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
@@ -35,6 +36,8 @@ _KINDS = {  # of all that a file says of a state; older ones have no seed, no st
     **dict.fromkeys(("seed", "steps", *_LATER), (int, NoneType)),
     "window": (dict,),
 }
+STATES_BYTES = 4 << 30  # of a run that can be taken back: one state at 832x480, of Mini those of 20 minutes
+MOST_TIMES = 30  # the time between two states, in that of taking one
 _MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
 
 
@@ -66,6 +69,11 @@ class VideoState:
     source_start: int | None = None
     control_start: int | None = None
     cue_seed: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What its tensors take."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
 
     @property
     def newest_latents(self) -> Tensor:
@@ -251,10 +259,14 @@ def _check_same(had: dict[str, Any], asked: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Restart:
-    """Where a video that was begun goes on: after `state`, or where it began; `recorded` blocks are kept."""
+    """Where a video that was begun goes on: after `state`, or where it began; `recorded` blocks are kept.
+
+    Blocks `before` the state, if they are given, are decoded once more.
+    """
 
     recorded: Recorded = lambda block: None
     state: VideoState | None = None
+    before: tuple[Block, ...] = ()
 
 
 class StateTaker:
@@ -268,6 +280,7 @@ class StateTaker:
     def begin(self, preset: Preset, facts: Facts, decoder: Callable[[], StreamingDecoder]) -> None:
         """The run begins: `facts` of a block are fields of a VideoState, `decoder` is the one in use."""
         self._preset, self._facts, self._decoder = preset, facts, decoder
+        self._scene = None  # of the time before the run was taken back: it takes memory
 
     def watching(self, script: PromptScript, hook: Hook) -> Hook:
         """A hook that passes every event on to `hook`, and watches; the run follows `script`."""
@@ -329,3 +342,63 @@ class Snapshots(StateTaker):
     def _none_cut_off(self) -> Tensor:
         height, width = (SPACE_STRIDE * side for side in (self._scene.height, self._scene.width))
         return torch.empty(0, 3, height, width)
+
+
+class Rewind(Snapshots):
+    """Keeps what a run needs to go back: all its `blocks`, by number, and the newest states of those taken.
+
+    A state is taken where `can_be_cut` says that the consumer's video can be cut, unless that would cost more
+    than a thirtieth of the run's time; those of more than `budget` bytes are forgotten.
+    """
+
+    def __init__(
+        self,
+        can_be_cut: Callable[[], bool] = lambda: True,
+        budget: int = STATES_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__(self._is_worth_it, self._keep)
+        self.blocks: dict[int, Block] = {}
+        self.states: list[VideoState] = []
+        self._can_be_cut, self._budget, self._clock = can_be_cut, budget, clock
+        self._taken, self._cost = clock(), 0.0
+
+    def add(self, block: Block) -> None:
+        """A block is made; its latents are kept on the CPU."""
+        if block.index not in self.blocks:
+            self.blocks[block.index] = replace(block, latents=block.latents.cpu())
+
+    def take_over(self, earlier: "Rewind", num_blocks: int) -> None:
+        """Begin with the first blocks of another run, which are the same in this one."""
+        self.blocks = dict([*earlier.blocks.items()][:num_blocks])
+        self.states = [*earlier.states]
+
+    def begin(self) -> Restart:
+        """Where a run goes on that took blocks over: all of them are decoded once more."""
+        restart = self.restart(max(self.blocks, default=-1) + 1)
+        end = restart.state.num_blocks if restart.state else 0
+        return replace(restart, before=tuple(made for index, made in self.blocks.items() if index < end))
+
+    def restart(self, block: int) -> Restart:
+        """Where a run goes on that goes back to a block; what was made from it on is forgotten."""
+        self.blocks = {index: made for index, made in self.blocks.items() if index < block}
+        self.states = [state for state in self.states if state.num_blocks <= block]
+        return Restart(self._latents, self.states[-1] if self.states else None)
+
+    def _latents(self, block: int) -> Tensor | None:
+        return self.blocks[block].latents if block in self.blocks else None
+
+    def _is_worth_it(self, block: int) -> bool:
+        is_soon = self._clock() - self._taken < MOST_TIMES * self._cost
+        return self._can_be_cut() and not is_soon and self._scene.num_bytes <= self._budget
+
+    def _state(self, num_blocks: int, cut_off: Tensor) -> VideoState:
+        self._taken = self._clock()
+        state = super()._state(num_blocks, cut_off)
+        self._cost = self._clock() - self._taken
+        return state
+
+    def _keep(self, state: VideoState) -> None:
+        self.states = [*(had for had in self.states if had.num_blocks < state.num_blocks), state]
+        while sum(one.num_bytes for one in self.states) > self._budget:
+            del self.states[0]

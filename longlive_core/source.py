@@ -26,7 +26,8 @@ class Source:
     """Footage to transform: at `strength` 1, of (0, 1], it counts for nothing, at .25 most of it is kept.
 
     `frames` [F, H, W, 3] in [0, 1] at 16 a second, or pieces of such frames that are read while the video is
-    made, with their number in all in `length` if it is known; or `latents` [1, C, T, h, w] instead.
+    made, with their number in all in `length` if it is known; or `latents` [1, C, T, h, w] instead. To take
+    a run back, pieces are read from the first once more: they come from an iterable, not from an iterator.
     """
 
     frames: Tensor | Iterable[Tensor] | None = field(default=None, repr=False)
@@ -48,6 +49,16 @@ class Source:
         if self.latents is not None:
             return num_frames(self.latents.shape[2])
         return len(self.frames) if isinstance(self.frames, Tensor) else self.length
+
+
+@dataclass(frozen=True)
+class ReadAgain:
+    """Pieces of footage that can be read more than once: `read` begins with the first."""
+
+    read: Callable[[], Iterator[Tensor]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.read()
 
 
 class FrameReader:

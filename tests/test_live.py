@@ -309,7 +309,7 @@ def test_latency_is_from_sending_to_frames_that_are_out():
     clock.now += 0.5
     control.out(0, 9)
     assert control.snapshot()["cues"][-1]["latency"] is None
-    control.out(1, 12)
+    control.out(1, 21)
     assert control.snapshot()["cues"][-1] == {
         **{"block": 1, "seconds": 0.5625, "prompt": "live", "policy": None, "blend": None, "image": None},
         **{"origin": "live", "ticket": 1, "latency": 0.5},

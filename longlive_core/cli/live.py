@@ -12,6 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from ..schedule.cue import ScheduleError, clock, read_time
 from . import osc
 from .stderr import STDERR, as_json, show
 
@@ -20,11 +21,12 @@ SERVER = "http://127.0.0.1:8188"
 TIMEOUT_SECONDS = 30
 SIGNALS = ("pause", "resume", "stop")
 RUN = {"run": str}  # fields that an answer must have
-FIELDS = {"schedule": {"text": str}, "prompt": {"run": str, "ticket": int}}
+PLACE = {"run": str, "seconds": (int, float)}
+FIELDS = {"schedule": {"text": str}, "prompt": {"run": str, "ticket": int}, "back": PLACE}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add, what = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     add("--server", default=SERVER, metavar="URL", help=f"also http://user:password@...; default: {SERVER}")
     add("--run", default="current", metavar="ID", help="default: the newest that is running")
     what.add_argument("prompt", nargs="?", help="takes effect at the next block")
@@ -34,16 +36,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--freeze", type=Path, metavar="FILE", help="write what was played as a schedule")
     hears = "send on what OSC messages ask for, until Ctrl-C; needs python-osc"
     what.add_argument("--osc", type=osc.place, metavar="[HOST:]PORT", help=hears)
+    back = parser.add_mutually_exclusive_group()
+    seconds = "take the run back by so much, then on with the schedule or with a prompt"
+    back.add_argument("--back", type=time_of, metavar="TIME", help=seconds)
+    back.add_argument("--to", type=time_of, metavar="TIME", help="take it back to there, such as 0:12")
+    add("--seed", type=int, help="of the noise from there on; alone: another take of what is there")
+    add("--keep", action="store_true", help="first save what is taken back as a version of its own")
     add("--policy", help="recache, refresh, keep, cut or blend; default: the policy of the window")
     add("--blend", type=float, metavar="SECONDS", help="length of a blend")
     add("--image", metavar="NAME", help="begin a new scene with this file of ComfyUI's input folder")
 
 
+def time_of(text: str) -> float:
+    """`3s` or `0:12` in seconds."""
+    try:
+        return read_time(text)
+    except ScheduleError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def run(options: argparse.Namespace) -> None:
     """Send a request to the server and print its answer."""
-    if options.prompt is None and (options.policy or options.blend is not None or options.image):
-        raise ValueError("--policy, --blend and --image go with a prompt; give one, or leave them out")
-    if options.freeze:
+    check(options)
+    if options.back is not None or options.to is not None:
+        send(options, "back", taken_back(options))
+    elif options.freeze:
         options.freeze.write_text(answer_of(options, "schedule")["text"], encoding="utf-8")
         show(f"{options.freeze}: the schedule that was played")
     elif options.status:
@@ -60,10 +77,24 @@ def run(options: argparse.Namespace) -> None:
         send(options, "prompt", message(options))
 
 
+def check(options: argparse.Namespace) -> None:
+    """ValueError for options that do not go together."""
+    is_back = options.back is not None or options.to is not None
+    others = (options.signal, options.status, options.freeze, options.osc)
+    if options.prompt is None and (options.policy or options.blend is not None or options.image):
+        raise ValueError("--policy, --blend and --image go with a prompt; give one, or leave them out")
+    if not is_back and (options.seed is not None or options.keep):
+        raise ValueError("--seed and --keep go with --back or --to; give one, or leave them out")
+    if is_back == any(others) and options.prompt is None:
+        several = "--pause, --resume, --stop, --status, --freeze or --osc"
+        raise ValueError(f"give one of these: a prompt, --back or --to, also with a prompt; {several}")
+
+
 def send(options: argparse.Namespace, what: str, body: dict[str, Any]) -> None:
     """Send a prompt or a signal and print what came of it."""
     answer = answer_of(options, what, body)
     done = f"prompt {answer['ticket']} takes effect at the next block" if what == "prompt" else what
+    done = f"goes on at {clock(answer['seconds'])}" if what == "back" else done
     show(f"run {answer['run']}: {done}")
 
 
@@ -72,6 +103,16 @@ def message(options: argparse.Namespace) -> dict[str, Any]:
     policy = options.policy or ("blend" if options.blend is not None else None)
     fields = {"prompt": options.prompt, "policy": policy, "blend": options.blend, "image": options.image}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def taken_back(options: argparse.Namespace) -> dict[str, Any]:
+    """Where the run is to go back to, as the server takes it."""
+    seconds = options.to
+    if seconds is None:
+        seconds = max(0.0, checked(answer_of(options), PLACE)["seconds"] - options.back)
+    fields = {"seconds": seconds, "seed": options.seed, "keep": options.keep or None}
+    prompt = message(options) if options.prompt is not None else {}
+    return prompt | {name: value for name, value in fields.items() if value is not None}
 
 
 def answer_of(options: argparse.Namespace, what: str = "", body: dict | None = None) -> dict[str, Any]:
@@ -141,7 +182,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         return with_login(new, self._login if is_safe else "")
 
 
-def checked(answer: Any, fields: dict[str, type]) -> dict[str, Any]:
+def checked(answer: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """The answer; ValueError unless it is an object with these fields."""
     for name, kind in fields.items():
         if not isinstance(answer, dict) or not isinstance(answer.get(name), kind):

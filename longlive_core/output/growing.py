@@ -89,6 +89,17 @@ class GrowingFile:
         self._now = self._path
         self._open()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything is in it."""
+        return self._end > 0
+
+    def cut(self, end: int) -> None:
+        """Drop all but the first `end` bytes, where a piece ended."""
+        self.check()
+        self._file.truncate(end)
+        self._end = end
+
     def _append(self, piece: bytes) -> None:
         """The type of the first box is written last, which makes all of them valid at once."""
         self._put(self._end, piece[: TYPE_BYTES.start] + PENDING + piece[TYPE_BYTES.stop :])
@@ -206,6 +217,12 @@ def frames_kept(path: Path) -> dict[int, int]:
             )
             kept[count] = end
     return kept
+
+
+def header_bytes(path: Path) -> int:
+    """How many bytes of a growing file come before its first frames; 0 where there are none."""
+    with path.open("rb") as file:
+        return next(fragments_of(file), 0)
 
 
 def frames_in(moof: bytes) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..geometry import FRAME_RATE
 from .background import BackgroundQueue
-from .growing import GrowingFile, frames_kept
+from .growing import GrowingFile, frames_kept, header_bytes, write_whole
 from .sound import Sound, SoundTrack
 
 METADATA_KEY = "longlive"
@@ -77,20 +77,21 @@ class VideoWriter(AbstractContextManager):
         self.describe(settings)
         self._place = Path(os.path.realpath(self.path))
         self._file = GrowingFile(self._place, frames_kept(self._place)[kept] if kept else 0)
+        self._sound = sound
         self._shape = {"width": width, "height": height, "pix_fmt": "yuv420p", "time_base": TIME_BASE}
         self._encoder = None
         try:
-            self._open_header(sound)
+            self._open_header()
         except BaseException:
             self._file.close()
             raise
         self._queue = BackgroundQueue()
         self._is_open = True
 
-    def _open_header(self, sound: Sound | None) -> None:
+    def _open_header(self) -> None:
         header = io.BytesIO()
         self._streams, _ = self._opened(header)
-        self._track = SoundTrack(sound, self._streams) if sound else None
+        self._track = SoundTrack(self._sound, self._streams) if self._sound else None
         self._streams.start_encoding()
         if self._track and self.num_frames:
             self._track.until(self.num_frames / FRAME_RATE)
@@ -106,8 +107,7 @@ class VideoWriter(AbstractContextManager):
     def describe(self, settings: dict[str, Any] | None) -> None:
         """Replace the settings in the finished file; before the first append in the growing one too."""
         self._metadata.pop(METADATA_KEY, None)
-        if settings is not None:
-            self._metadata[METADATA_KEY] = json.dumps(settings, ensure_ascii=False)
+        self._metadata |= metadata_of(settings)
 
     def append(self, frames: np.ndarray) -> None:
         """Queue frames uint8 [F, H, W, 3], not to be changed afterwards; waits while two appends are queued.
@@ -122,6 +122,34 @@ class VideoWriter(AbstractContextManager):
     def flush(self) -> None:
         """Wait until everything queued is written. Raises as append does."""
         self._queue.flush()
+
+    def cut(self, num_frames: int) -> None:
+        """Drop all frames but the first `num_frames`, of which `can_be_cut` was true; appends go on there.
+
+        The file is then as if it had never been longer. Raises ValueError for another number, else as append.
+        """
+        self.flush()
+        is_begun = self._file.is_begun  # else an earlier file may be in its place
+        places = {0: header_bytes(self._place), **frames_kept(self._place)} if is_begun else {0: 0}
+        if num_frames not in places:
+            raise ValueError(
+                f"no part of the video ends after {num_frames} frames; cut where can_be_cut was true"
+            )
+        self._file.cut(places[num_frames])
+        self._close_encoders()
+        self.num_frames = self.num_appended = num_frames
+        self._run, self.can_be_cut, self._encoder = 0, True, None
+        self._open_header()
+
+    def save_copy(self, path: str | Path, settings: dict[str, Any] | None = None) -> None:
+        """Write what is there so far to another file, finished and with other settings. Raises OSError."""
+        self.flush()
+        metadata = {name: text for name, text in self._metadata.items() if name != METADATA_KEY}
+        metadata |= metadata_of(settings)
+        try:
+            write_whole(Path(path), partial(remux, self._place, metadata=metadata, sound=self._run_up))
+        except av.error.FFmpegError as error:
+            raise OSError(f"{path} cannot be written ({error})") from error
 
     def close(self) -> None:
         """Write what is queued and finish the file; idempotent. Raises as append does.
@@ -138,6 +166,8 @@ class VideoWriter(AbstractContextManager):
             with closing(self._file):
                 if self.num_frames:
                     self._finish()
+                elif self._file.is_begun:  # all of it was cut off
+                    self._file.cut(0)
 
     def _close_encoders(self) -> None:
         if self._track:
@@ -168,20 +198,24 @@ class VideoWriter(AbstractContextManager):
         with av.open(buffer, "w", format="mp4", options=options) as muxer:
             streams = [muxer.add_stream_from_template(known, opaque=True) for known in self._header.streams]
             streams[0].codec_context.extradata = self._stream.codec_context.extradata  # the packets' format
-            muxer.metadata.update({} if self.num_frames else self._metadata)
+            muxer.metadata.update({} if self._file.is_begun else self._metadata)
             muxer.start_encoding()
-            begin = buffer.tell() if self.num_frames else 0
+            begin = buffer.tell() if self._file.is_begun else 0
             for stream, packets in zip(streams, (images, sounds), strict=False):
                 for packet in packets:
                     packet.stream = stream
                     muxer.mux(packet)
         return buffer.getvalue()[begin:]
 
+    @property
+    def _run_up(self) -> av.Packet | None:
+        """The sound before the first that is heard, which a finished file begins with."""
+        return self._track and self._track.start
+
     def _finish(self) -> None:
         """Remux without fragments; if that fails, the fragmented file is complete and stays."""
-        start = self._track and self._track.start
         try:
-            self._file.replace(partial(remux, self._place, metadata=self._metadata, sound=start))
+            self._file.replace(partial(remux, self._place, metadata=self._metadata, sound=self._run_up))
         except (OSError, av.error.FFmpegError) as error:
             self._file.check()
             logger.warning("%s stays a fragmented mp4: %s", self.path, error)
@@ -238,6 +272,11 @@ def finish(path: str | Path) -> int:
         except (OSError, av.error.FFmpegError) as error:
             raise OSError(f"{path} cannot be finished ({error}); it stays as it was") from error
     return frames
+
+
+def metadata_of(settings: dict[str, Any] | None) -> dict[str, str]:
+    """Settings as a video's metadata has them."""
+    return {} if settings is None else {METADATA_KEY: json.dumps(settings, ensure_ascii=False)}
 
 
 def _contents(path: Path) -> list:

@@ -92,6 +92,11 @@ class Scene:
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         return RolloutState(self.cache.window, self.end, self.cache.sink_position, copies)
 
+    @property
+    def num_bytes(self) -> int:
+        """What the KV cache takes, of which a state is a copy."""
+        return sum(tensor.nbytes for tensor in self.cache.written().values())
+
     def restore(self, state: RolloutState) -> None:
         """Become the scene that left this state."""
         self.end = state.end

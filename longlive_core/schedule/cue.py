@@ -68,7 +68,7 @@ class Cue:
         object.__setattr__(self, "image", None if self.image is None else checked_image(self.image))
         object.__setattr__(self, "policy", _checked_policy(self.policy, self.image))
         object.__setattr__(self, "blend_seconds", _checked_blend(self.blend_seconds, self.policy))
-        object.__setattr__(self, "seed", _checked_seed(self.seed))
+        object.__setattr__(self, "seed", checked_seed(self.seed))
 
 
 def _is_number(value: Any) -> bool:
@@ -153,7 +153,7 @@ def _checked_blend(seconds: Any, policy: Policy | None) -> float | None:
     return float(seconds)
 
 
-def _checked_seed(seed: Any) -> int | None:
+def checked_seed(seed: Any) -> int | None:
     digits = _SEED.fullmatch(seed) if isinstance(seed, str) else None
     number = int(digits[1]) if digits else seed
     if number is None:

@@ -63,11 +63,16 @@ class Inbox:
             if ticket and self._prepare:
                 self._thread.submit(self._encode_now, ticket, needs_room=True)
 
-    def take(self) -> Ticket | None:
-        """The prompt that takes effect at this block, if one is ready."""
+    def settle(self) -> bool:
+        """Whether nothing is being encoded; what was held is encoded now, between two blocks."""
         if (ticket := self.newest) and ticket.is_held:
             with self._encoder, self._room.cleared():
                 self._encode_now(ticket)
+        return not self.newest or self.newest.state != "encoding"
+
+    def take(self) -> Ticket | None:
+        """The prompt that takes effect at this block, if one is ready."""
+        self.settle()
         with self._states:
             if not self.newest or self.newest.state != "ready":
                 return None

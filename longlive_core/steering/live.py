@@ -1,4 +1,4 @@
-"""A run that is steered while it goes on: prompts, pause, stop; and what was played, to be played again."""
+"""A run that is steered as it goes on: prompts, pause, stop, back; and what it played, to play it again."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,12 +9,13 @@ from threading import Condition
 from typing import Any
 
 from ..config import Policy
-from ..geometry import FRAME_RATE, block_seconds
+from ..geometry import FRAME_RATE, TIME_STRIDE, block_at, block_seconds
 from ..rollout.rollout import Block
-from ..schedule.cue import MAX_CUES, Cue, ScheduleError
+from ..schedule.cue import MAX_CUES, MAX_SECONDS, Cue, ScheduleError, checked_seed, quoted
+from ..schedule.cue import shown as spoken
 from ..schedule.schedule import PromptSchedule, Timeline
 from .inbox import Inbox, Room, Ticket
-from .script import EncodeText, PromptScript, SceneImages
+from .script import EncodeText, PromptScript, SceneImages, blend_blocks
 
 FULL_SPEED, REAL_TIME = PACES = ("full speed", "real time")
 MAX_CHARACTERS = 20_000
@@ -27,7 +28,7 @@ class LiveError(RuntimeError):
 
 
 class _Stop(Exception):
-    """Raised at a block boundary: the run is to end there."""
+    """Raised at a block boundary: the rollout is to end there."""
 
 
 @dataclass
@@ -39,11 +40,28 @@ class Played:
     cue: Cue
     ticket: Ticket | None = None
     latency: float | None = None
+    is_live: bool = False  # not as the schedule has it
 
     def shown(self) -> dict[str, Any]:
         when = {"block": self.block, "seconds": self.seconds, "latency": self.latency}
-        origin, number = ("live", self.ticket.number) if self.ticket else ("schedule", None)
-        return {**when, **shown(self.cue), "origin": origin, "ticket": number}
+        origin = "live" if self.is_live else "schedule"
+        return {**when, **shown(self.cue), "origin": origin, "ticket": self.ticket and self.ticket.number}
+
+
+@dataclass(frozen=True)
+class Back:
+    """A run is to go back to a block, counted from its first, which begins at `seconds`.
+
+    What it makes from there on begins from noise of `seed`, if there is one. With `keep`, what is taken back
+    is to be saved first: `played` is the schedule of all of it. `ticket` is of the prompt that came with it.
+    """
+
+    block: int
+    seconds: float
+    seed: int | None = None
+    keep: bool = False
+    ticket: Ticket | None = None
+    played: PromptSchedule | None = None
 
 
 def shown(cue: Cue) -> dict[str, Any]:
@@ -74,13 +92,20 @@ class LiveControl:
         self._on_change, self._check, self._clock = on_change, check, clock
         self._inbox = Inbox(room or Room(), on_change)
         self._lock = Condition()  # notified of every change
-        self._is_paused = self._is_stopping = self._has_played_sent = False
+        self._is_paused = self._is_stopping = self._is_over = False
         self._end = self._error = self._num_blocks = None
         self._ran: tuple[float, float | None] = 0.0, None  # seconds before the newest start; its time
-        self._num_tickets = self._num_frames = 0
+        self._num_tickets = self._num_frames = self._num_gone = 0
         self._block = -1  # the newest whose frames are out
         self._played: list[Played] = []
         self._always = ""  # of the schedule
+        self._back: Back | None = None  # that waits for a block boundary
+        self.backs: list[Back] = []  # that took effect
+        self._again: Cue | None = None  # at the block that the newest of them goes back to
+        self._begins: Callable[[int], float] = lambda index: 0.0
+        self._block_at: Callable[[float], int] = lambda seconds: 0
+        self._ahead = 0.0  # seconds that the clock was ahead of the video when it was taken back
+        self.no_way_back = "nothing is kept to go back to"  # empty where it can be
 
     def send(
         self,
@@ -94,19 +119,75 @@ class LiveControl:
         A new scene begins with the image. A prompt that still waits is replaced. Raises ScheduleError for
         what no cue may hold and beyond 20,000 characters, LiveError when the run is at its end.
         """
+        cue = self._checked(prompt, policy, blend_seconds, image)
+        with self._change("a prompt"):
+            return self._post(cue)
+
+    def take_back(
+        self,
+        block: int | None = None,
+        seconds: float | None = None,
+        prompt: str | None = None,
+        policy: str | None = None,
+        blend_seconds: float | None = None,
+        image: str | None = None,
+        seed: int | None = None,
+        keep: bool = False,
+    ) -> Back:
+        """Go back to a block, counted from the run's first, or to the first at or after `seconds`.
+
+        Also while paused. The blocks before it stay as they are; what was played from it on is forgotten, and
+        the schedule goes on there, or a prompt that takes effect as one that is sent. A seed is for the noise
+        from there on; without a prompt, what began at that block begins once more. It happens at the next
+        block boundary, once the prompt is encoded; until then a newer one replaces it. What is taken back can
+        be saved first with `keep`. Raises as `send`, and LiveError beyond what is made.
+        """
+        cue = None if prompt is None else self._checked(prompt, policy, blend_seconds, image)
+        if cue is None and any(one is not None for one in (policy, blend_seconds, image)):
+            raise ScheduleError("policy, blend and image go with a prompt; give one, or leave them out")
+        seed = checked_seed(seed)
+        check_place(block, seconds)
+        with self._change("taking back"):
+            self._check_way_back()
+            block = self._block_at(seconds) if block is None else block
+            if block > self._block:
+                made = "nothing is made yet" if self._block < 0 else f"only {spoken(self.seconds)} are made"
+                raise LiveError(f"{made}; it cannot be taken back to {spoken(self._begins(block))}")
+            self._withdraw()
+            ticket = self._post(cue) if cue else None
+            self._back = back = Back(block, self._begins(block), seed, keep, ticket)
+        return back
+
+    def _check_way_back(self) -> None:
+        if self.no_way_back:
+            raise LiveError(f"the run cannot be taken back: {self.no_way_back}")
+        if self._is_stopping or self._is_over:
+            state = "stopping" if self._is_stopping else "at its end"
+            raise LiveError(f"the run is {state}; it can no longer be taken back")
+
+    def _withdraw(self) -> None:
+        """Forget what waits to be taken back, with the prompt that came with it and waits too."""
+        newest = self._back or (self.backs[-1] if self.backs else None)
+        if newest and newest.ticket and newest.ticket is self._inbox.newest:
+            self._inbox.put(None)
+        self._back = None
+
+    def _checked(
+        self, prompt: str, policy: str | None, blend_seconds: float | None, image: str | None
+    ) -> Cue:
         if isinstance(prompt, str) and len(prompt) > MAX_CHARACTERS:
             raise ScheduleError(f"the prompt has {len(prompt)} characters; use at most {MAX_CHARACTERS}")
         cue = Cue(0.0, prompt, policy, blend_seconds, image=image)
-        if cue.policy is None:
-            cue = replace(cue, policy=self.on_switch)
-        with self._change("a prompt"):
-            if self._is_stopping:
-                raise LiveError("the run is stopping; a prompt can no longer reach it")
-            if len(self._played) >= MAX_CUES:
-                raise ScheduleError(f"the run has {MAX_CUES} cues, and no schedule may have more")
-            self._num_tickets += 1
-            ticket = Ticket(self._num_tickets, cue, self._clock())
-            self._inbox.put(ticket)
+        return replace(cue, policy=self.on_switch) if cue.policy is None else cue
+
+    def _post(self, cue: Cue) -> Ticket:
+        if self._is_stopping:
+            raise LiveError("the run is stopping; a prompt can no longer reach it")
+        if len(self._played) >= MAX_CUES:
+            raise ScheduleError(f"the run has {MAX_CUES} cues, and no schedule may have more")
+        self._num_tickets += 1
+        ticket = Ticket(self._num_tickets, cue, self._clock())
+        self._inbox.put(ticket)
         return ticket
 
     def pause(self) -> None:
@@ -140,7 +221,7 @@ class LiveControl:
     @property
     def was_steered(self) -> bool:
         """Whether something else was played than the schedule says, or less."""
-        return bool(self._played) and (self._is_stopping or self._has_played_sent)
+        return bool(self._played) and (self._is_stopping or any(played.is_live for played in self._played))
 
     @property
     def seconds(self) -> float:
@@ -156,12 +237,17 @@ class LiveControl:
             "block": None if self._block < 0 else self._block,
             "num_blocks": self._num_blocks,
             "seconds": self.seconds,
-            "fps": round(self._num_frames / elapsed, 2) if elapsed else 0.0,
+            "fps": round((self._num_frames + self._num_gone) / elapsed, 2) if elapsed else 0.0,
             "pace": self.pace,
             "cues": [played.shown() for played in newest_within(self._played)],
             "pending": ticket and {**ticket, **shown(newest.cue)},
             "error": self._error,
         }
+
+    def cues(self) -> dict[int, Cue]:
+        """The cues that took effect so far, by their blocks."""
+        with self._lock:
+            return {played.block: played.cue for played in self._played}
 
     def schedule(self) -> PromptSchedule:
         """What was played, to make the same latents again, bit for bit. LiveError before the first block."""
@@ -178,10 +264,12 @@ class LiveControl:
         is_until_stopped: bool = False,
         cut_off: int = 0,
         images: SceneImages | None = None,
+        begun: int = 0,
     ) -> PromptScript:
         """The Script of the run: the timeline with all that is sent. It waits while the run is held.
 
-        Sent prompts win over cues at the same block. The video begins `cut_off` pixel frames before `blocks`.
+        Sent prompts win over cues at the same block. The video begins `cut_off` pixel frames before `blocks`,
+        of which the first `begun` are not made again.
         """
         start = block_seconds(blocks.start, block_latent_frames) - cut_off / FRAME_RATE
 
@@ -191,25 +279,95 @@ class LiveControl:
         def cue_at(block: int) -> Cue | None:
             index = block - blocks.start
             self._hold(index, begins(index - 1))
+            if index < self._num_replayed:
+                return next((played.cue for played in self._played if played.block == index), None)
             return self._play(index, begins(index), timeline.cue_at(index), self._inbox.take())
 
+        def at(seconds: float) -> int:
+            return max(0, block_at(start + seconds, block_latent_frames) - blocks.start) if seconds else 0
+
+        self._begins, self._block_at, self._block_latent_frames = begins, at, block_latent_frames
         self._num_blocks, self._always = None if is_until_stopped else len(blocks), timeline.always
+        begun_with = (segment for segment in timeline.segments if segment.block < begun)
+        self._played = [
+            Played(one.block, begins(one.block), one.cue if one.block else replace(one.cue, seconds=0.0))
+            for one in begun_with
+        ]
         script = PromptScript(cue_at, encode, block_latent_frames, always=timeline.always, images=images)
         self._inbox.open(script.prepare)
         return script
 
     def until_stopped(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        """The blocks of a rollout that runs on this control's script, up to a stop."""
+        """The blocks of a rollout that runs on this control's script, up to a stop, or until it goes back."""
         with suppress(_Stop):
             yield from blocks
 
     def out(self, block: int, num_frames: int) -> None:
-        """Note that the frames of a block, counted from the run's first, are out."""
+        """Note that a block, counted from the run's first, is out, and `num_frames` up to its end."""
         with self._change():
             for played in takewhile(lambda played: played.block > self._block, reversed(self._played)):
-                if played.ticket and played.block <= block:
+                if played.ticket and played.block <= block and played.latency is None:
                     played.latency = round(self._clock() - played.ticket.sent, 4)
-            self._block, self._num_frames = block, self._num_frames + num_frames
+            self._block, self._num_frames = block, num_frames
+
+    def goes_back(self) -> Back | None:
+        """Where the run, whose rollout has ended, goes on: everything from there on is forgotten.
+
+        None where it has come to its end: from then on it cannot be taken back.
+        """
+        while not self._is_due_back():
+            if not self._back:
+                with self._change():
+                    self._is_over = not self._back
+                if self._is_over:
+                    return None
+            self._wait()
+        with self._change():
+            back, self._back = self._back, None
+            if back.keep:
+                back = replace(back, played=self._made_schedule())
+            self._forget(back)
+        return back
+
+    def seeds(self, first_block: int) -> tuple[tuple[int, int], ...]:
+        """(block, seed) of all that came with taking the run back, which begins with `first_block`."""
+        taken = [(played.block, played.cue.seed) for played in self._played if played.is_live]
+        taken += [(back.block, back.seed) for back in self.backs[-1:]]
+        return tuple((first_block + block, seed) for block, seed in taken if seed is not None)
+
+    def _is_due_back(self) -> bool:
+        """Whether the run goes back now; not where the prompt that came with it could not be encoded."""
+        if not self._back or not self._inbox.settle():
+            return False
+        with self._lock:
+            if self._back and self._back.ticket and self._back.ticket.state == "failed":
+                self._back = None
+            return self._back is not None
+
+    def _made_schedule(self) -> PromptSchedule:
+        made = tuple(played.cue for played in self._played if played.block <= max(0, self._block))
+        return PromptSchedule(made, always=self._always)
+
+    def _forget(self, back: Back) -> None:
+        """Go on as if nothing from a block on had been played."""
+        gone = [played for played in self._played if played.block >= back.block]
+        self._played = self._played[: len(self._played) - len(gone)]
+        self._again = None if back.seed is None else replace(self._cue_again(back, gone), seed=back.seed)
+        self._ahead = self._elapsed() - back.seconds
+        self._num_gone += self._num_frames - round(back.seconds * FRAME_RATE)
+        self.backs.append(back)
+
+    def _cue_again(self, back: Back, gone: list[Played]) -> Cue:
+        """What began at the block that a run goes back to, else what was in effect, without a switch."""
+        if gone and gone[0].block == back.block:
+            return gone[0].cue
+        newest = self._played[-1]
+        cue = replace(newest.cue, seconds=back.seconds, policy=Policy.KEEP, blend_seconds=None)
+        if newest.cue.policy is not Policy.BLEND:
+            return cue
+        left = blend_blocks(newest.cue.blend_seconds, self._block_latent_frames) - (back.block - newest.block)
+        rest = max(0, left) * self._block_latent_frames * TIME_STRIDE / FRAME_RATE
+        return replace(cue, policy=Policy.BLEND, blend_seconds=rest) if rest else cue
 
     def settle(self) -> None:
         """No more frames come out: a later cue than the first whose block was not finished was not played."""
@@ -244,27 +402,53 @@ class LiveControl:
 
     def _hold(self, index: int, due: float) -> None:
         """Wait until a block may begin, in real time at `due` seconds; raise _Stop if there is to be none."""
-        while not self._is_stopping:
-            ahead = due - self._elapsed() if self.pace == REAL_TIME else 0.0
+        while not self._is_due_back():
+            if index < self._num_replayed:
+                return self._check()
+            if self._is_stopping:
+                break
+            ahead = due + self._ahead - self._elapsed() if self.pace == REAL_TIME else 0.0
             if not self._is_paused and ahead <= 0:
-                return
-            self._check()
-            with self._lock:
-                self._lock.wait(POLL_SECONDS if self._is_paused else min(ahead, POLL_SECONDS))
-        if index:
+                return None
+            self._wait(POLL_SECONDS if self._is_paused else min(ahead, POLL_SECONDS))
+        if index or not self._is_stopping:
             raise _Stop
+
+    @property
+    def _num_replayed(self) -> int:
+        """The first blocks of the run that are made once more as they were."""
+        return self.backs[-1].block if self.backs else 0
+
+    def _wait(self, seconds: float = POLL_SECONDS) -> None:
+        self._check()
+        with self._lock:
+            self._lock.wait(seconds)
 
     def _play(self, index: int, seconds: float, cue: Cue | None, ticket: Ticket | None) -> Cue | None:
         """The cue of a block that begins at `seconds`, noted as played; sent before scheduled."""
+        again = self._again if index == self._num_replayed else None
         if ticket:  # a seed that begins here does so all the same
-            cue = replace(ticket.cue, seconds=seconds, seed=cue and cue.seed)
+            seed = again.seed if again else cue and cue.seed
+            cue = replace(ticket.cue, seconds=seconds, seed=seed)
+        elif again:
+            cue = replace(again, seconds=seconds)
         elif cue and not index:  # frames cut off from an earlier video may delay it
             cue = replace(cue, seconds=seconds)
         if cue:
             with self._change():
-                self._played.append(Played(index, seconds, cue, ticket))
-                self._has_played_sent = self._has_played_sent or ticket is not None
+                is_live = ticket is not None or again is not None
+                self._played.append(Played(index, seconds, cue, ticket, is_live=is_live))
         return cue
+
+
+def check_place(block: int | None, seconds: float | None) -> None:
+    """ScheduleError unless one of them is given, and is 0 or more."""
+    if (block is None) == (seconds is None):
+        raise ScheduleError("give either the block or the seconds to go back to")
+    value, kinds = (seconds, (int, float)) if block is None else (block, (int,))
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= MAX_SECONDS:
+        what = "number of seconds" if block is None else "whole number of a block"
+        raise ScheduleError(f"{quoted(value)} is no {what} to go back to; use 0 or more")
 
 
 def newest_within(played: list[Played]) -> list[Played]:
