@@ -54,7 +54,7 @@ logger = logging.getLogger("longlive")
 class Chunk(NamedTuple):
     """One block: its latents, and the frames [F, H, W, 3] in [0, 1] it adds to the video.
 
-    `begins` frames of the run come before them. Where that is less than came before, the run was taken back:
+    `begins` frames of the run come before them: less than were yielded where the run was taken back, and
     what came from there on counts no longer.
     """
 
@@ -94,8 +94,13 @@ class Going:
 
     def back_at(self, block: int, rewind: Rewind) -> "Going":
         """The run, back at a block."""
-        plan = self.plan.with_seeds(self.live.seeds(self.plan.first_block))
-        return replace(self, plan=plan, restart=rewind.restart(block))
+        first_block, restart = self.plan.first_block, rewind.restart(block)
+        begins, begun = self.plan.past_frames, restart.state
+        end, num_frames = (begun.num_blocks, begun.num_frames - begins) if begun else (first_block, 0)
+        rewind.on_back(num_frames)
+        self.live.out(end - first_block - 1, num_frames)
+        plan = self.plan.with_seeds(self.live.seeds(first_block))
+        return replace(self, plan=plan, restart=restart)
 
 
 @dataclass

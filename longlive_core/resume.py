@@ -348,19 +348,21 @@ class Rewind(Snapshots):
     """Keeps what a run needs to go back: all its `blocks`, by number, and the newest states of those taken.
 
     A state is taken where `can_be_cut` says that the consumer's video can be cut, unless that would cost more
-    than a thirtieth of the run's time; those of more than `budget` bytes are forgotten.
+    than a thirtieth of the run's time; those of more than `budget` bytes are forgotten. `on_back` is called
+    when the run goes back, with the number of its frames that stay; the next ones come after these.
     """
 
     def __init__(
         self,
         can_be_cut: Callable[[], bool] = lambda: True,
+        on_back: Callable[[int], None] = lambda num_frames: None,
         budget: int = STATES_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__(self._is_worth_it, self._keep)
         self.blocks: dict[int, Block] = {}
         self.states: list[VideoState] = []
-        self._can_be_cut, self._budget, self._clock = can_be_cut, budget, clock
+        self._can_be_cut, self.on_back, self._budget, self._clock = can_be_cut, on_back, budget, clock
         self._taken, self._cost = clock(), 0.0
 
     def add(self, block: Block) -> None:
@@ -373,7 +375,7 @@ class Rewind(Snapshots):
         self.blocks = dict([*earlier.blocks.items()][:num_blocks])
         self.states = [*earlier.states]
 
-    def begin(self) -> Restart:
+    def first_restart(self) -> Restart:
         """Where a run goes on that took blocks over: all of them are decoded once more."""
         restart = self.restart(max(self.blocks, default=-1) + 1)
         end = restart.state.num_blocks if restart.state else 0

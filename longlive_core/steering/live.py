@@ -53,7 +53,7 @@ class Back:
     """A run is to go back to a block, counted from its first, which begins at `seconds`.
 
     What it makes from there on begins from noise of `seed`, if there is one. With `keep`, what is taken back
-    is to be saved first: `played` is the schedule of all of it. `ticket` is of the prompt that came with it.
+    is to be saved first. `ticket` is of the prompt that came with it, `played` what was played before.
     """
 
     block: int
@@ -324,8 +324,7 @@ class LiveControl:
             self._wait()
         with self._change():
             back, self._back = self._back, None
-            if back.keep:
-                back = replace(back, played=self._made_schedule())
+            back = replace(back, played=self._made_schedule())
             self._forget(back)
         return back
 
