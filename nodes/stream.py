@@ -103,8 +103,7 @@ class LongLiveStream(io.ComfyNode):
         live = LiveRun(cls.hidden.unique_id, size, settings, workflow, *about, **steering)
         live.notes = begins.notes
         run = Run(parts, plan, past, cls.hidden.unique_id, live.notes, **wanted)
-        is_passed_on = is_in_another_file(cls.hidden)
-        with live.going_on(), host.video_file(PREFIX, live.id, is_passed_on) as video:
+        with live.going_on(), host.video_file(PREFIX, live.id, is_in_another_file(cls.hidden)) as video:
             latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden), sound))
         return io.NodeOutput(video.as_input(), latent, ui=video.as_listing() | live.as_listing())
 
