@@ -21,7 +21,7 @@ from tests.test_live import wait_for
 
 RED, GREEN = "a red circle drifts right over navy", "a green star drifts left over plum"
 SCENE = f"0 {RED}\n0.5s => cut, image star.png: {GREEN}"  # at block 1
-SECONDS = 1.3  # two blocks
+SECONDS, LONG = 1.3, 1.6  # two blocks, three
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(pipeline, folder) -> tuple[Tensor, Tensor, VideoState]:
-    return made(pipeline, asked(folder, SCENE))
+    return made(pipeline, asked(folder, SCENE, LONG))
 
 
 def asked(folder: Path, text: str, seconds: float = SECONDS, **more) -> Request:
@@ -90,7 +90,7 @@ def test_a_scene_begins_with_it_and_nothing_before_it_knows(pipeline, folder, wh
     frames, latents, _ = made(replace(pipeline, encoder=Counting()), asked(folder, text, 2.0))
     plain = made(pipeline, asked(folder, f"0 image sub/a b.webp: {RED}", 0.5))
     assert torch.equal(latents[:, :, :3], plain[1]) and torch.equal(frames[:8], plain[0])
-    assert torch.equal(latents[:, :, 3:6], whole[1][:, :, 3:]), "nothing of what was before"
+    assert torch.equal(latents[:, :, 3:6], whole[1][:, :, 3:6]), "nothing of what was before"
     assert torch.equal(latents[:, :, 3:4], encoded(pipeline, folder / "star.png"))
     assert torch.equal(latents[:, :, 6:7], latents[:, :, :1]) and counted == ["encode"] * 2
     shown = next(Footage(folder / "star.png").frames(64, 64))[0]
@@ -105,7 +105,7 @@ def test_two_parts_are_the_whole(pipeline, folder, tmp_path, whole, seconds) -> 
     rest = f"0.0625s => image star.png: {GREEN}" if seconds == 0.5 else ""
     text = f"0 {RED}\n{rest}" if rest else f"0 {GREEN}"
     state = VideoState.load(tmp_path / "state")
-    other = made(pipeline, asked(folder, text, SECONDS - seconds, state=state))
+    other = made(pipeline, asked(folder, text, LONG - seconds, state=state))
     assert torch.equal(torch.cat((one[0], other[0])), whole[0])
 
 
