@@ -97,10 +97,9 @@ class LongLiveStream(io.ComfyNode):
         settings = plan.settings() | environment(host.device()) | model.settings()
         settings |= {"past_latent_frames": past.num_frames} | ({"sound": sound.settings} if sound else {})
         steering = {"pace": pace, "room": UnloadingRoom(schedule.has_room, lambda: parts.load(plan))}
-        steering |= {"on_switch": window.on_switch if window else None}
+        steering |= {"on_switch": window.on_switch if window else None, "images": plan.request.images}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
-        about = (schedule.warnings_of, plan.request.images)
-        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, *about, **steering)
+        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, schedule.warnings_of, **steering)
         live.notes = begins.notes
         run = Run(parts, plan, past, cls.hidden.unique_id, live.notes, **wanted)
         with live.going_on(), host.video_file(PREFIX, live.id, is_in_another_file(cls.hidden)) as video:
