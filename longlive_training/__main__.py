@@ -9,6 +9,7 @@ from longlive_core.mini.loader import WEIGHTS
 from . import distil_mini, proof
 from .autoencoder import train_autoencoder
 from .card import evaluate
+from .control import train_control
 from .distil.command import add_commands
 from .distil.maker import add_command as add_prompts
 from .distil.plan import add_command as add_plan
@@ -30,18 +31,21 @@ def main() -> None:
         _stage(stages, "autoencoder", train_autoencoder, "frames <-> latents", 4000),
         _stage(stages, "transformer", train_transformer, "prompts and past latents -> next latents", 2500),
         _stage(stages, "tuning", tune, "streaming long tuning on the transformer's own rollouts", 1000),
+        _stage(stages, "control", train_control, "the layers of VACE, on top of a packaged Mini", 200),
     ]
-    for stage, lr in zip(training, (1.2e-3, 1.5e-3, 3e-4), strict=True):
+    for stage, lr in zip(training, (1.2e-3, 1.5e-3, 3e-4, 2e-3), strict=True):
         stage.add_argument("--lr", type=float, default=lr)
-    for stage in training[1:]:
+    for stage in training[1:3]:
         stage.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
     for stage in training[:2]:
         stage.add_argument("--start", type=Path, help="go on from these weights, e.g. a packaged Mini")
     training[2].add_argument("--transformer", type=Path, default=TRANSFORMER)
+    training[3].add_argument("--weights", type=Path, default=WEIGHTS)
     packing = stages.add_parser("package", help="trained parts -> the file that ships")
     packing.set_defaults(command=package)
     packing.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
     packing.add_argument("--generator", type=Path, default=TUNING)
+    packing.add_argument("--control", type=Path, help="trained VACE layers, into vace.safetensors next to it")
     packing.add_argument("--out", type=Path, default=WEIGHTS)
     measuring = stages.add_parser("evaluate", help="the judge's figures on held-out combinations")
     measuring.set_defaults(command=evaluate)
@@ -49,6 +53,7 @@ def main() -> None:
     measuring.add_argument("--videos", type=int, default=64)
     measuring.add_argument("--ablation", type=int, default=0, metavar="VIDEOS")
     measuring.add_argument("--given", type=int, default=0, metavar="VIDEOS", help="of images and footage too")
+    measuring.add_argument("--control", type=int, default=0, metavar="VIDEOS", help="of silhouettes followed")
     measuring.add_argument("--untuned", type=Path, help="a package of the transformer before tuning")
     measuring.add_argument("--out", type=Path, help="write the figures as JSON")
     measuring.add_argument("--card", action="store_true", help="write the figures into the model card")

@@ -7,6 +7,7 @@ from longlive_core.config import SWITCH_POLICIES, Policy, WindowConfig
 from longlive_core.mini.loader import WEIGHTS, Mini, load_mini
 
 from .evaluate import LONG_SECONDS, SHORT_SECONDS, autoencoder_figures, single_prompt_figures, switch_figures
+from .evaluate_control import control_figures
 from .evaluate_given import given_figures
 
 FULL_VIDEOS = 4  # of full attention over four minutes, where a block costs twenty ordinary ones
@@ -26,14 +27,15 @@ def evaluate(
     videos: int = 64,
     ablation: int = 0,
     given: int = 0,
+    control: int = 0,
     untuned: Path | None = None,
     out: Path | None = None,
     card: bool = False,
 ) -> None:
     """Print every figure: `videos` for each bar, `ablation` for each row of the paper's tables (0: none).
 
-    `given` for each row of images and footage. `untuned` is a packaged Mini as teacher forcing left it: its
-    videos are measured too.
+    `given` for each row of images and footage, `control` for each of silhouettes. `untuned` is a packaged
+    Mini as teacher forcing left it: its videos are measured too.
     """
     mini, figures = load_mini(weights), {}
     if videos:
@@ -45,6 +47,8 @@ def evaluate(
         figures |= ablations(mini, ablation)
     if given:
         figures |= given_figures(mini, given)
+    if control:
+        figures |= control_figures(mini, control)
     print(json.dumps(figures, indent=2))
     if out:
         out.write_text(json.dumps(figures, indent=2) + "\n")

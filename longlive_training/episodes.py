@@ -7,6 +7,7 @@ shape stands anywhere: it is made from its given first frame. Footage begins in 
 first block is given. Half of the first prompts of these two name only the motion, or nothing.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
 from pathlib import Path
@@ -46,7 +47,8 @@ class Kind(StrEnum):
 class Episodes:
     """A batch of one kind: latents [B, C, T, H, W], object cells [B, T, H, W], and three prompts each.
 
-    `prompts` holds for each episode the sink's, the one before and the one after the switch.
+    `prompts` holds for each episode the sink's, the one before and the one after the switch. `context`
+    [B, 96, T, H, W] is what the video follows, where VACE is trained.
     """
 
     latents: Tensor
@@ -54,12 +56,14 @@ class Episodes:
     prompts: list[tuple[str, str, str]]
     switch: int
     kind: Kind
+    context: Tensor | None = None
 
     def pick(self, count: int, rng: torch.Generator) -> "Episodes":
         """A random batch of these episodes."""
         rows = torch.randint(len(self.prompts), (count,), generator=rng)
         prompts = [self.prompts[i] for i in rows.tolist()]
-        return Episodes(self.latents[rows], self.cells[rows], prompts, self.switch, self.kind)
+        context = None if self.context is None else self.context[rows]
+        return Episodes(self.latents[rows], self.cells[rows], prompts, self.switch, self.kind, context)
 
 
 @torch.no_grad()
@@ -69,7 +73,7 @@ def shoot(
     """Film and encode `count` episodes that change at block `switch`."""
     first = [random_attributes(rng) for _ in range(count)]
     is_far = kind is Kind.FAR
-    before = [random_attributes(rng) if _coin(rng) else a for a in first] if is_far else first
+    before = [random_attributes(rng) if coin(rng) else a for a in first] if is_far else first
     after = [random_change(rng, a) for a in before]
     seam = num_frames(switch * BLOCK)
     length = num_frames(NUM_BLOCKS * BLOCK)
@@ -83,7 +87,7 @@ def shoot(
     latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
     opened = [first_prompt(kind, a, rng) for a in first]
     prompts = [
-        (opening, _told(a, b, rng) if is_far else opening, _told(b, c, rng))
+        (opening, told(a, b, rng) if is_far else opening, told(b, c, rng))
         for opening, a, b, c in zip(opened, first, before, after, strict=True)
     ]
     return Episodes(latents.half(), object_cells(frames), prompts, switch, kind)
@@ -98,9 +102,9 @@ def start_of(kind: Kind, attributes: list[Attributes], rng: torch.Generator) -> 
 
 def first_prompt(kind: Kind, first: Attributes, rng: torch.Generator) -> str:
     """The first prompt: the full sentence; where frames are given, often only the motion."""
-    if kind not in (Kind.IMAGE, Kind.FOOTAGE) or _coin(rng):
+    if kind not in (Kind.IMAGE, Kind.FOOTAGE) or coin(rng):
         return first.prompt()
-    return "it goes on" if kind is Kind.FOOTAGE and _coin(rng) else f"it {first.motion}"
+    return "it goes on" if kind is Kind.FOOTAGE and coin(rng) else f"it {first.motion}"
 
 
 def object_cells(frames: Tensor) -> Tensor:
@@ -111,26 +115,36 @@ def object_cells(frames: Tensor) -> Tensor:
     return torch.cat((mask[:, :1], later), dim=1) > 0
 
 
-def _told(before: Attributes, after: Attributes, rng: torch.Generator) -> str:
+def told(before: Attributes, after: Attributes, rng: torch.Generator) -> str:
     """The full sentence, or only what changes: then the rest must be read from the past."""
-    return after.prompt() if _coin(rng) else change_prompt(before, after)
+    return after.prompt() if coin(rng) else change_prompt(before, after)
 
 
-def _coin(rng: torch.Generator) -> bool:
+def coin(rng: torch.Generator) -> bool:
+    """True half of the time."""
     return bool(torch.rand((), generator=rng) < 0.5)
 
 
 class Pool:
-    """Many episodes of every kind, kept in `path` for a resumed run; a share is rendered again at times."""
+    """Many episodes of every kind, kept in `path` for a resumed run; a share is rendered again at times.
+
+    `shoot` makes those of one kind.
+    """
 
     def __init__(
-        self, autoencoder: TinyAutoencoder, per_kind: int, size: int, rng: torch.Generator, path: Path
+        self,
+        autoencoder: TinyAutoencoder,
+        per_kind: int,
+        size: int,
+        rng: torch.Generator,
+        path: Path,
+        kinds: Sequence[Kind] = tuple(Kind),
+        shoot: Callable[..., Episodes] = shoot,
     ):
         self._autoencoder, self._per_kind, self._size, self._rng = autoencoder, per_kind, size, rng
-        self.kinds = [
-            *((switch, kind) for kind in (Kind.NEAR, Kind.IMAGE) for switch in SWITCHES),
-            *((switch, kind) for kind in (Kind.FAR, Kind.FOOTAGE) for switch in FAR_SWITCHES),
-        ]
+        self._shoot_kind = shoot
+        switches = {Kind.FAR: FAR_SWITCHES, Kind.FOOTAGE: FAR_SWITCHES}
+        self.kinds = [(switch, kind) for kind in kinds for switch in switches.get(kind, SWITCHES)]
         self._episodes = self._load(path) if path.exists() else self._shoot_all(path)
         self._oldest = 0
 
@@ -148,7 +162,7 @@ class Pool:
         return [kinds[kind] for kind in self.kinds]
 
     def _shoot(self, kind: tuple[int, Kind]) -> Episodes:
-        return shoot(self._autoencoder, self._per_kind, *kind, self._size, self._rng)
+        return self._shoot_kind(self._autoencoder, self._per_kind, *kind, self._size, self._rng)
 
     def pick(self, count: int) -> Episodes:
         """A random batch of a random kind."""

@@ -4,6 +4,7 @@ A Layout lists the passes: which latents, at which positions, under which prompt
 passes whose K and V each may attend to. The transformer is the one of inference; only the caches differ.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longlive_core.model.cache import LayerText, TextCache
+from longlive_core.model.causal_wan import Hints
+from longlive_core.model.layers import Modulation
+from longlive_core.model.vace import Vace
 
 from .episodes import BLOCK, Kind
 
@@ -21,12 +25,16 @@ MAX_DELAY = 3
 
 @dataclass(frozen=True)
 class Pass:
-    """One block as it goes through the transformer; `sees` are indices of passes, its own included."""
+    """One block as it goes through the transformer; `sees` are indices of passes, its own included.
+
+    `written` are those whose K and V a rollout writes together: all of a recache, else the pass alone.
+    """
 
     block: int
     prompt: int
     is_noisy: bool
     sees: tuple[int, ...]
+    written: tuple[int, ...]
 
 
 @dataclass
@@ -38,14 +46,14 @@ class Layout:
     def add(self, block: int, prompt: int, sees: list[int], is_noisy: bool = False) -> int:
         """Append a pass that sees those earlier passes and itself."""
         index = len(self.passes)
-        self.passes.append(Pass(block, prompt, is_noisy, (*sees, index)))
+        self.passes.append(Pass(block, prompt, is_noisy, (*sees, index), (index,)))
         return index
 
     def add_together(self, blocks: list[int], prompt: int, sees: list[int]) -> list[int]:
         """Append clean passes that also see one another: a recache."""
         start = len(self.passes)
         indices = list(range(start, start + len(blocks)))
-        self.passes += [Pass(b, prompt, False, (*sees, *indices)) for b in blocks]
+        self.passes += [Pass(b, prompt, False, (*sees, *indices), tuple(indices)) for b in blocks]
         return indices
 
 
@@ -102,11 +110,11 @@ def _choose(targets: list, count: int, rng: torch.Generator) -> list:
 class SideBySide:
     """Stands in for the KV cache: nothing is stored, every pass gets the K and V of the passes it sees."""
 
-    def __init__(self, layout: Layout, num_layers: int):
-        seen = [p.sees + (p.sees[-1],) * (SEEN - len(p.sees)) for p in layout.passes]
-        valid = [[i < len(p.sees) for i in range(SEEN)] for p in layout.passes]
+    def __init__(self, seen: list[tuple[int, ...]], num_layers: int):
+        """Of each pass, the indices of those that it sees."""
+        valid = [[i < len(sees) for i in range(SEEN)] for sees in seen]
         self._num_passes = len(seen)
-        self._seen = torch.tensor(seen).flatten()
+        self._seen = torch.tensor([sees + (sees[-1],) * (SEEN - len(sees)) for sees in seen]).flatten()
         self._valid = torch.tensor(valid)
         self.mask: Tensor | None = None
         self.layers = [self] * num_layers
@@ -121,6 +129,21 @@ class SideBySide:
     def _gather(self, x: Tensor) -> Tensor:
         x = x.unflatten(1, (self._num_passes, -1)).index_select(1, self._seen)
         return x.unflatten(1, (self._num_passes, SEEN)).flatten(2, 3).flatten(0, 1)
+
+
+def hints_by_pass(
+    vace: Vace, context: Tensor, layout: Layout, text: TextCache, times: list[Modulation], rotations: Tensor
+) -> Hints:
+    """What VACE adds to all passes under their context; each sees what a rollout writes with it, no more."""
+    caches = SideBySide([p.written for p in layout.passes], len(vace.layers))
+
+    def made(run: Callable[..., None], parts: list[Tensor], _: int) -> Iterator[list[Tensor]]:
+        parts = [vace.embedded(context) + parts[0]]
+        for layer, cache, prompt, time in zip(vace.layers, caches.layers, text.layers, times, strict=True):
+            run(layer, parts, rotations, (time,), cache, prompt)
+            yield [layer.after_proj(parts[0])]
+
+    return Hints(vace.places, 1.0, made)
 
 
 def text_by_pass(text: TextCache, layout: Layout, batch: int) -> TextCache:

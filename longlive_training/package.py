@@ -2,18 +2,24 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from longlive_core.mini.loader import WEIGHTS, WORDS_KEY
+from longlive_core.mini.loader import VACE_NAME, WEIGHTS, WORDS_KEY
 
 from .autoencoder import load_autoencoder
 from .transformer import load_generator
 from .world import vocabulary
 
 
-def package(autoencoder: Path, generator: Path, out: Path = WEIGHTS) -> None:
-    """Write transformer, autoencoder and words, in fp16, with the vocabulary in the metadata."""
+def package(autoencoder: Path, generator: Path, control: Path | None = None, out: Path = WEIGHTS) -> None:
+    """Write transformer, autoencoder and words, in fp16, with the vocabulary in the metadata.
+
+    The VACE layers of `control`, if given, go into `vace.safetensors` next to it.
+    """
+    if control:
+        layers = {name: tensor.half().contiguous() for name, tensor in load_file(control).items()}
+        save_file(layers, out.with_name(VACE_NAME))
     model = load_generator(generator)
     parts = {
         "transformer": model.transformer,

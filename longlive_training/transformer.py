@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from longlive_core.config import MINI
 from longlive_core.geometry import tokens_per_frame
+from longlive_core.model.cache import TextCache
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.rollout.noise import TIMESTEP_SCALE, shifted_sigmas
 from longlive_core.text.words import WordEncoder
@@ -15,7 +16,16 @@ from longlive_core.vae.tiny import TinyAutoencoder
 
 from .autoencoder import load_autoencoder
 from .episodes import BLOCK, Episodes, Kind, Pool
-from .forcing import Layout, SideBySide, attend_by_pass, plan, positions_of, text_by_pass, told_at
+from .forcing import (
+    Layout,
+    SideBySide,
+    attend_by_pass,
+    hints_by_pass,
+    plan,
+    positions_of,
+    text_by_pass,
+    told_at,
+)
 from .runs import MuonAndAdam, Run, exponential_average
 from .world import vocabulary
 
@@ -153,15 +163,25 @@ def pass_sigmas(layout: Layout, batch: int, rng: torch.Generator) -> Tensor:
 def predict(
     model: Generator, latents: Tensor, sigmas: Tensor, layout: Layout, episodes: Episodes, gap: int
 ) -> Tensor:
-    """Flow of all passes; clean passes get timestep 0 whatever their noise, as in inference."""
+    """Flow of all passes; clean passes get timestep 0 whatever their noise, as in inference.
+
+    Episodes with context are followed by the transformer's VACE.
+    """
     transformer = model.transformer
     is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
     prompts = [prompt for three in episodes.prompts for prompt in three]
-    text = text_by_pass(transformer.encode_text(model.words(prompts)), layout, len(episodes.prompts))
+    embeds, count = model.words(prompts), len(episodes.prompts)
+    text = text_by_pass(transformer.encode_text(embeds), layout, count)
     rotations = transformer.rotations(positions_of(layout, gap), *latents.shape[-2:])
-    caches = SideBySide(layout, len(transformer.layers))
-    time = transformer.modulations(TIMESTEP_SCALE * sigmas * is_noisy, tokens_per_frame(*latents.shape[-2:]))
-    return transformer(latents, time, rotations, caches, text)
+    caches = SideBySide([p.sees for p in layout.passes], len(transformer.layers))
+    levels = TIMESTEP_SCALE * sigmas * is_noisy, tokens_per_frame(*latents.shape[-2:])
+    hints = None
+    if episodes.context is not None:
+        vace, context = transformer.vace, by_pass(episodes.context.float(), layout, 2)
+        own = text_by_pass(TextCache(transformer.text_of(vace.layers, embeds)), layout, count)
+        times, _ = transformer.modulations_of(vace.layers, *levels)
+        hints = hints_by_pass(vace, context, layout, own, times, rotations)
+    return transformer(latents, transformer.modulations(*levels), rotations, caches, text, hints=hints)
 
 
 def _gap(episodes: Episodes, rng: torch.Generator) -> int:

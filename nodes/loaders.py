@@ -154,7 +154,7 @@ class LongLiveLoadMini(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         mini = load_mini()
-        model = StreamModel(MINI, host.managed(mini.transformer), "fp32")
+        model = StreamModel(MINI, host.managed(mini.transformer), "fp32", has_vace=True)
         return io.NodeOutput(model, MiniClip(mini.words), OwnVae(mini.autoencoder, MINI))
 
 

@@ -3,13 +3,16 @@
 import torch
 from torch.testing import assert_close
 
-from longlive_core.config import MINI, Policy
+from longlive_core.config import CONTEXT_CHANNELS, MINI, Policy
 from longlive_core.mini.loader import WEIGHTS
+from longlive_core.model.vace import ControlledWan
 from longlive_core.rollout.rollout import recache
 from longlive_core.rollout.scene import Scene
 from longlive_training.card import with_figures
+from longlive_training.control import fresh_vace, shoot_followed
 from longlive_training.episodes import BLOCK, Episodes, Kind
 from longlive_training.forcing import plan
+from longlive_training.judge import position_steps, read
 from longlive_training.muon import orthogonalised
 from longlive_training.runs import MuonAndAdam, Run, exponential_average
 from longlive_training.transformer import (
@@ -79,9 +82,61 @@ def test_teacher_forcing_of_an_image_computes_what_the_rollout_does_with_a_given
         assert_close(flow[:, :, index * BLOCK : (index + 1) * BLOCK], cached, atol=1e-4, rtol=1e-4)
 
 
-def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int) -> torch.Tensor:
+def test_teacher_forcing_under_control_computes_what_the_controlled_rollout_computes() -> None:
+    for told, switch in ((3, 3), (6, 7)):
+        torch.manual_seed(switch)
+        model, rng = Generator().eval(), torch.Generator().manual_seed(0)
+        model.transformer.vace = fresh_vace(model.transformer)
+        for layer in model.transformer.vace.layers:
+            torch.nn.init.normal_(layer.after_proj.weight, std=0.1)
+        latents = torch.randn(1, MINI.model.latent_channels, 11 * BLOCK, 4, 4)
+        context = torch.randn(1, CONTEXT_CHANNELS, 11 * BLOCK, 4, 4)
+        cells = torch.zeros(1, 11 * BLOCK, 4, 4)
+        episodes = Episodes(latents, cells, [PROMPTS], switch, Kind.NEAR, context)
+        layout = plan(told, switch, Kind.NEAR, rng, 8)
+        is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
+        sigmas = torch.where(is_noisy, 0.8, 0.0)[None]
+        with torch.no_grad():
+            flow = predict(model, by_pass(latents, layout, 2), sigmas, layout, episodes, gap=0)
+            for index, one in enumerate(layout.passes):
+                if one.is_noisy:
+                    ours = flow[:, :, index * BLOCK : (index + 1) * BLOCK]
+                    cached = cached_flow(model, latents, one.block, told, context)
+                    assert_close(ours, cached, atol=1e-4, rtol=1e-4)
+                    alone = cached_flow(model, latents, one.block, told)
+                    assert not torch.allclose(cached, alone, atol=1e-2)
+
+
+def test_silhouettes_show_where_the_shape_of_the_video_is() -> None:
+    rng = torch.Generator().manual_seed(0)
+    autoencoder = frozen_autoencoder(WEIGHTS)
+    episodes = shoot_followed(autoencoder, 6, 4, Kind.IMAGE, 64, rng)
+    context = episodes.context.float()
+    assert context.shape == (6, CONTEXT_CHANNELS, 33, 8, 8) and context[:, 32:, 1:].eq(1).all()
+    assert context[:, 32:, 0].eq(0).all(), "the first frame is given"
+    assert torch.equal(context[:, :16, 0].half(), episodes.latents[:, :, 0])
+    with torch.no_grad():
+        shown = [autoencoder.decode(part.float())[0] for part in (context[:, 16:32], episodes.latents)]
+    far, free = [], 0
+    for white, frames in zip(*shown, strict=True):
+        is_free = read(white).mass < 0.05
+        both = torch.stack((read(white).place, read(frames).place), dim=1).flatten(0, 1)
+        far.append(position_steps(both)[::2][~is_free][5:])
+        free += int(is_free.sum())
+    assert torch.cat(far).median() < 1 and 0 < free < 6 * 129 / 2
+
+
+def cached_flow(
+    model: Generator,
+    latents: torch.Tensor,
+    block: int,
+    switch: int,
+    context: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The flow of a block by inference: committed block by block, recached at the switch."""
     transformer = model.transformer
+    if context is not None:
+        transformer = ControlledWan(transformer, lambda index, _: context.split(BLOCK, dim=2)[index])
     scene = Scene(transformer, latents[:, :, :BLOCK], MINI.window, 0)
     text = transformer.encode_text(model.words([PROMPTS[0]]))
     for past in range(block):
@@ -89,12 +144,16 @@ def cached_flow(model: Generator, latents: torch.Tensor, block: int, switch: int
             text = transformer.encode_text(model.words([PROMPTS[2]]))
             recache(scene, text, Policy.RECACHE)
         clean = latents[:, :, past * BLOCK : (past + 1) * BLOCK]
+        if context is not None:
+            scene.control(transformer.context_of(past, False))
         scene.open(past * BLOCK, BLOCK)
         scene.fill_cache(clean, text)
         scene.append(clean)
     if block == switch:
         text = transformer.encode_text(model.words([PROMPTS[2]]))
         recache(scene, text, Policy.RECACHE)
+    if context is not None:
+        scene.control(transformer.context_of(block, False))
     scene.open(block * BLOCK, BLOCK)
     return scene.flow(latents[:, :, block * BLOCK : (block + 1) * BLOCK], 0.8, text)
 

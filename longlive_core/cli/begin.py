@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import Preset
+from ..config import MINI, Preset
 from ..control import Control
 from ..footage import CROP, FITS, Footage, first_frames, newest, size_like
 from ..geometry import FRAME_RATE
@@ -140,7 +140,7 @@ def check_options(options: argparse.Namespace) -> None:
         if all(getattr(options, name) for name in pair):
             raise ValueError(f"--{pair[0]} and --{pair[1]} exclude each other; leave one of them out")
     follows = options.control or options.reference
-    if follows and not options.vace:
+    if follows and not options.vace and options.model != MINI.name:
         raise ValueError("control needs the layers of VACE; give --vace vace-1.3b or a file of it too")
     needs = [("strength", options.strength is not None, "video"), ("start", options.start != 0, "video")]
     needs += [("mask", options.mask, "control"), ("control-strength", options.control_strength, "control")]

@@ -12,8 +12,10 @@ from ..model.causal_wan import CausalWan
 from ..text.words import WordEncoder
 from ..vae.tiny import TinyAutoencoder
 from ..weights.files import first_line
+from ..weights.vace import graft
 
 WEIGHTS = Path(__file__).parent / "mini.safetensors"
+VACE_NAME = "vace.safetensors"  # next to the weights that it was trained on
 WORDS_KEY = "words"
 
 
@@ -32,6 +34,7 @@ class Mini(NamedTuple):
 def load_mini(weights: Path = WEIGHTS, attend: Attend = sdpa) -> Mini:
     """Build Mini from one safetensors file (prefixes transformer., autoencoder., words.), in fp32 on the CPU.
 
+    Its VACE layers, for control, are those of `vace.safetensors` next to the file, if that is there.
     Raises ValueError, which names the file, when it is missing, damaged or not Mini's.
     """
     try:
@@ -49,6 +52,8 @@ def load_mini(weights: Path = WEIGHTS, attend: Attend = sdpa) -> Mini:
             f"LongLive Mini cannot be loaded from {weights}: {reason}; reinstall the pack to restore the file"
         ) from error
     mini.autoencoder.to(memory_format=torch.channels_last)
+    if (vace := weights.with_name(VACE_NAME)).exists():
+        graft(mini.transformer, vace, "fp32")
     return Mini(*(part.eval().requires_grad_(False) for part in mini))
 
 
