@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from longlive_core import PromptSchedule, load_pipeline
 from longlive_core.config import WindowConfig
+from longlive_core.control import Control
 from longlive_core.footage import newest
 from longlive_core.pipeline import Source, as_uint8
 
@@ -39,8 +40,9 @@ def frames(workflow: dict) -> Image.Image:
     schedules = [values[0] for values in values_of(workflow, "LongLivePromptSchedule")]
     streams, windows = values_of(workflow, "LongLiveStream"), values_of(workflow, "LongLiveFrameSink")
     seconds, seed, prompts = sum(values[2] for values in streams), streams[0][3], schedules[0]
-    if used := values_of(workflow, "LongLiveSource") or values_of(workflow, "ImageFromBatch"):
-        return joined(streams, schedules, used[0])
+    for kind in ("LongLiveSource", "ImageFromBatch", "ThresholdMask"):
+        if used := values_of(workflow, kind):
+            return joined(streams, schedules, kind, used[0])
     if "real time" in streams[0]:
         prompts, seconds = prompts + TYPED, 30
     if len(windows) == 2:
@@ -55,7 +57,7 @@ def frames(workflow: dict) -> Image.Image:
     return Image.fromarray(picture).resize((SIDE, SIDE))
 
 
-def joined(streams: list[list], schedules: list[str], used: list) -> Image.Image:
+def joined(streams: list[list], schedules: list[str], kind: str, used: list) -> Image.Image:
     """What Mini makes of a clip, in a row, and what it makes from the clip, below."""
     mini = load_pipeline()
     (_, _, seconds, seed, *_), later = streams
@@ -64,6 +66,8 @@ def joined(streams: list[list], schedules: list[str], used: list) -> Image.Image
         request = {"source": Source(clip, used[1])}
     elif used[0] == "continue":
         request = {"past": mini.encode(newest([clip], 12))}
+    elif kind == "ThresholdMask":
+        request = {"control": Control((clip[..., :1] > used[0]).float().expand(clip.shape))}
     else:
         request = {"given": mini.encode(clip[used[0] : used[0] + 1])}
     made = torch.cat(list(mini.stream(schedules[1], later[2], seed=later[3], **request)))

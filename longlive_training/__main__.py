@@ -39,6 +39,7 @@ def main() -> None:
         stage.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
     for stage in training[:2]:
         stage.add_argument("--start", type=Path, help="go on from these weights, e.g. a packaged Mini")
+    training[1].add_argument("--unnamed", type=float, default=0.2, help="share of steps that name no look")
     training[2].add_argument("--transformer", type=Path, default=TRANSFORMER)
     training[3].add_argument("--weights", type=Path, default=WEIGHTS)
     packing = stages.add_parser("package", help="trained parts -> the file that ships")

@@ -93,6 +93,17 @@ def plan(told: int, switch: int, kind: Kind, rng: torch.Generator, noisy: int) -
     return layout
 
 
+def plan_unchanged(blocks: int, first_asked: int, rng: torch.Generator, noisy: int) -> Layout:
+    """A short video under its first prompt; noisy targets from block `first_asked` on, that one twice."""
+    layout, committed = Layout(), {}
+    for block in range(blocks - 1):
+        committed[block] = layout.add(block, 0, _window(committed, block))
+    others = torch.randint(first_asked, blocks, (noisy - 2,), generator=rng).tolist()
+    for block in (first_asked, first_asked, *others):
+        layout.add(block, 0, _window(committed, block), is_noisy=True)
+    return layout
+
+
 def _window(committed: dict[int, int], block: int) -> list[int]:
     """The passes of the sink and of the two blocks before `block`."""
     return [committed[b] for b in sorted({0, block - 2, block - 1}) if 0 <= b < block]

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 
 import torch
 from safetensors.torch import save_file
@@ -84,8 +86,7 @@ class Run:
         )
         self.step = 0
         self._saved = time.monotonic()
-        self._sums: dict[str, float] = {}
-        self._summed = 0
+        self._values: defaultdict[str, list[float]] = defaultdict(list)  # since the last line of the log
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         self._bar = tqdm(total=steps, initial=self.step, unit="step", mininterval=10)
@@ -114,11 +115,10 @@ class Run:
         self.average.update_parameters(self.model)
         self._bar.update()
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._summed += 1
+            self._values[name].append(value)
         if self.step % LOG_STEPS == 0:
-            self._log({name: total / self._summed for name, total in self._sums.items()})
-            self._sums, self._summed = {}, 0
+            self._log({name: mean(values) for name, values in self._values.items()})
+            self._values.clear()
         if self.is_done or time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 

@@ -1,5 +1,6 @@
 """Train LongLive Mini's transformer and word encoder by teacher forcing on encoded films of the world."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,13 +16,14 @@ from longlive_core.text.words import WordEncoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 from .autoencoder import load_autoencoder
-from .episodes import BLOCK, Episodes, Kind, Pool
+from .episodes import BLOCK, Episodes, Kind, Pool, unnamed_prompt
 from .forcing import (
     Layout,
     SideBySide,
     attend_by_pass,
     hints_by_pass,
     plan,
+    plan_unchanged,
     positions_of,
     text_by_pass,
     told_at,
@@ -38,6 +40,7 @@ CONTEXT_NOISE = 0.15
 CONTEXT_SHARE = 0.7
 SIGMA_SHIFT = 3.0
 LIST_SHARE = 0.6  # of the noisy passes get one of the sigmas of inference
+UNNAMED_BLOCKS = 5  # of a video whose look no prompt names
 GIVEN_SHARE = 0.15  # of the batches of plain videos; an image is always given
 MAX_GAP = 1000  # latent frames: 250 s
 EMA = 0.995
@@ -74,8 +77,12 @@ def train_transformer(
     seed: int = 0,
     lr: float = 1.5e-3,
     start: Path | None = None,
+    unnamed: float = 0.2,
 ) -> None:
-    """Train (or resume) in `folder`, from fresh weights or those of `start`; leaves `model.safetensors`."""
+    """Train (or resume) in `folder`, from fresh weights or those of `start`; leaves `model.safetensors`.
+
+    `unnamed` is the share of the steps on short videos whose look is given and no prompt names.
+    """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     model = load_generator(start) if start else Generator()
@@ -87,7 +94,9 @@ def train_transformer(
         if run.step % REFRESH_STEPS == REFRESH_STEPS - 1:
             pool.refresh()
         optimizer.set_rate(lr * trapezoid(run.step, steps))
-        loss, figures = forcing_loss(model, pool.pick(BATCH), rng)
+        episodes, share = pool.pick(BATCH), float(torch.rand((), generator=rng))
+        is_unnamed = share < unnamed and episodes.kind is not Kind.FAR  # whose sink is another video's
+        loss, figures = (unnamed_loss if is_unnamed else forcing_loss)(model, episodes, rng)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -110,10 +119,43 @@ def forcing_loss(
     """Flow error of the noisy passes of one batch, weighted towards the shape, and its parts to log."""
     told = told_at(episodes.switch, episodes.kind, rng)
     layout = plan(told, episodes.switch, episodes.kind, rng, NOISY)
+    listed = shifted_sigmas(MINI.sigmas)
+    by_frame, blocks = flow_errors(model, episodes, layout, listed, num_given(episodes.kind, rng), rng)
+    return by_frame.mean(), {"later": float(by_frame[blocks > 0].mean().detach())}
+
+
+def unnamed_loss(
+    model: Generator, episodes: Episodes, rng: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """The same where an image or the first block is given and the prompt names nothing that is seen.
+
+    At the highest noise levels, where only the past can tell what is there.
+    """
+    is_image = episodes.kind is Kind.IMAGE
+    layout = plan_unchanged(min(UNNAMED_BLOCKS, episodes.switch), 0 if is_image else 1, rng, NOISY)
+    prompts = [(unnamed_prompt(first, rng),) * 3 for first, _, _ in episodes.prompts]
+    episodes = replace(episodes, prompts=prompts)
+    listed, given = shifted_sigmas(MINI.sigmas)[:2], num_given(episodes.kind, rng) if is_image else 0
+    by_frame, _ = flow_errors(model, episodes, layout, listed, given, rng)
+    return by_frame.mean(), {"unnamed": float(by_frame.mean().detach())}
+
+
+def flow_errors(
+    model: Generator,
+    episodes: Episodes,
+    layout: Layout,
+    listed: list[float],
+    num_given: int,
+    rng: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Flow error of each latent frame that is asked for [N], and its block [N].
+
+    Most noise levels are of those `listed`; `num_given` frames begin block 0.
+    """
     clean = by_pass(episodes.latents.float(), layout, 2)
     cells = by_pass(episodes.cells, layout, 1).float().unsqueeze(1)
-    given = given_frames(layout, num_given(episodes.kind, rng))
-    sigmas = pass_sigmas(layout, clean.shape[0], rng).masked_fill(given, 0.0)
+    given = given_frames(layout, num_given)
+    sigmas = pass_sigmas(layout, clean.shape[0], listed, rng).masked_fill(given, 0.0)
     noise = torch.randn(clean.shape, generator=rng)
     level = sigmas[:, None, :, None, None]
     flow = predict(model, torch.lerp(clean, noise, level), sigmas, layout, episodes, _gap(episodes, rng))
@@ -122,8 +164,7 @@ def forcing_loss(
     asked = noisy & ~given
     by_frame = error.mean(dim=(0, 1, 3, 4))[asked]
     blocks = torch.tensor([p.block for p in layout.passes]).repeat_interleave(BLOCK)[asked]
-    figures = {"later": float(by_frame[blocks > 0].mean().detach())}
-    return by_frame.mean(), figures
+    return by_frame, blocks
 
 
 def num_given(kind: Kind, rng: torch.Generator) -> int:
@@ -146,11 +187,10 @@ def by_pass(x: Tensor, layout: Layout, axis: int) -> Tensor:
     return x.index_select(axis, (starts[:, None] + torch.arange(BLOCK)).flatten())
 
 
-def pass_sigmas(layout: Layout, batch: int, rng: torch.Generator) -> Tensor:
+def pass_sigmas(layout: Layout, batch: int, listed: list[float], rng: torch.Generator) -> Tensor:
     """Noise level of every latent frame [B, T]: one a pass; clean passes get a little on most samples."""
     shape = (batch, len(layout.passes))
-    listed = torch.tensor(shifted_sigmas(MINI.sigmas))
-    from_list = listed[torch.randint(len(listed), shape, generator=rng)]
+    from_list = torch.tensor(listed)[torch.randint(len(listed), shape, generator=rng)]
     uniform = torch.rand(shape, generator=rng)
     shifted = SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)
     noisy = torch.where(torch.rand(shape, generator=rng) < LIST_SHARE, from_list, shifted)

@@ -161,7 +161,7 @@ def test_a_state_goes_on_from_a_video_with_an_image(files) -> None:
     (["--image", "image.png", "--resume", "x.state"], "--image and --resume exclude each other"),
     (["--mask", "image.png"], "--mask is of --control; give its --control FILE too"),
     (["--control-strength", "2"], "--control-strength is of --control; give its --control FILE too"),
-    (["--control", "footage.mp4"], "control needs the layers of VACE; give --vace vace-1.3b"),
+    (["--control", "footage.mp4", "--model", "x.pt"], "control needs the layers of VACE; give --vace"),
     (["--control", "footage.mp4", "--vace", "vace-1.3b"], "run longlive download vace-1.3b --folder models"),
     (["--with-source"], "--with-source names the video that --resume continues, or goes with --extend FILE"),
     (["--extend", "footage.mp4", "--with-source", "other.mp4"], "--with-source needs no name"),

@@ -243,9 +243,10 @@ def test_control_with_given_and_earlier_latents(tmp_path: Path) -> None:
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
-    pipeline = controlled(tmp_path)
+    pipeline, plain = controlled(tmp_path), load_pipeline()
+    plain.model.vace = None
     with pytest.raises(ValueError, match="longlive download vace"):
-        made(load_pipeline(), 1.0, control=Control(clip(20)))
+        made(plain, 1.0, control=Control(clip(20)))
     with pytest.raises(ValueError, match="frames of shape"):
         made(pipeline, 1.0, control=Control(clip(20)[:, :16]))
     with pytest.raises(ValueError, match="frames of shape"):

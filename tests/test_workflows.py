@@ -46,11 +46,19 @@ STOCK = {
         (Socket("image", "IMAGE"), Socket("batch_index", "INT"), Socket("length", "INT")),
         (Socket("IMAGE", "IMAGE"),),
     ),
+    "ImageToMask": schemas.NodeSchema(
+        (Socket("image", "IMAGE"), Socket("channel", "COMBO")), (Socket("MASK", "MASK"),)
+    ),
+    "ThresholdMask": schemas.NodeSchema(
+        (Socket("mask", "MASK"), Socket("value", "FLOAT")), (Socket("MASK", "MASK"),)
+    ),
+    "MaskToImage": schemas.NodeSchema((Socket("mask", "MASK"),), (Socket("IMAGE", "IMAGE"),)),
 }
 KNOWN = schemas.declared() | STOCK
 NOTE = "MarkdownNote"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-MINI = [file for file in WORKFLOWS if file.stem[0].isdigit()]  # nothing to download, in this order
+NUMBERED = [file for file in WORKFLOWS if file.stem[0].isdigit()]
+MINI = sorted(NUMBERED, key=lambda file: int(file.stem.split()[0]))  # nothing to download, in this order
 DOWNLOADED = [file for file in WORKFLOWS if "(download)" in file.stem]
 APPS = [file for file in WORKFLOWS if file.stem.endswith(".app")]
 MODELS = {"LongLive-1.3B", "SGF+"}
@@ -86,7 +94,7 @@ def values_of(node: dict) -> dict:
 
 
 def test_the_promised_workflows_are_there():
-    assert [file.stem[0] for file in MINI] == list("123456789") and "Start here" in MINI[0].stem
+    assert [int(file.stem.split()[0]) for file in MINI] == [*range(1, 11)] and "Start here" in MINI[0].stem
     for model in MODELS:
         of_model = {file.stem.removeprefix(model) for file in DOWNLOADED}
         assert of_model >= {f" {what} (download)" for what in ("one prompt", "six prompts", "four minutes")}

@@ -30,9 +30,9 @@ def add_footage(parser: argparse.ArgumentParser) -> None:
     add("--extend", type=Path, metavar="FILE", help="go on where this footage ends; times count from there")
     add("--start", type=float, default=0.0, metavar="S", help="of --video: seconds that are skipped")
     add("--fit", choices=FITS, default=CROP, help="of images and footage into the frame (default: crop)")
-    add("--control", type=Path, metavar="FILE", help="depth, pose, scribble or flow to follow; needs --vace")
+    add("--control", type=Path, metavar="FILE", help="depth, pose, scribble or flow to follow, by --vace")
     add("--mask", type=Path, metavar="FILE", help="of --control: white where to make, black where to keep it")
-    likeness = "an image of what is to appear, with --vace; may be repeated"
+    likeness = "an image of what is to appear, by --vace; may be repeated"
     add("--reference", type=Path, action="append", default=[], metavar="FILE", help=likeness)
     scale = "how much control counts: 0 to 2, 1 as trained (default: 1)"
     add("--control-strength", type=float, metavar="S", help=scale)

@@ -15,7 +15,7 @@ from longlive_core.geometry import FRAME_RATE
 from longlive_core.output.video import read_settings
 
 ROOT = Path(__file__).parents[2]
-WORKFLOWS = sorted((ROOT / "workflows").glob("[0-9] *.json"))  # of Mini: the others need a download
+WORKFLOWS = sorted((ROOT / "workflows").glob("[0-9]* *.json"))  # of Mini: the others need a download
 NODES = (
     "LongLiveLoadMini",
     "LongLiveLoadModel",
