@@ -1,4 +1,4 @@
-"""Trained parts -> the one safetensors file that ships: `python -m longlive_training package`."""
+"""Trained parts -> the safetensors files that ship: `python -m longlive_training package`."""
 
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from .world import vocabulary
 def package(autoencoder: Path, generator: Path, control: Path | None = None, out: Path = WEIGHTS) -> None:
     """Write transformer, autoencoder and words, in fp16, with the vocabulary in the metadata.
 
-    The VACE layers of `control`, if given, go into `vace.safetensors` next to it.
+    With `control`, trained VACE layers, write these alone: into `vace.safetensors` next to `out`.
     """
     if control:
         layers = {name: tensor.half().contiguous() for name, tensor in load_file(control).items()}
         save_file(layers, out.with_name(VACE_NAME))
+        return
     model = load_generator(generator)
     parts = {
         "transformer": model.transformer,

@@ -207,6 +207,15 @@ def test_a_video_follows_control(files, shot, capsys) -> None:
     assert np.array_equal(frames_of("v.mp4"), frames_of("text.mp4"))
 
 
+def test_mini_follows_control_by_layers_of_its_own(files, capsys) -> None:
+    video = ("--prompt", PROMPT, "--seconds", "1")
+    assert generate(*video, out="text.mp4") == 0
+    assert generate(*video, "--control", "footage.mp4") == 0
+    assert np.abs(frames_of("v.mp4").astype(float) - frames_of("text.mp4")).mean() > 1
+    assert generate(*video, "--control", "footage.mp4", "--control-strength", "0") == 0
+    assert np.array_equal(frames_of("v.mp4"), frames_of("text.mp4"))
+
+
 def test_plan_counts_the_encoder(capsys) -> None:
     assert main(["plan"]) == 0
     plain = capsys.readouterr().out

@@ -5,10 +5,15 @@ Few videos, so that it is quick; the figures of the model card come from many.
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from longlive_core.config import Policy, WindowConfig
-from longlive_core.mini.loader import Mini, load_mini
+from longlive_core.mini.loader import VACE_NAME, WEIGHTS, Mini, load_mini
 from longlive_training.evaluate import autoencoder_figures, single_prompt_figures, switch_figures
+from longlive_training.evaluate_control import followed_figures, prompt_of_another_motion
+from longlive_training.evaluate_given import image_figures
+from longlive_training.package import package
+from longlive_training.world import Attributes
 
 VIDEOS = 8
 
@@ -36,3 +41,32 @@ def test_a_switch_is_followed_smoothly_and_a_cut_jumps(mini) -> None:
     recache, cut = (switch_figures(mini, VIDEOS, policy) for policy in (Policy.RECACHE, Policy.CUT))
     assert recache["changed_colour_frame_8"] >= 0.95 and recache["changed_all_in_1.5s"] >= 0.9
     assert recache["seam_to_ordinary"] <= 3 < cut["seam_to_ordinary"]
+
+
+def test_a_given_image_is_gone_on_from_even_when_the_prompt_names_only_its_motion(mini) -> None:
+    named = image_figures(mini, VIDEOS, Attributes.prompt)
+    assert named["shape"] >= 0.97 and named["without_jump"] == 1
+    assert named["first_frame_psnr"] > named["autoencoder_alone_psnr"] - 1
+    unnamed = image_figures(mini, VIDEOS, lambda attributes: f"it {attributes.motion}")
+    assert unnamed["colour"] >= 0.9 and unnamed["shape"] >= 0.4
+
+
+def test_the_shape_goes_where_a_silhouette_goes_whatever_the_prompt_says(mini) -> None:
+    followed = followed_figures(mini, VIDEOS, prompt_of_another_motion, shift=1)
+    assert followed["place_px_median"] <= 3 and followed["motion"] >= 0.9
+    assert min(followed[name] for name in ("colour", "shape", "background")) >= 0.9
+    free = followed_figures(mini, VIDEOS, prompt_of_another_motion, scale=0)
+    assert free["place_px_median"] > 10
+
+
+def test_vace_layers_are_packaged_next_to_the_weights(tmp_path) -> None:
+    layers = {f"vace.{name}": tensor for name, tensor in load_mini().transformer.vace.state_dict().items()}
+    save_file(layers, tmp_path / "trained.safetensors")
+    out = tmp_path / "mini.safetensors"
+    package(WEIGHTS, WEIGHTS, out=out)
+    assert load_mini(out).transformer.vace is None and out.read_bytes() == WEIGHTS.read_bytes()
+    package(WEIGHTS, WEIGHTS, tmp_path / "trained.safetensors", out)
+    again = load_mini(out).transformer.vace.state_dict()
+    assert all(torch.equal(again[name.removeprefix("vace.")], tensor) for name, tensor in layers.items())
+    parts = [WEIGHTS, WEIGHTS.with_name(VACE_NAME)]
+    assert sum(part.stat().st_size for part in parts) < 20e6
