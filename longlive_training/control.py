@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from longlive_core.config import MINI
-from longlive_core.geometry import num_frames
+from longlive_core.geometry import SPACE_STRIDE, num_frames
 from longlive_core.mini.loader import WEIGHTS
 from longlive_core.model.causal_wan import CausalWan
 from longlive_core.model.vace import Vace
@@ -41,9 +41,10 @@ from .world import (
     random_change,
 )
 
+CHANNELS = MINI.model.latent_channels
 PLACES = (0, 2, 4)
 BATCH = 6
-PER_KIND = 12
+PER_KIND = 6
 REFRESH_STEPS = 6
 KINDS = (Kind.NEAR, Kind.IMAGE, Kind.FOOTAGE)
 ENDING_SHARE = 0.2  # of the silhouettes end before their video: from there on it is free
@@ -104,7 +105,7 @@ def shoot_followed(
     frames, places = film(before, start_of(kind, before, rng), length, size, after, seam)
     shapes = torch.stack((Look.of(before).shape, Look.of(after).shape), dim=1)
     shown = silhouettes(shapes[:, (torch.arange(length) >= seam).long()], places, size, rng)
-    latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
+    latents = encoded(frames, autoencoder)
     context = context_of(shown, autoencoder)
     if num_given := {Kind.IMAGE: 1, Kind.FOOTAGE: BLOCK}.get(kind, 0):
         context[:, :, :num_given] = ContextEncoder(autoencoder).of_given(latents[:, :, :num_given])
@@ -131,13 +132,14 @@ def silhouettes(shapes: Tensor, places: Tensor, size: int, rng: torch.Generator)
 
 def context_of(frames: Tensor, autoencoder: TinyAutoencoder) -> Tensor:
     """The context [B, 96, T, H, W] of control frames [B, 4T - 3, 3, 8H, 8W] without a mask."""
-    made = torch.ones_like(frames[:, :, :1])
-    return torch.cat(
-        [
-            ContextEncoder(autoencoder).push(*parts, opens_scene=True)
-            for parts in zip(frames.split(4), made.split(4), strict=True)
-        ]
-    )
+    first = ContextEncoder(autoencoder).push(frames[:1], torch.ones_like(frames[:1, :, :1]), opens_scene=True)
+    kept, _, masks = first.expand(len(frames), -1, -1, -1, -1).split((CHANNELS, CHANNELS, SPACE_STRIDE**2), 1)
+    return torch.cat((kept, encoded(frames, autoencoder), masks), dim=1)
+
+
+def encoded(frames: Tensor, autoencoder: TinyAutoencoder) -> Tensor:
+    """Latents of a batch of videos, few at a time."""
+    return torch.cat([autoencoder.encode(part) for part in frames.split(4)])
 
 
 def astray(attributes: Attributes, rng: torch.Generator) -> Attributes:

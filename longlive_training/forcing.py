@@ -93,13 +93,17 @@ def plan(told: int, switch: int, kind: Kind, rng: torch.Generator, noisy: int) -
     return layout
 
 
-def plan_unchanged(blocks: int, first_asked: int, rng: torch.Generator, noisy: int) -> Layout:
-    """A short video under its first prompt; noisy targets from block `first_asked` on, that one twice."""
-    layout, committed = Layout(), {}
-    for block in range(blocks - 1):
+def plan_unchanged(blocks: int, given: int, rng: torch.Generator, noisy: int) -> Layout:
+    """A short video under its first prompt; its `given` blocks are a past that was computed together.
+
+    Noisy targets are the blocks after these, the first of them twice.
+    """
+    layout, first = Layout(), list(range(given))
+    committed = dict(zip(first, layout.add_together(first, 0, []), strict=True))
+    for block in range(given, blocks - 1):
         committed[block] = layout.add(block, 0, _window(committed, block))
-    others = torch.randint(first_asked, blocks, (noisy - 2,), generator=rng).tolist()
-    for block in (first_asked, first_asked, *others):
+    others = torch.randint(given, blocks, (noisy - 2,), generator=rng).tolist()
+    for block in (given, given, *others):
         layout.add(block, 0, _window(committed, block), is_noisy=True)
     return layout
 

@@ -18,6 +18,7 @@ from longlive_core.vae.tiny import TinyAutoencoder
 from .autoencoder import load_autoencoder
 from .episodes import BLOCK, Episodes, Kind, Pool, unnamed_prompt
 from .forcing import (
+    SEEN,
     Layout,
     SideBySide,
     attend_by_pass,
@@ -40,7 +41,7 @@ CONTEXT_NOISE = 0.15
 CONTEXT_SHARE = 0.7
 SIGMA_SHIFT = 3.0
 LIST_SHARE = 0.6  # of the noisy passes get one of the sigmas of inference
-UNNAMED_BLOCKS = 5  # of a video whose look no prompt names
+UNNAMED_BLOCKS = 6  # of a video whose look no prompt names
 GIVEN_SHARE = 0.15  # of the batches of plain videos; an image is always given
 MAX_GAP = 1000  # latent frames: 250 s
 EMA = 0.995
@@ -107,6 +108,7 @@ def train_transformer(
 
 def trapezoid(step: int, steps: int, warmup: int = 100, hold: float = 0.6, floor: float = 0.03) -> float:
     """Learning-rate factor: warm-up, flat until `hold` of the run, then straight down to `floor`."""
+    warmup = min(warmup, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
     down = (step / steps - hold) / (1 - hold)
@@ -127,16 +129,17 @@ def forcing_loss(
 def unnamed_loss(
     model: Generator, episodes: Episodes, rng: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """The same where an image or the first block is given and the prompt names nothing that is seen.
+    """The same where an image or some blocks are given and the prompt names nothing that is seen.
 
     At the highest noise levels, where only the past can tell what is there.
     """
-    is_image = episodes.kind is Kind.IMAGE
-    layout = plan_unchanged(min(UNNAMED_BLOCKS, episodes.switch), 0 if is_image else 1, rng, NOISY)
+    is_image, blocks = episodes.kind is Kind.IMAGE, min(UNNAMED_BLOCKS, episodes.switch)
+    given = 0 if is_image else int(torch.randint(1, min(SEEN, blocks - 1) + 1, (1,), generator=rng))
+    layout = plan_unchanged(blocks, given, rng, NOISY)
     prompts = [(unnamed_prompt(first, rng),) * 3 for first, _, _ in episodes.prompts]
     episodes = replace(episodes, prompts=prompts)
-    listed, given = shifted_sigmas(MINI.sigmas)[:2], num_given(episodes.kind, rng) if is_image else 0
-    by_frame, _ = flow_errors(model, episodes, layout, listed, given, rng)
+    listed, frames = shifted_sigmas(MINI.sigmas)[:2], num_given(episodes.kind, rng) if is_image else 0
+    by_frame, _ = flow_errors(model, episodes, layout, listed, frames, rng)
     return by_frame.mean(), {"unnamed": float(by_frame.mean().detach())}
 
 
