@@ -125,11 +125,9 @@ def coin(rng: torch.Generator) -> bool:
     return bool(torch.rand((), generator=rng) < 0.5)
 
 
-def unnamed_prompt(prompt: str, rng: torch.Generator) -> str:
-    """Of a first prompt only its motion, or nothing: what is seen must be read from the past."""
+def unnamed_prompt(prompt: str) -> str:
+    """Of a first prompt only its motion: what is seen must be read from the past."""
     words = prompt.split()
-    if coin(rng) and coin(rng):
-        return "it goes on"
     return prompt if words[0] == "it" else " ".join(("it", *words[3 : words.index("over")]))
 
 

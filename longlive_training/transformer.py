@@ -16,7 +16,7 @@ from longlive_core.text.words import WordEncoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
 from .autoencoder import load_autoencoder
-from .episodes import BLOCK, Episodes, Kind, Pool, unnamed_prompt
+from .episodes import BLOCK, Episodes, Kind, Pool, coin, unnamed_prompt
 from .forcing import (
     SEEN,
     Layout,
@@ -136,8 +136,10 @@ def unnamed_loss(
     is_image, blocks = episodes.kind is Kind.IMAGE, min(UNNAMED_BLOCKS, episodes.switch)
     given = 0 if is_image else int(torch.randint(1, min(SEEN, blocks - 1) + 1, (1,), generator=rng))
     layout = plan_unchanged(blocks, given, rng, NOISY)
-    prompts = [(unnamed_prompt(first, rng),) * 3 for first, _, _ in episodes.prompts]
-    episodes = replace(episodes, prompts=prompts)
+    firsts = [unnamed_prompt(first) for first, _, _ in episodes.prompts]
+    if not is_image and coin(rng):
+        firsts = ["it goes on"] * len(firsts)
+    episodes = replace(episodes, prompts=[(first,) * 3 for first in firsts])
     listed, frames = shifted_sigmas(MINI.sigmas)[:2], num_given(episodes.kind, rng) if is_image else 0
     by_frame, _ = flow_errors(model, episodes, layout, listed, frames, rng)
     return by_frame.mean(), {"unnamed": float(by_frame.mean().detach())}

@@ -20,7 +20,7 @@ from longlive_core.rollout.scene import Scene
 from longlive_core.vae.streaming import StreamingDecoder
 from longlive_core.vae.tiny import TinyAutoencoder
 
-from .episodes import BLOCK, Kind, Pool, first_prompt, object_cells, start_of
+from .episodes import BLOCK, Kind, Pool, object_cells, start_of, unnamed_prompt
 from .judge import Reading, read
 from .past import Past, Trajectory
 from .runs import MuonAndAdam, Run, cosine, exponential_average
@@ -44,10 +44,10 @@ from .world import (
 
 VIDEOS = 12
 FORCING_BATCH = 3
-LENGTHS = (6, 12, 40, 160)  # blocks of a rollout before it starts again
+LENGTHS = (6, 6, 12, 12, 40, 160)  # blocks of a rollout before it starts again
 SEGMENT_BLOCKS = (3, 14)
 SETTLED_FRAMES = 24  # after this long under one motion, its clock can be read from the path
-IMAGE_SHARE = 0.3  # of the rollouts begin with a given first frame
+IMAGE_SHARE = 0.6  # of the rollouts begin with a given first frame, and a prompt that names only its motion
 LOOKS = {"colour", "shape", "background"}
 STEPS_TRAINED = 2  # of the four denoising steps of a block
 EMA = 0.995
@@ -70,9 +70,9 @@ class Stage:
         self.before = self.attributes = [random_attributes(self.rng) for _ in range(VIDEOS)]
         is_image = torch.rand((), generator=self.rng) < IMAGE_SHARE
         kind = Kind.IMAGE if is_image else Kind.NEAR
-        self.prompts = [first_prompt(kind, a, self.rng) for a in self.attributes]
-        named = [a.prompt() == prompt for a, prompt in zip(self.attributes, self.prompts, strict=True)]
-        self.unnamed: list[set[str]] = [set() if whole else LOOKS for whole in named]
+        whole = [a.prompt() for a in self.attributes]
+        self.prompts = [unnamed_prompt(prompt) for prompt in whole] if is_image else whole
+        self.unnamed: list[set[str]] = [LOOKS if is_image else set() for _ in whole]
         self.motion = start_of(kind, self.attributes, self.rng)
         self.given = self._film_image() if is_image else None
         self.path = torch.empty(VIDEOS, 0, 2)

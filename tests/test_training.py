@@ -103,10 +103,8 @@ def test_teacher_forcing_of_a_given_past_computes_what_the_rollout_does_with_it(
 
 
 def test_what_a_prompt_leaves_unnamed() -> None:
-    rng = torch.Generator().manual_seed(0)
-    prompts = {unnamed_prompt("a red circle drifts left over navy", rng) for _ in range(30)}
-    assert prompts == {"it drifts left", "it goes on"}
-    assert {unnamed_prompt("it circles", rng) for _ in range(30)} == {"it circles", "it goes on"}
+    assert unnamed_prompt("a red circle drifts left over navy") == "it drifts left"
+    assert unnamed_prompt("it circles") == "it circles" and unnamed_prompt("it goes on") == "it goes on"
 
 
 def test_teacher_forcing_under_control_computes_what_the_controlled_rollout_computes() -> None:
