@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..longlive_core.control import Control
 from ..longlive_core.footage import CROP, PIECE_FRAMES, fitted
+from ..longlive_core.source import ReadAgain
 from . import host
 from .footage import AnyFootage, footage_of
 from .io_types import CATEGORY, ControlType, found_by
@@ -25,10 +26,11 @@ class ControlChoice:
 
     def control(self, width: int, height: int, notes: list[str]) -> Control:
         """For a Request."""
-        frames = self.footage and self.footage.frames(width, height, CROP, notes)
-        masks = None if self.masks is None else fitted_masks(self.masks, width, height)
-        if masks is not None and len(self.masks) == 1:  # holds for all frames
-            masks = next(masks)
+        footage, masks = self.footage, self.masks
+        frames = footage and ReadAgain(lambda: footage.frames(width, height, CROP, notes))
+        if masks is not None:
+            pieces = ReadAgain(lambda: fitted_masks(masks, width, height))
+            masks = next(iter(pieces)) if len(masks) == 1 else pieces  # one holds for all frames
         return Control(frames, masks, [] if self.references is None else [*self.references], self.strength)
 
     def facts(self) -> dict[str, Any]:

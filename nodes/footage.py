@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..longlive_core.footage import CROP, FITS, PIECE_FRAMES, Footage, fitted
 from ..longlive_core.geometry import FRAME_RATE
-from ..longlive_core.source import DEFAULT_STRENGTH, Source
+from ..longlive_core.source import DEFAULT_STRENGTH, ReadAgain, Source
 from ..longlive_core.vae.streaming import RGB
 from . import host
 from .io_types import CATEGORY, SourceType, found_by
@@ -114,7 +114,7 @@ class SourceChoice:
 
     def source(self, width: int, height: int, notes: list[str]) -> Source:
         """For a Request."""
-        frames = self.frames(width, height, notes)
+        frames = ReadAgain(lambda: self.frames(width, height, notes))
         return Source(frames, self.strength, length=self.footage.num_frames)
 
     def facts(self) -> dict[str, Any]:

@@ -23,23 +23,28 @@ HEADERS = {"Content-Type": "video/mp4", "Cache-Control": "no-store"}
 
 
 async def send_video(
-    request: web.Request, path_of: Callable[[], Path], is_done: Callable[[], bool], is_late: bool = False
+    request: web.Request,
+    path_of: Callable[[], Path],
+    is_done: Callable[[], bool],
+    is_late: bool = False,
+    num_cuts: Callable[[], int] = lambda: 0,
 ) -> web.StreamResponse:
     """Answer with the whole video, also while it grows; then, if `is_late`, with its newest seconds.
 
     `path_of` returns the current path of the file, which may be moved or replaced while it is read. `is_done`
     turns true once the file is complete and in its place: from then on byte ranges are served too, and the
-    answer is 404 if there is no file.
+    answer is 404 if there is no file. Where `num_cuts` rises, before a part is cut off, the answer ends.
     """
     if is_done():
         return finished(path_of())
+    begun = num_cuts()
     response = web.StreamResponse(headers=HEADERS | {"Accept-Ranges": "none"})
     try:
         with await opened(path_of, is_done) as file:
             await response.prepare(request)
             if request.method != "HEAD":
                 start = await skip(file, response) if is_late else 0
-                await follow(file, request, response, is_done, start)
+                await follow(file, request, response, is_done, start, lambda: num_cuts() != begun)
     except (FileNotFoundError, PermissionError):
         return gone()
     except ConnectionResetError:  # the watcher has left
@@ -100,18 +105,21 @@ async def follow(
     response: web.StreamResponse,
     is_done: Callable[[], bool],
     sent: int,
+    is_cut: Callable[[], bool],
 ) -> None:
     """Send every box of a growing file as soon as it is whole; ConnectionResetError when the client has left.
 
-    A file that is replaced stays open here, complete and fragmented.
+    A file that is replaced stays open here, complete and fragmented. It ends where a part of it is cut off.
     """
     was_done = False
-    while not was_done:
+    while not was_done and not is_cut():
         was_done = is_done()
         end = file.seek(0, os.SEEK_END) if was_done else whole_bytes(file, sent)
         while sent < end:
             file.seek(sent)
             chunk = file.read(min(CHUNK_BYTES, end - sent))
+            if is_cut():  # it may be of the time after
+                break
             await response.write(chunk)
             sent += len(chunk)
         if request.transport is None or request.transport.is_closing():

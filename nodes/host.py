@@ -135,6 +135,11 @@ def usable_bytes() -> int:
     return int(free - management.extra_reserved_memory())
 
 
+def free_ram() -> int:
+    """Bytes of RAM that nothing uses."""
+    return int(comfy.model_management.get_free_memory(torch.device("cpu")))
+
+
 class OutOfMemory(torch.OutOfMemoryError):
     """As torch's, so that ComfyUI also frees its models, with a sentence that helps."""
 

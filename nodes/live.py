@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from ..longlive_core.footage import ImageFolder
 from ..longlive_core.output.sound import Sound
 from ..longlive_core.output.video import VideoWriter
 from ..longlive_core.schedule.cue import ScheduleError, checked_image
+from ..longlive_core.schedule.schedule import PromptSchedule
 from ..longlive_core.steering.inbox import Room
-from ..longlive_core.steering.live import SHOWN_CHARACTERS, LiveControl
+from ..longlive_core.steering.live import SHOWN_CHARACTERS, LiveControl, LiveError
 from . import host
 from .vaes import NO_ENCODER
 
@@ -23,6 +25,7 @@ EVENT_SECONDS = 0.1  # between two events of a run
 SCHEDULE_KEY = "longlive_schedule"
 KEPT_RUNS = 16  # that have ended
 CURRENT = "current"
+ENDED = "the run has ended; freeze it to the schedule, change that from there on, and run it again"
 MAX_PROMPTS, RATE_SECONDS = 20, 1.0
 
 
@@ -83,7 +86,10 @@ class LiveRun:
         self._sent: deque[float] = deque(maxlen=MAX_PROMPTS)
         self._warnings_of, self._warnings = warnings_of, {}  # by the number of a ticket
         self._images = images
+        self.num_cuts = 0  # of the file
+        self._version: dict[str, Any] | None = None  # settings of a file that could not be cut
         self._video: host.VideoFile | None = None
+        self._writer: VideoWriter | None = None
         self._num_frames: Callable[[], int] = lambda: 0
 
     @contextmanager
@@ -104,8 +110,23 @@ class LiveRun:
     ) -> VideoWriter:
         """A writer for the video of this run, with its sound; `metadata` are further texts in it."""
         writer = VideoWriter(video.path, *self.size, host.allowed_metadata(self.settings), metadata, sound)
-        self._video, self._num_frames = video, lambda: writer.num_frames
+        self._video, self._writer, self._num_frames = video, writer, lambda: writer.num_frames
         return writer
+
+    def cut(self, num_frames: int) -> None:
+        """Drop what was taken back from the file; where that was asked, it is saved next to it first.
+
+        Raises OSError if it cannot be; the file is then as it was.
+        """
+        back = self.control.backs[-1]
+        self._version = self._settings(back.played, self.control.seconds)
+        if back.keep:
+            path = unused_version(self._video.path)
+            self._writer.save_copy(path, host.allowed_metadata(self._version))
+            self.notes.append(f"what was taken back is kept as {host.shown_path(path)}")
+        self.num_cuts += 1  # before: who reads the file looks at it
+        self._writer.cut(num_frames)
+        self._version = None
 
     @contextmanager
     def recording(self, writer: VideoWriter) -> Iterator[None]:
@@ -125,9 +146,11 @@ class LiveRun:
     def snapshot(self) -> dict[str, Any]:
         """The state of the run, for JSON."""
         names = {"run": self.id, "node": self.node_id, "workflow": self.workflow}
-        names |= {"video": f"/longlive/runs/{self.id}/video", "notes": self.notes}
+        cuts = f"?cuts={self.num_cuts}" if self.num_cuts else ""  # then a player must begin with it again
+        names |= {"video": f"/longlive/runs/{self.id}/video{cuts}", "notes": self.notes}
         width, height = self.size
         video = {"width": width, "height": height, "num_frames": self._num_frames()}
+        video |= {"taken_back": self.num_cuts}
         text = self.settings["schedule"]
         video |= {"length": self.settings["seconds"]}
         video |= {"schedule": text if len(text) <= SHOWN_CHARACTERS else None}
@@ -156,29 +179,53 @@ class LiveRun:
 
         ScheduleError, LiveError or TooManyPrompts if it is not accepted.
         """
+        with self._counted():
+            ticket = self.control.send(prompt, policy, blend, image)
+        self._warnings[ticket.number] = self._warnings_of(prompt)
+        return {"ticket": ticket.number, "run": self.id}
+
+    def take_back(self, blend: Any = None, **fields: Any) -> dict[str, Any]:
+        """Take the run back, to fields of LiveControl.take_back; as `send` if it is not accepted."""
+        if self.control.has_ended:
+            raise LiveError(ENDED)
+        with self._counted():
+            back = self.control.take_back(blend_seconds=blend, **fields)
+        answer = {"run": self.id, "block": back.block, "seconds": back.seconds, "ticket": None}
+        if back.ticket:
+            self._warnings[back.ticket.number] = self._warnings_of(fields["prompt"])
+            answer["ticket"] = back.ticket.number
+        return answer
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Around what is sent; TooManyPrompts where it comes too fast."""
         now = time.monotonic()
         if len(self._sent) == MAX_PROMPTS and now - self._sent[0] < RATE_SECONDS:
             raise TooManyPrompts(
                 f"more than {MAX_PROMPTS} prompts came within a second; send the next one a little later"
             )
-        ticket = self.control.send(prompt, policy, blend, image)
+        yield
         self._sent.append(now)
-        self._warnings[ticket.number] = self._warnings_of(prompt)
-        return {"ticket": ticket.number, "run": self.id}
 
     def frozen(self) -> dict[str, Any]:
         """What was played, and the settings to make it again; LiveError before the first block."""
         schedule = self.control.schedule()
-        text = schedule.to_text()
-        settings = self.settings | {"schedule": text, "seconds": self.control.seconds}
+        settings = self._settings(schedule, self.control.seconds)
+        names = {"text": settings["schedule"], "json": schedule.to_json()}
+        return {**names, "seed": settings["seed"], "settings": settings}
+
+    def _settings(self, schedule: PromptSchedule, seconds: float) -> dict[str, Any]:
+        settings = self.settings | {"schedule": schedule.to_text(), "seconds": seconds}
         if schedule.images:
             named = {name: self._images.facts(name) for name in schedule.images}
             settings["made_from"] = settings.get("made_from", {}) | {"images": named}
-        return {"text": text, "json": schedule.to_json(), "seed": settings["seed"], "settings": settings}
+        return settings
 
     def played_settings(self) -> dict[str, Any]:
         """The settings that make the ended video again."""
         self.control.settle()
+        if self._version:
+            return self._version
         return self.frozen()["settings"] if self.control.was_steered else self.settings
 
     def as_listing(self) -> dict[str, list[str]]:
@@ -190,6 +237,12 @@ class LiveRun:
         self._num_frames = lambda: frames
         self.is_closed = True
         self.control.finish(state, error)
+
+
+def unused_version(path: Path) -> Path:
+    """The first of NAME_v1.mp4, NAME_v2.mp4, ... that there is not."""
+    names = (path.with_stem(f"{path.stem}_v{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 class Runs:

@@ -20,6 +20,7 @@ from .share import FORMATS, clip_of
 MAX_BODY_BYTES = 64 * 1024
 FIELDS = ("prompt", "policy", "blend")
 WITH_IMAGE = (*FIELDS, "image")  # of this machine's files: not for the network
+BACK_FIELDS = ("seconds", "block", *WITH_IMAGE, "seed", "keep")
 CLIPS = asyncio.Lock()  # one is made at a time: the model needs the CPU too
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -72,6 +73,15 @@ async def send_prompt(request: web.Request) -> web.Response:
     return web.json_response(run.send(*map(body.get, WITH_IMAGE)), status=202)
 
 
+@answered
+async def take_back(request: web.Request) -> web.Response:
+    run = named(request)
+    body = known_fields(await json_of(request, MAX_BODY_BYTES), BACK_FIELDS)
+    if body.get("image") is not None:
+        await asyncio.to_thread(run.check_image, body["image"])
+    return web.json_response(run.take_back(**body), status=202)
+
+
 def commanded(command: Callable[[LiveControl], None]) -> Handler:
     """A handler that calls a method of a run's control and answers with the snapshot."""
 
@@ -92,7 +102,7 @@ async def show_schedule(request: web.Request) -> web.Response:
 @answered
 async def show_video(request: web.Request) -> web.StreamResponse:
     run = named(request)
-    return await send_video(request, run.path, lambda: run.is_closed)
+    return await send_video(request, run.path, lambda: run.is_closed, num_cuts=lambda: run.num_cuts)
 
 
 @answered
@@ -137,8 +147,13 @@ async def fields_of(
     body = await json_of(request, max_bytes)
     if "prompt" not in body:
         raise Refused(400, 'the body names no prompt; send {"prompt": "..."}')
-    if unknown := [name[:40] for name in body if name not in known]:
-        raise Refused(400, f"unknown field {unknown[0]!r}; known are {', '.join(known)}")
+    return known_fields(body, known)
+
+
+def known_fields(body: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The same; Refused where there is a field of another name."""
+    if unknown := [name[:40] for name in body if name not in names]:
+        raise Refused(400, f"unknown field {unknown[0]!r}; known are {', '.join(names)}")
     return body
 
 
@@ -169,6 +184,7 @@ ROUTES = (
     ("GET", "/longlive/runs", list_runs),
     ("GET", "/longlive/runs/{run}", show_run),
     ("POST", "/longlive/runs/{run}/prompt", send_prompt),
+    ("POST", "/longlive/runs/{run}/back", take_back),
     ("POST", "/longlive/runs/{run}/pause", commanded(LiveControl.pause)),
     ("POST", "/longlive/runs/{run}/resume", commanded(LiveControl.resume)),
     ("POST", "/longlive/runs/{run}/stop", commanded(LiveControl.stop)),

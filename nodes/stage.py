@@ -44,7 +44,7 @@ BACKLOG = 64  # that are accepted at once, before they are counted
 MAX_PROMPTS, RATE_SECONDS = 4, 4.0  # of an address
 MAX_CHARACTERS, MAX_BODY_BYTES = 1000, 8 * 1024
 EVENT_SECONDS, BEAT_SECONDS = 0.25, 15.0
-SHOWN = ("run", "state", "pace", "num_frames", "block_latent_frames", "cues", "pending")
+SHOWN = ("run", "state", "pace", "num_frames", "block_latent_frames", "cues", "pending", "taken_back")
 SHOWN_CUES = 8
 WATCH_SECONDS, ALONE_SECONDS = 5.0, 60.0
 HEADERS = {
@@ -325,7 +325,8 @@ async def show_video(request: web.Request) -> web.StreamResponse:
     if run is None or run.id != request.match_info["run"]:
         raise NoSuchRun("the stage shows no such run; it shows the newest of its node")
     with STAGE.streaming(request):
-        return await send_video(request, run.path, lambda: run.is_closed, is_late="late" in request.query)
+        is_late = "late" in request.query
+        return await send_video(request, run.path, lambda: run.is_closed, is_late, lambda: run.num_cuts)
 
 
 def steered(request: web.Request) -> LiveRun:

@@ -1,7 +1,7 @@
 """LongLiveStream: model, schedule and decoder -> a video file that grows as it is made, and its latents."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 
@@ -10,7 +10,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..longlive_core.config import Preset, SigmaConfig
-from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, num_frames
+from ..longlive_core.geometry import FRAME_RATE, MAX_SIDE, PIXEL_MULTIPLE, block_seconds, num_frames
 from ..longlive_core.memory import GIB, Needs, Setting, estimate, fitting
 from ..longlive_core.output.sound import Sound
 from ..longlive_core.output.video import VideoWriter
@@ -24,7 +24,7 @@ from ..longlive_core.pipeline import (
     encoded,
     environment,
 )
-from ..longlive_core.resume import Ending, VideoState
+from ..longlive_core.resume import STATES_BYTES, Ending, Rewind, VideoState
 from ..longlive_core.rollout.retry import free_unused
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
@@ -50,6 +50,7 @@ from .io_types import (
     latent_space,
 )
 from .live import RUNS, LiveRun, UnloadingRoom
+from .takes import TAKES, Take
 from .vaes import BLOCK, StreamVae, decoded, encode_bytes, stream_vae
 
 PREFIX = "longlive/stream"
@@ -425,9 +426,8 @@ class Run(Hook):
         self._progress = host.Progress(node_id, len(plan.blocks) * len(plan.sigmas))
         self._past, self._footage = past.samples, past.footage
         in_first = plan.num_given if past.num_frames else 0  # in the first block that is made
-        self._num_latents = self._earlier_latents = past.num_frames - in_first
-        self._made: list[Tensor] = []
-        self._scenes = list(past.scenes)
+        self._earlier_latents = past.num_frames - in_first
+        self._scenes = past.scenes
         self._past_frames = past.num_pixel_frames - past.cut_off
         self._ending = Ending() if keep_state else None
         self._frames = 0
@@ -458,14 +458,31 @@ class Run(Hook):
         try:
             with live.recording(writer):
                 self._write_past(writer)
-                pipeline = self._parts.pipeline(self._plan)
-                for chunk in pipeline.run(self._plan, self, live.control, self._ending):
+                self._rewind = self._rewind_of(live, writer)
+                pipeline = self._taken(live, self._parts.pipeline(self._plan))
+                kept = {"rewind": self._rewind, "restart": self._rewind.first_restart()}
+                for chunk in pipeline.run(self._plan, self, live.control, self._ending, **kept):
                     self._keep(chunk, writer)
             latent = self.latents()
         except BaseException:
             self._give_up(writer)
             raise
         return latent
+
+    def _rewind_of(self, live: LiveRun, writer: VideoWriter) -> Rewind:
+        """What is kept to go back to, in a quarter of the free RAM at most."""
+        budget = min(STATES_BYTES, host.free_ram() // 4)
+        return Rewind(lambda: writer.can_be_cut, lambda end: live.cut(self._num_before + end), budget)
+
+    def _taken(self, live: LiveRun, pipeline: Pipeline) -> Pipeline:
+        """The pipeline, with the blocks of the node's run before that are those of this one."""
+        parts, plan, schedule = self._parts, self._plan, self._plan.request.schedule
+        made_by = (parts.model.transformer, parts.vae.decoder)
+        take = Take(made_by, live.settings, plan.latents, schedule.always, self._rewind, live.control.cues)
+        if count := TAKES.begin(live.node_id, take, plan, pipeline.encode_text):
+            seconds = block_seconds(count, plan.block_latent_frames)
+            self._notes.append(f"the first {seconds:.1f} s are those of the run before")
+        return replace(pipeline, encode_text=take.noted(pipeline.encode_text))
 
     def _write_past(self, writer: VideoWriter) -> None:
         """Begin the file with the earlier video, if asked; without the frames that its end cut off."""
@@ -475,30 +492,41 @@ class Run(Hook):
             frames = part[:left]
             left -= len(frames)
             writer.append(as_uint8(frames))
+        self._num_before = self._num_shown - left
+        writer.can_be_cut = True  # to be taken back to its beginning
 
     def _earlier(self) -> Iterator[Tensor]:
         """The earlier video in pieces [F, H, W, 3]: footage as it is, latents decoded."""
         if self._footage:
             return self._footage()
-        return (part[0] for part in decoded(self._parts.vae, self._past, tuple(self._scenes)))
+        return (part[0] for part in decoded(self._parts.vae, self._past, self._scenes))
 
     def latents(self) -> dict:
         """All clean latents as a LATENT, with what continue_from needs."""
-        made = {"samples": self._samples(), SCENES_KEY: tuple(self._scenes)}
+        made = {"samples": self._samples(), SCENES_KEY: (*self._scenes, *self._scenes_made())}
         made[FRAMES_KEY] = self._past_frames + self._frames
         return made | ({STATE_KEY: self._ending.state} if self._ending else {})
 
     def _samples(self) -> Tensor:
         """Samples of the earlier video and of this one, filled in part by part."""
         space, end = self._parts.space, 0
+        made = [block.latents for block in self._rewind.blocks.values()]
         past = () if self._past is None else (self._past[:, :, : self._earlier_latents],)
-        shape = list(self._made[0].shape)
-        shape[2] = self._num_latents
+        shape = list(made[0].shape)
+        shape[2] = self._earlier_latents + sum(part.shape[2] for part in made)
         whole = torch.empty(shape)
-        for part in chain(past, map(space.raw, self._made)):
+        for part in chain(past, map(space.raw, made)):
             whole[:, :, end : end + part.shape[2]] = part
             end += part.shape[2]
         return whole
+
+    def _scenes_made(self) -> Iterator[int]:
+        """The latent frames at which scenes of this video begin."""
+        at = self._earlier_latents
+        for block in self._rewind.blocks.values():
+            if block.opens_scene:
+                yield at
+            at += block.latents.shape[2]
 
     def _kept(self, writer: VideoWriter) -> str:
         """What an error says of the part that was made."""
@@ -506,13 +534,9 @@ class Run(Hook):
         return f"; the first {seconds:.1f} s are kept as {host.shown_path(writer.path)}" if seconds else ""
 
     def _keep(self, chunk: Chunk, writer: VideoWriter) -> None:
-        if chunk.block.opens_scene:
-            self._scenes.append(self._num_latents)
-        self._made.append(chunk.block.latents.cpu())
-        self._num_latents += chunk.block.latents.shape[2]
         frames = chunk.uint8()
         writer.append(frames)
-        self._frames += len(frames)
+        self._frames = chunk.begins + len(frames)
         self._progress.preview(frames[-1])
 
     def _give_up(self, writer: VideoWriter) -> None:

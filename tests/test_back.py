@@ -2,17 +2,23 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 
-from longlive_core.pipeline import Chunk, Pipeline, Plan, Request, load_pipeline
+from longlive_core.output.sound import Sound
+from longlive_core.output.video import VideoWriter, read_frames, read_settings
+from longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, load_pipeline
 from longlive_core.resume import Rewind
 from longlive_core.rollout.rollout import Hook
+from longlive_core.schedule.cue import ScheduleError
 from longlive_core.schedule.schedule import PromptSchedule
+from longlive_core.source import ReadAgain, Source
 from longlive_core.steering.inbox import Ticket
-from longlive_core.steering.live import Back, LiveControl
+from longlive_core.steering.live import Back, LiveControl, LiveError
 
 WRITTEN = PromptSchedule.parse(
     "0 a red circle drifts right over navy\n"
@@ -31,6 +37,11 @@ def pipeline() -> Pipeline:
 
 def request(schedule: PromptSchedule = WRITTEN, seconds: float = SECONDS, **more) -> Request:
     return Request(schedule, seconds, SEED, SIZE, SIZE, steps=2, **more)
+
+
+def still() -> float:
+    """A clock by which no state costs anything."""
+    return 0.0
 
 
 def wait_for(is_met: Callable[[], object], seconds: float = 60.0) -> None:
@@ -105,7 +116,7 @@ BACKS = {
 )
 def test_blocks_before_stay_and_the_frozen_schedule_makes_the_rest(pipeline, base, case, has_states) -> None:
     doings = BACKS[case]
-    rewind = Rewind(lambda: has_states)
+    rewind = Rewind(lambda: has_states, clock=still)
     made, control = film(pipeline, pipeline.plan(request()), *doings, rewind=rewind)
     assert bool(rewind.states) == has_states
     block = min(back.block for back in control.backs)
@@ -152,3 +163,181 @@ def test_a_run_that_is_paused_is_taken_back_at_once_and_stays_paused(pipeline, b
     check_same(chunks, base, end=block)
     check_same(chunks, plain(pipeline, control_of[0].schedule()))
     assert {state for _, state in states} == {"running"}, "nothing is made while it is paused"
+
+
+def made_of(kind: str, pipeline: Pipeline, base: list[Chunk]) -> dict:
+    """Keywords of a request whose video is made of more than text."""
+    frames = torch.rand(96, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(1))
+    if kind == "source":
+        return {"source": Source(ReadAgain(lambda: iter(frames.split(5))), length=96)}
+    if kind == "image":
+        return {"given": pipeline.encode(frames[:1].expand(9, -1, -1, -1))}
+    past = torch.cat([chunk.block.latents for chunk in base[:2]], dim=2)
+    return {"past": past, "cut_off": 5} if kind == "past" else {"positions": "endless"}
+
+
+@pytest.mark.parametrize("kind", ["source", "image", "past", "endless"])
+@pytest.mark.parametrize("block", [0, 4])
+def test_whatever_a_video_is_made_of_it_can_be_taken_back(pipeline, base, kind, block) -> None:
+    schedule, more = (
+        PromptSchedule.parse("0 a red circle drifts right over navy"),
+        made_of(kind, pipeline, base),
+    )
+    rewind = Rewind(lambda: block != 0, clock=still)
+    plan = pipeline.plan(request(schedule, **more))
+    newest = plan.blocks[-2]
+    made, control = film(pipeline, plan, (newest, to(block, prompt=STAR, seed=9)), rewind=rewind)
+    before = plain(pipeline, schedule, **more)
+    check_same(made, before, end=block + len(before) - len(plan.blocks))
+    check_same(made, plain(pipeline, control.schedule(), **more))
+
+
+def test_of_a_video_until_stopped_the_rest_is_cut_off(pipeline) -> None:
+    stop = (4, lambda control: control.stop())
+    plan = pipeline.plan(request(WRITTEN, UNTIL_STOPPED))
+    made, control = film(pipeline, plan, (6, to(2, prompt=STAR)), stop)
+    assert [chunk.block.index for chunk in made][:5] == [0, 1, 2, 3, 4] and len(made) < 7
+    check_same(made, plain(pipeline, control.schedule(), control.seconds, positions="endless"))
+
+
+def test_what_cannot_be_done_is_refused_with_a_sentence(pipeline) -> None:
+    refused = []
+
+    def ask(control: LiveControl) -> None:
+        for error, arguments in REFUSED:
+            with pytest.raises(error) as refusal:
+                control.take_back(**arguments)
+            refused.append(str(refusal.value))
+        control.stop()
+        with pytest.raises(LiveError, match="the run is stopping"):
+            control.take_back(0)
+
+    _, control = film(pipeline, pipeline.plan(request()), (2, ask))
+    assert all(sentence.count(". ") == 0 for sentence in refused) and len(refused) == len(REFUSED)
+    with pytest.raises(LiveError, match="has ended"):
+        control.take_back(0)
+
+
+REFUSED = [
+    *((ScheduleError, place) for place in ({}, {"block": 1, "seconds": 1.0}, {"block": -1}, {"block": True})),
+    *((ScheduleError, {"seconds": seconds}) for seconds in (-1.0, float("nan"), "1")),
+    *((LiveError, place) for place in ({"block": 3}, {"seconds": 4.0})),
+    (ScheduleError, {"block": 1, "prompt": " "}),
+    (ScheduleError, {"block": 1, "policy": "cut"}),
+    (ScheduleError, {"block": 1, "seed": -4}),
+]
+
+
+@pytest.mark.parametrize("has_rewind", [True, False])
+def test_a_run_that_keeps_nothing_or_reads_footage_once_cannot_be_taken_back(pipeline, has_rewind) -> None:
+    control, once = LiveControl(), Source(iter(torch.rand(96, SIZE, SIZE, 3).split(12)))
+    plan = pipeline.plan(request(**({"source": once} if has_rewind else {})))
+    sentence = "footage can be read only once" if has_rewind else "nothing is kept to go back to"
+    with torch.inference_mode():
+        next(pipeline.run(plan, live=control, rewind=Rewind() if has_rewind else None))
+    with pytest.raises(LiveError, match=sentence):
+        control.take_back(0)
+
+
+def test_a_prompt_that_cannot_be_encoded_takes_nothing_back(pipeline, base) -> None:
+    def broken(prompt: str) -> torch.Tensor:
+        if prompt == STAR:
+            raise RuntimeError("no such word")
+        return pipeline.encode_text(prompt)
+
+    other = replace(pipeline, encode_text=broken, encode_ahead=None)
+    made, control = film(other, pipeline.plan(request()), (4, to(1, prompt=STAR)))
+    check_same(made, base)
+    assert not control.backs and not control.was_steered
+
+
+def test_states_keep_to_their_budget_and_the_newest_stays(pipeline) -> None:
+    rewind = Rewind(clock=still)
+    film(pipeline, pipeline.plan(request()), rewind=rewind)
+    sizes = [state.num_bytes for state in rewind.states]
+    assert [state.num_blocks for state in rewind.states] == [*range(1, len(sizes) + 1)]
+    few = Rewind(budget=sum(sizes[-2:]), clock=still)
+    film(pipeline, pipeline.plan(request()), rewind=few)
+    assert [state.num_blocks for state in few.states] == [state.num_blocks for state in rewind.states][-2:]
+    none = Rewind(budget=0, clock=still)
+    film(pipeline, pipeline.plan(request()), rewind=none)
+    assert not none.states and len(none.blocks) == 8
+
+
+def test_a_state_is_taken_where_that_costs_little_of_the_time(pipeline) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1
+        return now[0]
+
+    rewind = Rewind(clock=clock)  # a second a look: taking a state takes one, and a block as many
+    film(pipeline, pipeline.plan(request()), rewind=rewind)
+    assert len(rewind.states) == 1
+
+
+def test_the_next_run_takes_over_the_blocks_that_are_the_same(pipeline, base) -> None:
+    first, calls = Rewind(), []
+    film(pipeline, pipeline.plan(request()), rewind=first)
+    changed = PromptSchedule((*WRITTEN.cues[:-1], replace(WRITTEN.cues[-1], seed=5)))
+    second, hook = Rewind(), Hook()
+    hook.on_step = lambda block, *_: calls.append(block)
+    second.take_over(first, 6)
+    control = LiveControl()
+    with torch.inference_mode():
+        plan = pipeline.plan(request(changed))
+        made = [*pipeline.run(plan, hook, control, restart=second.first_restart(), rewind=second)]
+    assert {*calls} == {6, 7}
+    check_same(made, base, end=6)
+    check_same(made, plain(pipeline, changed))
+    assert control.schedule() == changed and [*second.blocks] == [*range(8)]
+
+
+def images(first: int, count: int) -> np.ndarray:
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    return np.stack([np.roll(picture, shift, 1) for shift in range(first, first + count)])
+
+
+def write(path, until: list[int], sound: Sound | None, copy=None) -> None:
+    """A video in blocks of 12 frames, taken back again and again; `until` so many blocks each time."""
+    with VideoWriter(path, 64, 64, {"seed": 1}, sound=sound) as writer:
+        places = [0]
+        for index, end in enumerate(until):
+            while len(places) <= end:
+                writer.append(images(places[-1], 12 if len(places) > 1 else 9))
+                places.append(places[-1] + (12 if len(places) > 1 else 9))
+            if index + 1 < len(until):
+                if copy and not index:
+                    writer.save_copy(copy, {"seed": 2})
+                back = PLACES[index]
+                writer.cut(back)
+                assert writer.can_be_cut and writer.num_frames == back
+                del places[places.index(back) + 1 :]
+
+
+PLACES = 45, 0, 93
+
+
+@pytest.mark.parametrize("has_sound", [False, True])
+def test_a_file_that_was_cut_is_as_if_it_had_never_been_longer(tmp_path, has_sound: bool) -> None:
+    wave = np.sin(np.arange(48_000 * 7) / 20, dtype=np.float32)[None, None]
+    sound = Sound.of_waveform(wave, 48_000) if has_sound else None
+    write(tmp_path / "whole.mp4", [12], sound)
+    write(tmp_path / "v.mp4", [6, 5, 9, 12], sound, tmp_path / "copy.mp4")
+    assert (tmp_path / "v.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    write(tmp_path / "six.mp4", [6], sound)
+    assert len(frames := [*read_frames(tmp_path / "copy.mp4")]) == 9 + 12 * 5
+    assert np.array_equal(frames, [*read_frames(tmp_path / "six.mp4")])
+    assert read_settings(tmp_path / "copy.mp4") == {"seed": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.mp4", "six.mp4", "v.mp4", "whole.mp4"]
+
+
+def test_a_file_is_cut_between_its_parts_only_and_all_of_it_may_go(tmp_path) -> None:
+    writer = VideoWriter(tmp_path / "v.mp4", 64, 64)
+    writer.cut(0)
+    writer.append(images(0, 9))
+    with pytest.raises(ValueError, match="cut where can_be_cut was true"):
+        writer.cut(5)
+    writer.cut(0)
+    writer.close()
+    assert not [*tmp_path.iterdir()]

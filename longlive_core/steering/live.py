@@ -66,8 +66,9 @@ class Back:
 
 def shown(cue: Cue) -> dict[str, Any]:
     """A cue as snapshots show it."""
+    seed = {} if cue.seed is None else {"seed": cue.seed}
     policy = cue.policy and cue.policy.value
-    return {"prompt": cue.prompt, "policy": policy, "blend": cue.blend_seconds, "image": cue.image}
+    return {"prompt": cue.prompt, "policy": policy, "blend": cue.blend_seconds, "image": cue.image, **seed}
 
 
 class LiveControl:
@@ -361,7 +362,7 @@ class LiveControl:
         if gone and gone[0].block == back.block:
             return gone[0].cue
         newest = self._played[-1]
-        cue = replace(newest.cue, seconds=back.seconds, policy=Policy.KEEP, blend_seconds=None)
+        cue = replace(newest.cue, seconds=back.seconds, policy=Policy.KEEP, blend_seconds=None, image=None)
         if newest.cue.policy is not Policy.BLEND:
             return cue
         left = blend_blocks(newest.cue.blend_seconds, self._block_latent_frames) - (back.block - newest.block)

@@ -276,6 +276,76 @@ def check_what_was_made(server, panel: Panel) -> None:
     )
 
 
+def take_back(panel: Panel, presses: int, seconds: float) -> None:
+    """Move the scrubber to a block by keys and press the button; wait for the file to end there."""
+    place = panel.page.get_by_role("slider", name="Where to go back to")
+    place.press("Home")
+    for _ in range(presses):
+        place.press("ArrowRight")
+    assert place.get_attribute("aria-valuetext") == f"{seconds:.1f} s"
+    panel.button("take back to here").click()
+    panel.until(
+        """async seconds => {
+      const run = await (await fetch("/longlive/runs/current")).json();
+      return Math.abs(run.seconds - seconds) < 0.01 && Math.abs(run.num_frames / 16 - seconds) < 0.01;
+    }""",
+        seconds,
+    )
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "vue"])
+def test_a_run_is_taken_back_in_the_page_twice_and_made_again(server, tabs, is_vue):
+    tab = tabs(workflow(seconds=0, pace="full speed"))
+    tab.evaluate(VUE, is_vue)
+    panel = Panel(tab)
+    try:
+        assert panel.button("take back").is_disabled()
+        tab.evaluate(QUEUE)
+        panel.until("async () => (await (await fetch('/longlive/runs/current')).json()).seconds >= 20")
+        panel.button("pause").click()
+        panel.until_status("paused")
+        panel.button("take back").click()
+        tab.get_by_label("Live prompt").fill("it turns blue")
+        tab.get_by_label("keep as version").check()
+        take_back(panel, 11, 8.0625)
+        panel.until_marked(PLAYED)
+        panel.until(f"() => {PLAYER}.buffered.length && Math.abs({PLAYER}.buffered.end(0) - 8.0625) < 0.1")
+        tab.get_by_label("keep as version").uncheck()
+        panel.button("resume").click()
+        panel.until_marked(PLAYED, "it turns blue")
+        let_it_be_seen(server, tab)
+        panel.until(SHOWS, "blue")
+        panel.button("pause").click()
+        panel.button("A new random seed").click()
+        take_back(panel, 0, 0.0)
+        panel.until("() => !document.querySelectorAll('.longlive-live-strip li').length")
+        panel.button("resume").click()
+        panel.until("async () => (await (await fetch('/longlive/runs/current')).json()).seconds >= 2")
+        panel.button("stop and keep").click()
+        panel.until_status("stopped")
+        check_it_is_made_again(server, panel)
+    finally:
+        tab.evaluate(VUE, False)
+    assert tab.errors == []
+
+
+def check_it_is_made_again(server, panel: Panel) -> None:
+    """Frozen, the run makes the same file; what was taken back first is a file next to it."""
+    run = server.get("/longlive/runs")["runs"][0]
+    assert run["taken_back"] == 2 and [cue["prompt"] for cue in run["cues"]] == [PLAYED]
+    panel.button("freeze to schedule").click()
+    panel.until(f"() => ({PROMPTS})().includes('seed')")
+    panel.page.evaluate(QUEUE)
+    panel.until_status("done")
+    again = server.get("/longlive/runs")["runs"][0]
+    assert again["run"] != run["run"] and again["num_frames"] == run["num_frames"]
+    assert torch.equal(frames_of(server, again), frames_of(server, run))
+    (version,) = (server.base / "output" / "longlive").glob(f"*{run['run']}_v1.mp4")
+    with av.open(str(version)) as container:
+        assert container.streams.video[0].frames >= 20 * FRAME_RATE
+
+
 def test_a_page_shows_runs_of_its_own_nodes_and_nothing_of_others(page):
     page.evaluate(LOAD, workflow(seconds=2))
     panel = Panel(page)

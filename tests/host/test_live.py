@@ -31,19 +31,19 @@ FLOOD_CLIENTS = 4
 GROWTH_MB = 60
 
 
-def graph(prompts: str = PROMPTS, **stream) -> dict:
-    """Mini, a schedule, a stream; its video and its latents saved."""
+def graph(prompts: str = PROMPTS, node: str = "3", **stream) -> dict:
+    """Mini, a schedule, a stream of that id; its video and its latents saved."""
     settings = {"width": 64, "height": 64, "seconds": SECONDS, "seed": 3, "pace": "real time", **stream}
     links = {"model": ["1", 0], "schedule": ["2", 0], "vae": ["1", 2]}
     return {
         "1": {"class_type": "LongLiveLoadMini", "inputs": {}},
         "2": {"class_type": "LongLivePromptSchedule", "inputs": {"clip": ["1", 1], "prompts": prompts}},
-        "3": {"class_type": "LongLiveStream", "inputs": links | settings},
+        node: {"class_type": "LongLiveStream", "inputs": links | settings},
         "4": {
             "class_type": "SaveVideo",
-            "inputs": {"video": ["3", 0], "filename_prefix": "live", "format": "auto", "codec": "auto"},
+            "inputs": {"video": [node, 0], "filename_prefix": "live", "format": "auto", "codec": "auto"},
         },
-        "5": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 1], "filename_prefix": "live"}},
+        "5": {"class_type": "SaveLatent", "inputs": {"samples": [node, 1], "filename_prefix": "live"}},
     }
 
 
@@ -375,3 +375,70 @@ def resident_mb(server) -> float:
     """Memory of the server's process."""
     status = Path(f"/proc/{server.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+MADE, BACK, LONG = 20, 8, 300.0  # seconds
+STAR = "it turns into a white star"
+SMALL = {"seconds": 40.0, "steps": 2, "pace": "full speed", "width": 32, "height": 32}
+REFUSED = ({"seconds": 99}, 409), ({}, 400), ({"block": -1}, 400), ({"block": 1, "at": 2}, 400)
+
+
+def take_back_while_paused(server, client: Client, name: str) -> dict:
+    """Back from 20 s to 8 s with another prompt, the rest kept; the snapshot of before."""
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(Client(server).ask, "GET", f"/{name}/video")
+        client.ask("POST", f"/{name}/pause")
+        made = client.settled(name)
+        for body, status in REFUSED:
+            assert client.ask("POST", f"/{name}/back", body)[0] == status
+        back = {"seconds": BACK, "prompt": STAR, "policy": "cut", "keep": True}
+        answer = {"run": name, "block": 11, "seconds": 8.0625, "ticket": 1}
+        assert client.ask("POST", f"/{name}/back", back) == (202, answer)
+        held = client.until(lambda s: s["taken_back"] == 1 and s["seconds"] == 8.0625, name, LONG)
+        assert held["state"] == "paused" and held["block"] == 10 and len(held["cues"]) == 1
+        assert watched.result(LONG)[0] == 200, "who watches is let go"
+        client.ask("POST", f"/{name}/resume")
+    return made
+
+
+@pytest.mark.newest
+def test_a_run_is_taken_back_and_its_next_run_begins_with_its_blocks(server, client, capsys):
+    with running(server, graph(**SMALL)) as future:
+        name = client.until(lambda s: s["seconds"] >= MADE, seconds=LONG)["run"]
+        made = take_back_while_paused(server, client, name)
+        client.until(lambda s: s["seconds"] > BACK + 3, name, LONG)
+        at = ["live", "--server", f"http://{server.address}", "--run", name]
+        assert main([*at, "--back", "1s", "--seed", "7"]) == 0 and "goes on at 0:" in capsys.readouterr().out
+        client.until(lambda s: s["cues"][-1].get("seed") == 7, name, LONG)
+        cue = client.snapshot(name)["cues"][-1]["block"]
+        client.until(lambda s: s["block"] > cue, name, LONG)
+        client.ask("POST", f"/{name}/stop")
+        run = future.result()
+    assert run.has_succeeded, run.history["status"]
+    assert main([*at, "--to", "0:08"]) == 2 and "run it again" in capsys.readouterr().err
+    frozen, ended = client.ask("GET", f"/{name}/schedule")[1], client.snapshot(name)
+    assert ended["taken_back"] == 2
+    settings, ours = frozen["settings"], latents_of(server, run)
+    again = server.run(graph(frozen["text"], node="33", **SMALL | {"seconds": settings["seconds"]}))
+    assert torch.equal(latents_of(server, again), ours)
+    video = server.path_of(run.outputs["4"]["images"][0])
+    assert len(frames := frames_of(video)) == ended["num_frames"]
+    assert read_settings(video)["schedule"] == frozen["text"] and STAR in frozen["text"]
+    (version,) = (server.base / "output" / "longlive").glob(f"*{name}_v1.mp4")
+    assert read_settings(version)["schedule"] == PromptSchedule.parse(PROMPTS).to_text()
+    kept = frames_of(version)
+    assert len(kept) == made["num_frames"] and np.array_equal(kept[:129], frames[:129])
+    check_another_take(server, client, frozen["text"].replace("seed 7", "seed 8"), ended["cues"][-1], ours)
+
+
+def check_another_take(server, client: Client, text: str, cue: dict, ours: torch.Tensor) -> None:
+    """The next run begins with the blocks before a cue that differs, and is what another node makes."""
+    took = []
+    for node in ("3", "34"):
+        took.append(latents_of(server, server.run(graph(text, node=node, **SMALL | {"seconds": 16.0}))))
+        notes = client.ask("GET", "")[1]["runs"][0]["notes"]
+        assert any("are those of the run before" in note for note in notes) == (node == "3"), notes
+    assert torch.equal(*took)
+    first = cue["block"] * 3
+    assert torch.equal(took[0][:, :, :first], ours[:, :, :first])
+    assert not torch.equal(took[0][:, :, first : first + 3], ours[:, :, first : first + 3])

@@ -4,6 +4,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { showOwn } from "./drawn.js";
 import { showFailures } from "./errors.js";
+import { BACK_STYLE } from "./live/back.js";
 import { STYLE as CARDS_STYLE } from "./live/cards.js";
 import { Client, RUN_EVENT } from "./live/client.js";
 import { displayId, nodeAt, noteChange, openGraph, promptsWidget, setWidget, widgetOf } from "./live/graph.js";
@@ -156,6 +157,7 @@ function addPanel(node) {
   const panel = new Panel({
     prompt: (run, message) => client.prompt(run, message),
     upload: (file) => client.upload(file),
+    back: (run, body) => client.back(run, body),
     command: (run, name) => client.command(run, name),
     freeze: (snapshot) => freeze(node, snapshot),
     setDoor: (body) => client.setDoor({ ...placeOf(node), ...body }),
@@ -203,7 +205,7 @@ app.registerExtension({
   name: "LongLive.Live",
   init: () => loadTexts(app, api), // before any node is made, those of timeline.js too
   setup() {
-    const textContent = STYLE + CARDS_STYLE + STAGE_STYLE;
+    const textContent = STYLE + CARDS_STYLE + STAGE_STYLE + BACK_STYLE;
     document.head.append(Object.assign(document.createElement("style"), { textContent }));
     api.addEventListener("reconnected", refresh);
     return refresh();

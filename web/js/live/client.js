@@ -51,6 +51,12 @@ export class Client {
     return (await this.#call(`${RUNS}/${run}/prompt`, { method: "POST", headers, body })).ticket;
   }
 
+  /** Go back to a `block`, with a prompt, a `seed` (digits) or neither; `keep` saves it first. -> {seconds, ticket} */
+  back(run, body) {
+    const headers = { "Content-Type": "application/json" };
+    return this.#call(`${RUNS}/${run}/back`, { method: "POST", headers, body: JSON.stringify(body) });
+  }
+
   /** "pause", "resume" or "stop". -> snapshot */
   command(run, name) {
     return this.#call(`${RUNS}/${run}/${name}`, { method: "POST" });

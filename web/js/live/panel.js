@@ -5,11 +5,12 @@ import { DEFAULT_BLEND_SECONDS, MAX_BLEND_SECONDS } from "../timeline/cues.js";
 import { changeOptions } from "../timeline/parts.js";
 import { chooseImage, takeDropped } from "../images.js";
 import { t } from "../texts.js";
+import { Back } from "./back.js";
 import { Cards } from "./cards.js";
 import { Player } from "./player.js";
 import { isLive } from "./runs.js";
 import { StageDoor } from "./stage.js";
-import { fate, message, view } from "./view.js";
+import { clock, fate, message, view } from "./view.js";
 
 const MIN_HEIGHT = 340; // without prompt cards, of which a row more each
 const LAG_MS = 250;
@@ -83,8 +84,9 @@ export class Panel {
   #image = undefined; // the name of the one that the next prompt begins with
 
   /**
-   * `actions`: prompt(run, message) -> ticket, upload(file) -> name, command(run, name) -> snapshot, freeze(snapshot) -> sentence,
-   * share(snapshot, format) -> sentence, setDoor(body) -> state of the stage, all async; showStage();
+   * `actions`: prompt(run, message) -> ticket, back(run, body) -> {seconds, ticket}, upload(file) -> name,
+   * command(run, name) -> snapshot, freeze(snapshot) -> sentence, share(snapshot, format) -> sentence, setDoor(body) ->
+   * state of the stage, all async; showStage();
    * videoUrl(snapshot) -> url; keepCards(cards); resized() when `height` changed.
    */
   constructor(actions) {
@@ -101,6 +103,10 @@ export class Panel {
       say: (sentence) => this.#say(sentence),
       resized: actions.resized,
     });
+    this.back = new Back({
+      ...{ go: (place) => this.takeBack(place), resized: actions.resized },
+      ...{ seek: (seconds) => this.player.lookAt(seconds), position: () => this.player.video.currentTime },
+    });
     const screen = make("div", { className: "longlive-live-screen" }, p.hint, p.video, p.live);
     const seldom = make("div", { className: "longlive-live-seldom" }, p.freeze, p.share, this.stage.page, this.stage.open);
     p.video.hidden = p.live.hidden = true;
@@ -108,8 +114,12 @@ export class Panel {
       "div",
       { className: "longlive-live", role: "group", label: t("LongLive: live"), tabIndex: -1 },
       ...[screen, make("div", { className: "longlive-live-row" }, this.cards.element, seldom), p.text],
-      make("div", { className: "longlive-live-row" }, p.policy, p.blend, p.image, p.cut, p.send, p.pause, p.stop),
-      ...[p.strip, p.error, make("div", { className: "longlive-live-row" }, p.status, p.pending)],
+      make(
+        "div",
+        { className: "longlive-live-row" },
+        ...[p.policy, p.blend, p.image, p.cut, p.send, this.back.open, p.pause, p.stop],
+      ),
+      ...[this.back.element, p.strip, p.error, make("div", { className: "longlive-live-row" }, p.status, p.pending)],
       ...[p.notice, p.notes, this.stage.element],
     );
     this.#listen();
@@ -118,7 +128,7 @@ export class Panel {
 
   /** Pixels that the panel needs at least. */
   get height() {
-    return MIN_HEIGHT + this.cards.height + this.stage.height;
+    return MIN_HEIGHT + this.cards.height + this.stage.height + this.back.height;
   }
 
   /** The run that it shows, if there is one. */
@@ -165,6 +175,20 @@ export class Panel {
       this.#image = await this.#actions.upload(file);
       this.#say(t("The next prompt begins a new scene with {image}.", { image: this.#image }));
       this.#parts.text.focus();
+    });
+  }
+
+  /** Go back to a block, and on with what is typed, if anything is. */
+  async takeBack(place) {
+    const { text, policy, blend } = this.#parts;
+    const typed = text.value.trim() ? message(text.value, policy.value, Number(blend.value), this.#image) : {};
+    const { run } = this.#snapshot;
+    await this.#attempt(async () => {
+      const { ticket, seconds } = await this.#actions.back(run, { ...typed, ...place });
+      if (typed.prompt && text.value.trim() === typed.prompt) text.value = "";
+      if (typed.image && this.#image === typed.image) this.#image = undefined;
+      if (ticket) this.#sent.set(ticket, run);
+      this.#say(t("The run goes on at {time}.", { time: clock(seconds) }));
     });
   }
 
@@ -293,6 +317,7 @@ export class Panel {
     p.freeze.disabled = !shown.canFreeze;
     p.share.disabled = !this.#snapshot?.num_frames || this.#isSharing;
     this.cards.canSend = shown.canSend;
+    this.back.take(this.#snapshot, shown.canSend);
     this.#renderStrip(shown.marks);
   }
 

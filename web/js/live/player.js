@@ -29,14 +29,20 @@ export class Player {
   }
 
   /**
-   * Show a run: `url` of its file, `isLive` while it grows, `isPaced` if it is made in real time, `isPaused` while it
+   * Show a run: `url` of its file, another one once a part was cut off, `isLive` while it grows, `isPaced` if it is made in real time, `isPaused` while it
    * is held; `seconds` of it were made before.
    */
   show({ run, url, isLive, isPaced, isPaused = false, latentFrames, seconds = 0 }) {
-    if (run !== this.#run?.run) this.#begin({ run, url, isLive, isPaced, block: blockLength(latentFrames), seconds });
+    if (run !== this.#run?.run || url !== this.#run.url) this.#begin({ run, url, isLive, isPaced, block: blockLength(latentFrames), seconds });
     Object.assign(this.#run, { isLive, isPaused });
     if (isPaused) this.#rest();
     else if (this.#hasStarved) this.#play();
+  }
+
+  /** Show a place of what has come. */
+  lookAt(seconds) {
+    this.#isFollowing = false;
+    this.#seek(seconds);
   }
 
   #begin({ url, isLive, isPaced, block, seconds, ...names }) {

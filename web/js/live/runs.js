@@ -8,11 +8,12 @@ export function isLive(snapshot) {
   return LIVE.includes(snapshot?.state);
 }
 
-/** Snapshots may come late, by another road: what is known about a run is never taken back. */
+/** Snapshots may come late, by another road: what is known about a run stays known, unless the run was taken back. */
 function replaces(came, known) {
   if (came.run !== known.run) return isLive(came) || !isLive(known);
   if (isLive(came) !== isLive(known)) return isLive(known);
-  return (came.block ?? -1) >= (known.block ?? -1);
+  const [backs, knownBacks] = [came, known].map(({ taken_back: backs = 0 }) => backs);
+  return backs > knownBacks || (backs === knownBacks && (came.block ?? -1) >= (known.block ?? -1));
 }
 
 /** Whether a run may be of the workflow of that id: nobody knows it of one that a script queued. */

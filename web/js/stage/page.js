@@ -119,8 +119,8 @@ export class StagePage {
     setTimeout(() => this.follow(), RETRY_MS);
   }
 
-  #show({ run, pace, block_latent_frames: latentFrames, ...snapshot }) {
-    const query = new URLSearchParams([...this.#query, ["late", ""]]);
+  #show({ run, pace, block_latent_frames: latentFrames, taken_back: cuts, ...snapshot }) {
+    const query = new URLSearchParams([...this.#query, ["late", ""], ...(cuts ? [["cuts", cuts]] : [])]);
     this.player.show({
       ...{ run, url: this.#path(`video/${run}`, query) },
       ...{ isLive: isLive(snapshot), isPaced: pace === "real time", latentFrames },
