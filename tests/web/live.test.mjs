@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { readdirSync } from "node:fs";
 import test from "node:test";
 
+import { beginOf } from "../../web/js/live/back.js";
 import { Client, Refused } from "../../web/js/live/client.js";
 import { displayId, heldBy, modelQuery, nodeAt, openGraph, promptsWidget, setWidget } from "../../web/js/live/graph.js";
 import { codecsOf, joined } from "../../web/js/live/growing.js";
@@ -49,6 +50,19 @@ test("a workflow shows its own runs, and those of which nobody knows the workflo
   const missed = [{ ...script, run: "d" }, ours, { ...ours, state: "done" }];
   assert.equal(nodeShown(...missed)[0].run, "a", "a run whose end was missed is over when another one lives");
   assert.ok(isOf(snapshot(), "w") && isOf(snapshot(), undefined) && !isOf(theirs, undefined));
+});
+
+test("a run that was taken back is shown where it is now; news of before count no longer", () => {
+  const before = snapshot({ taken_back: 0 });
+  const back = snapshot({ taken_back: 1, block: 4, seconds: 3.5625 });
+  assert.deepEqual(nodeShown(before, back), [back]);
+  assert.deepEqual(nodeShown(before, back, before), [back]);
+});
+
+test("blocks of a run begin where the frames up to them end, also after an earlier video", () => {
+  const run = { block: 10, seconds: 8.0625, block_latent_frames: 3 };
+  assert.deepEqual([0, 1, 10].map((block) => beginOf(block, run)), [0, 0.5625, 7.3125]);
+  assert.equal(beginOf(1, { ...run, seconds: 8.25 }), 0.75);
 });
 
 test("what is worth a warning is shown, a line each", () => {

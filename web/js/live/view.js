@@ -77,10 +77,10 @@ function marks({ cues }) {
   });
 }
 
-function markLabel({ seconds, origin, policy, blend, image, prompt, latency }) {
+function markLabel({ seconds, origin, policy, blend, image, seed, prompt, latency }) {
   const change = policy === "blend" && blend ? `blend ${blend} s` : policy;
-  const how = [change, image].filter(Boolean).join(", ");
-  const mark = `${clock(seconds)}, ${t(origin)}${how ? `, ${how}` : ""}: ${prompt}`;
+  const how = [clock(seconds), t(origin), change, image, seed !== undefined && `${t("seed")} ${seed}`];
+  const mark = `${how.filter(Boolean).join(", ")}: ${prompt}`;
   if (latency === null || latency === undefined) return mark;
   return t("{mark} ({seconds} s after it was sent)", { mark, seconds: latency.toFixed(2) });
 }
