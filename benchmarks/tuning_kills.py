@@ -124,7 +124,7 @@ def main() -> None:
             kills = disturbed(run, options.shard, options.steps, [victim] * options.kills)
             found[victim] = {"kills": kills, "differing": differing(whole, run)}
             print(f"{victim}: {found[victim]}")
-    report("kills", found)
+    report("tuning_kills", found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kills, measure, tuning
+from benchmarks import measure, tuning
+from benchmarks import tuning_kills as kills
 from longlive_core.config import LONGLIVE_1_3B, WanAutoencoderConfig
 from longlive_training.distil.parallel import ALL
 
