@@ -24,7 +24,7 @@ from .geometry import FRAME_RATE
 from .output.background import BackgroundQueue
 from .output.growing import frames_kept, open_locked, sync
 from .output.video import VideoWriter
-from .pipeline import Pipeline, Plan
+from .pipeline import Plan
 from .resume import Restart, Snapshots, VideoState
 from .schedule.cue import Cue
 from .weights.files import sha256_of
@@ -42,15 +42,16 @@ WITHOUT = "the video goes on, but a run that is killed would go on from an earli
 logger = logging.getLogger("longlive")
 
 
-def facts_of(pipeline: Pipeline, plan: Plan, **others: Any) -> dict[str, Any]:
-    """All that decides the frames of a plan, as JSON; `others` are what else does, like files and sound."""
+def facts_of(settings: Mapping[str, Any], plan: Plan, **others: Any) -> dict[str, Any]:
+    """All that decides the frames of a plan, as JSON: the settings of its video, with what they leave out.
+
+    `others` are what else decides, like files and sound.
+    """
     request = plan.request
     begin = {"past": request.past, "given": request.given, "state": request.state}
     versions = {"av": av.__version__, "threads": torch.get_num_threads()}
     versions |= {"cpu": torch.backends.cpu.get_cpu_capability()}
-    return (
-        pipeline.settings(plan) | versions | {name: fact(value) for name, value in (begin | others).items()}
-    )
+    return dict(settings) | versions | {name: fact(value) for name, value in (begin | others).items()}
 
 
 def digest(facts: Mapping[str, Any]) -> str:
@@ -102,9 +103,16 @@ class Journal(AbstractContextManager):
     is recorded, and `latents` and `tensors` of what is missing raise OSError.
     """
 
-    def __init__(self, video: str | Path, facts: Mapping[str, Any], is_fresh: bool = False):
-        self._video, self._folder = Path(os.path.realpath(video)), folder_of(video)
-        self._folder.mkdir(exist_ok=True)
+    def __init__(
+        self,
+        video: str | Path,
+        facts: Mapping[str, Any],
+        is_fresh: bool = False,
+        folder: Path | None = None,
+    ):
+        """Of a video whose journal is in another `folder` only the blocks go on, the file starts over."""
+        self._video, self._folder = Path(os.path.realpath(video)), folder or folder_of(video)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / RECORDS
         self._path.touch()
         self._file = open_locked(self._path)
@@ -112,6 +120,7 @@ class Journal(AbstractContextManager):
         self._cues: dict[int, tuple[Cue, bool]] = {}
         self._end, self._whole, self.note = 0, 0, ""  # bytes, and those on disk
         self._queue, self._saving, self._is_saving = BackgroundQueue(), BackgroundQueue(), False
+        self._newest = 0  # frames before the newest state
         try:
             self._begin(json.loads(json.dumps(facts)) | {"format": FORMAT}, is_fresh)
         except BaseException:
@@ -146,6 +155,20 @@ class Journal(AbstractContextManager):
         self._places[block] = self._end + HEADER.size, len(record)
         self._put(record)
 
+    def cut(self, num_blocks: int) -> None:
+        """Forget all blocks but the first `num_blocks`, and all states: the run was taken back."""
+        self._saving.flush()
+        self._queue.flush()
+        gone = [place for block, (place, _) in self._places.items() if block >= num_blocks]
+        self._places = {block: place for block, place in self._places.items() if block < num_blocks}
+        self._cues = {block: cue for block, cue in self._cues.items() if block < num_blocks}
+        for _, path in self._states():
+            path.unlink()
+        if gone:
+            self._end = min(gone) - HEADER.size
+            self._whole = min(self._whole, self._end)
+            self._file.truncate(self._whole)
+
     def cues(self) -> dict[int, tuple[Cue, bool]]:
         """Block -> the cue that took effect there, and whether it was sent live."""
         return dict(self._cues)
@@ -168,7 +191,7 @@ class Journal(AbstractContextManager):
 
     def save(self, state: VideoState, frames: int) -> None:
         """Write a state in the background, after so many frames of the video; the two newest are kept."""
-        self._is_saving = True
+        self._is_saving, self._newest = True, frames
         self._saving.put(partial(self._save, state, frames))
 
     def snapshots(self, writer: VideoWriter, seconds: float, last_block: int) -> Snapshots:
@@ -176,19 +199,16 @@ class Journal(AbstractContextManager):
 
         Never while one is being written, nor after the last block, which may be trimmed.
         """
-        newest = writer.num_appended
+        self._newest = writer.num_appended
 
         def is_due(block: int) -> bool:
-            passed = writer.num_appended - newest
-            is_time = passed >= seconds * FRAME_RATE and writer.can_be_cut
-            return is_time and block < last_block and not self._is_saving
+            return block < last_block and writer.can_be_cut and self.wants(writer.num_appended, seconds)
 
-        def take(state: VideoState) -> None:
-            nonlocal newest
-            newest = writer.num_appended
-            self.save(state, newest)
+        return Snapshots(is_due, lambda state: self.save(state, writer.num_appended))
 
-        return Snapshots(is_due, take)
+    def wants(self, frames: int, seconds: float) -> bool:
+        """Whether so many seconds have passed since the newest state, and none is being written."""
+        return frames - self._newest >= seconds * FRAME_RATE and not self._is_saving
 
     def restart(self) -> tuple[Restart, int]:
         """Where the run goes on, and how many frames of the growing file there stay.
@@ -199,11 +219,16 @@ class Journal(AbstractContextManager):
             os.replace(self._folder / GROWING, self._video)
         (self._folder / GROWING).unlink(missing_ok=True)  # it was the video still
         kept = frames_kept(self._video)
+        whole = ((frames, state) for frames, state in self.states() if frames in kept)
+        frames, state = next(whole, (0, None))
+        return Restart(self.latents, state), frames
+
+    def states(self) -> Iterator[tuple[int, VideoState]]:
+        """Frames of the video before a state, and the state: the newest first, those that are damaged not."""
         for frames, path in self._states():
             with suppress(ValueError):
-                if frames in kept and (state := VideoState.load(path)).num_blocks <= self.num_blocks:
-                    return Restart(self.latents, state), frames
-        return Restart(self.latents), 0
+                if (state := VideoState.load(path)).num_blocks <= self.num_blocks:
+                    yield frames, state
 
     def remove(self) -> None:
         """The video is finished: nothing of the journal is needed any more."""
@@ -243,7 +268,7 @@ class Journal(AbstractContextManager):
 
     def _read(self, facts: dict[str, Any]) -> None:
         """Note what the record that ends at the end of those that were read says of its block."""
-        self._places[facts[BLOCK]] = self._newest
+        self._places[facts[BLOCK]] = self._last
         if cue := facts.get(CUE):
             self._cues[facts[BLOCK]] = Cue(**cue), facts[IS_SENT]
 
@@ -255,7 +280,7 @@ class Journal(AbstractContextManager):
                 record = file.read(length)
                 if len(record) < max(length, NUMBER.size) or zlib.crc32(record) != checksum:
                     return
-                self._newest = self._end + HEADER.size, length
+                self._last = self._end + HEADER.size, length
                 self._end = file.tell()
                 (count,) = NUMBER.unpack_from(record)
                 yield json.loads(record[NUMBER.size : NUMBER.size + count])["__metadata__"]
@@ -290,7 +315,8 @@ class Journal(AbstractContextManager):
 
     def _save(self, state: VideoState, frames: int) -> None:
         try:
-            sync(self._video)
+            with suppress(FileNotFoundError):  # nothing goes on in a file that was moved away
+                sync(self._video)
             state.save(self._folder / STATES.replace("*", str(frames)))
             for _, path in self._states()[KEPT_STATES:]:
                 path.unlink()

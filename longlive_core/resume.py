@@ -349,7 +349,8 @@ class Rewind(Snapshots):
 
     A state is taken where `can_be_cut` says that the consumer's video can be cut, unless that would cost more
     than a thirtieth of the run's time; those of more than `budget` bytes are forgotten. `on_back` is called
-    when the run goes back, with the number of its frames that stay; the next ones come after these.
+    when the run goes back, with the number of its frames that stay; the next ones come after these. Each
+    state that is taken is also given to `on_state`.
     """
 
     def __init__(
@@ -357,9 +358,11 @@ class Rewind(Snapshots):
         can_be_cut: Callable[[], bool] = lambda: True,
         on_back: Callable[[int], None] = lambda num_frames: None,
         budget: int = STATES_BYTES,
+        on_state: Callable[[VideoState], None] = lambda state: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__(self._is_worth_it, self._keep)
+        self._on_state = on_state
         self.blocks: dict[int, Block] = {}
         self.states: list[VideoState] = []
         self._can_be_cut, self.on_back, self._budget, self._clock = can_be_cut, on_back, budget, clock
@@ -404,3 +407,4 @@ class Rewind(Snapshots):
         self.states = [*(had for had in self.states if had.num_blocks < state.num_blocks), state]
         while sum(one.num_bytes for one in self.states) > self._budget:
             del self.states[0]
+        self._on_state(state)

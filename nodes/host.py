@@ -1,5 +1,6 @@
 """The only file that knows ComfyUI's insides: devices, memory, models, files, interrupts, what nodes show."""
 
+import hashlib
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ SHOWN_LINES = 12
 LISTING_KEY = "longlive_video"
 EVERYTHING = 1e32  # how ComfyUI spells "as much memory as it takes"
 OFFLOADABLE = {"offloadable": True} if hasattr(comfy.ops, "uncast_bias_weight") else {}  # newer than 0.3.64
+LINK_PARTS = 2  # of a link in a prompt: a node's id and the number of its output
 T = TypeVar("T")
 BUILT: WeakKeyDictionary[nn.Module, tuple[dict[str, Tensor], Any]] = WeakKeyDictionary()
 
@@ -333,6 +335,29 @@ def is_connected(hidden: Any, slot: int, **values: Any) -> bool:
     """Whether another node of the prompt, with such inputs, takes this output of a running node."""
     link, nodes = [hidden.unique_id, slot], (hidden.prompt or {}).values()
     return any(link in node["inputs"].values() and values.items() <= node["inputs"].items() for node in nodes)
+
+
+def ancestry(hidden: Any, left_out: Sequence[str] = ()) -> str:
+    """A check sum of a running node's inputs, but some, and of all nodes before it: whatever their ids."""
+    nodes, known = hidden.prompt or {}, {}
+
+    def of(name: str, left_out: Sequence[str] = ()) -> str:
+        if name not in known:
+            node = nodes[name]
+            own = {key: said(value) for key, value in node["inputs"].items() if key not in left_out}
+            text = json.dumps([node["class_type"], own], sort_keys=True)
+            known[name] = hashlib.sha256(text.encode()).hexdigest()
+        return known[name]
+
+    def said(value: Any) -> Any:
+        is_link = isinstance(value, list) and len(value) == LINK_PARTS and value[0] in nodes
+        return [of(value[0]), value[1]] if is_link else value
+
+    return of(hidden.unique_id, left_out)
+
+
+def output_folder() -> Path:
+    return Path(folder_paths.get_output_directory())
 
 
 def throw_if_interrupted() -> None:

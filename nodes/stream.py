@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.v0_0_2 import io
@@ -51,6 +52,7 @@ from .io_types import (
 )
 from .live import RUNS, LiveRun, UnloadingRoom
 from .takes import TAKES, Take
+from .unfinished import RESUME, UNFINISHED, Unfinished
 from .vaes import BLOCK, StreamVae, decoded, encode_bytes, stream_vae
 
 PREFIX = "longlive/stream"
@@ -94,16 +96,16 @@ class LongLiveStream(io.ComfyNode):
         wanted["sound"] = sound = sound_of(made.pop("audio", None))
         parts = Parts(model, schedule, stream_vae(vae))
         begins = Beginning(**{name: made.pop(name, None) for name in BEGINS})
-        plan, past = planned(parts, begins, window, **made)
-        settings = plan.settings() | environment(host.device()) | model.settings()
-        settings |= {"past_latent_frames": past.num_frames} | ({"sound": sound.settings} if sound else {})
+        begun = Begun.of(cls.hidden, parts, begins, window, sound, **made)
+        plan = begun.plan
         steering = {"pace": pace, "room": UnloadingRoom(schedule.has_room, lambda: parts.load(plan))}
         steering |= {"on_switch": window.on_switch if window else None, "images": plan.request.images}
         size, workflow = (plan.width, plan.height), host.workflow_id(cls.hidden)
-        live = LiveRun(cls.hidden.unique_id, size, settings, workflow, schedule.warnings_of, **steering)
+        live = LiveRun(cls.hidden.unique_id, size, begun.settings, workflow, schedule.warnings_of, **steering)
         live.notes = begins.notes
-        run = Run(parts, plan, past, cls.hidden.unique_id, live.notes, **wanted)
-        with live.going_on(), host.video_file(PREFIX, live.id, is_in_another_file(cls.hidden)) as video:
+        run = Run(parts, begun, cls.hidden.unique_id, live.notes, **wanted)
+        file = host.video_file(PREFIX, live.id, is_in_another_file(cls.hidden))
+        with begun.unfinished, live.going_on(), file as video:
             latent = run.record(live, live.writer(video, host.graph_metadata(cls.hidden), sound))
         return io.NodeOutput(video.as_input(), latent, ui=video.as_listing() | live.as_listing())
 
@@ -238,6 +240,17 @@ INPUTS = [
         "control",
         optional=True,
         tooltip="What the video follows, from LongLive: Control; the model needs VACE.",
+    ),
+    io.Combo.Input(
+        "resume",
+        **ADVANCED,
+        options=list(RESUME),
+        default=UNFINISHED,
+        optional=True,
+        tooltip=(
+            "unfinished run: after a crash, or when ComfyUI was stopped, the same graph with the same seed "
+            "goes on where it was, with the prompts that were sent. off: it starts over."
+        ),
     ),
 ]
 OUTPUTS = [
@@ -405,6 +418,34 @@ class Past:
         return made <= self.num_frames and torch.equal(self.samples[:, :, -newest.shape[2] :], newest)
 
 
+class Begun(NamedTuple):
+    """A run before its first block: what it makes, from what, and what an unfinished one of it left."""
+
+    plan: Plan
+    past: Past
+    settings: dict[str, Any]
+    unfinished: Unfinished
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Any,
+        parts: Parts,
+        begins: Beginning,
+        window: WindowChoice | None,
+        sound: Sound | None,
+        resume: str = UNFINISHED,
+        **made: Any,
+    ) -> "Begun":
+        """From a node's inputs."""
+        plan, past = planned(parts, begins, window, **made)
+        more = environment(host.device()) | parts.model.settings() | {"past_latent_frames": past.num_frames}
+        more |= {"sound": sound.settings} if sound else {}
+        unfinished = Unfinished(plan.settings() | more, plan, hidden, resume)
+        plan = unfinished.plan()
+        return cls(plan, past, plan.settings() | more, unfinished)
+
+
 class Run(Hook):
     """One video as it is made: what is kept of it, and what the node shows.
 
@@ -414,15 +455,15 @@ class Run(Hook):
     def __init__(
         self,
         parts: Parts,
-        plan: Plan,
-        past: Past,
+        begun: Begun,
         node_id: str,
         notes: list[str],
         keep_state: bool,
         whole_video: bool = False,
         sound: Sound | None = None,
     ):
-        self._parts, self._plan = parts, plan
+        self._parts, self._plan, self._unfinished = parts, begun.plan, begun.unfinished
+        plan, past = begun.plan, begun.past
         self._progress = host.Progress(node_id, len(plan.blocks) * len(plan.sigmas))
         self._past, self._footage = past.samples, past.footage
         in_first = plan.num_given if past.num_frames else 0  # in the first block that is made
@@ -460,19 +501,28 @@ class Run(Hook):
                 self._write_past(writer)
                 self._rewind = self._rewind_of(live, writer)
                 pipeline = self._taken(live, self._parts.pipeline(self._plan))
+                self._notes.extend(self._unfinished.go_on(self._rewind))
                 kept = {"rewind": self._rewind, "restart": self._rewind.first_restart()}
                 for chunk in pipeline.run(self._plan, self, live.control, self._ending, **kept):
                     self._keep(chunk, writer)
+                    self._unfinished.add(chunk, live.control)
             latent = self.latents()
         except BaseException:
             self._give_up(writer)
             raise
+        if self._unfinished.was_steered:
+            RUNS.count_steered(live)
         return latent
 
     def _rewind_of(self, live: LiveRun, writer: VideoWriter) -> Rewind:
         """What is kept to go back to, in a quarter of the free RAM at most."""
         budget = min(STATES_BYTES, host.free_ram() // 4)
-        return Rewind(lambda: writer.can_be_cut, lambda end: live.cut(self._num_before + end), budget)
+
+        def cut(num_frames: int) -> None:
+            live.cut(self._num_before + num_frames)
+            self._unfinished.cut(live.control.backs[-1].block)
+
+        return Rewind(lambda: writer.can_be_cut, cut, budget, self._unfinished.save)
 
     def _taken(self, live: LiveRun, pipeline: Pipeline) -> Pipeline:
         """The pipeline, with the blocks of the node's run before that are those of this one."""

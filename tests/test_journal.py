@@ -435,9 +435,9 @@ def test_facts_are_of_all_that_decides_a_video(tmp_path) -> None:
     pipeline = load_pipeline()
     plan = pipeline.plan(generate.Request(generate.PromptSchedule.single("a"), 1.0))
     (tmp_path / "lora").write_bytes(b"1")
-    facts = journals.facts_of(pipeline, plan, lora=[tmp_path / "lora"], past=torch.zeros(2))
+    facts = journals.facts_of(pipeline.settings(plan), plan, lora=[tmp_path / "lora"], past=torch.zeros(2))
     assert facts["threads"] == torch.get_num_threads() and facts["seed"] == 0
     (tmp_path / "lora").write_bytes(b"22")
-    other = journals.facts_of(pipeline, plan, lora=[tmp_path / "lora"], past=torch.zeros(3))
+    other = journals.facts_of(pipeline.settings(plan), plan, lora=[tmp_path / "lora"], past=torch.zeros(3))
     assert {name for name in facts if facts[name] != other[name]} == {"lora", "past"}
     assert journals.digest(facts) != journals.digest(other)

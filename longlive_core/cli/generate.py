@@ -225,12 +225,12 @@ def record(
 
     A run that was killed goes on where its journal ends.
     """
-    heard = {"sound": sound.settings} if sound else {}
+    heard, made = {"sound": sound.settings} if sound else {}, pipeline.settings(plan)
     files = {name: getattr(options, name) for name in (*FILES, "tile")}
-    with Journal(options.out, facts_of(pipeline, plan, **heard, **files), options.fresh) as journal:
+    with Journal(options.out, facts_of(made, plan, **heard, **files), options.fresh) as journal:
         report([journal.note] if journal.note else [])
         restart, kept = journal.restart()
-        settings = None if options.no_metadata else pipeline.settings(plan) | heard
+        settings = None if options.no_metadata else made | heard
         writer = VideoWriter(options.out, plan.width, plan.height, settings, sound=sound, kept=kept)
         film = Film(pipeline, plan, writer, journal, restart, options.snapshot_every)
         film.make(options, earlier)
