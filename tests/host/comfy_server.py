@@ -220,7 +220,9 @@ class Server:
 
 
 def prepare_base(base: Path, pack: Path) -> None:
-    """A base folder with the pack and the stand-ins in it, and the tutorial out of the way."""
+    """A base folder, if there is none yet, with pack and stand-ins, and the tutorial out of the way."""
+    if base.exists():
+        return
     (base / "custom_nodes").mkdir(parents=True)
     (base / "custom_nodes" / PACK).symlink_to(pack, target_is_directory=True)
     (base / "custom_nodes" / STAND_INS.name).symlink_to(STAND_INS, target_is_directory=True)
@@ -232,9 +234,10 @@ def prepare_base(base: Path, pack: Path) -> None:
 def extras(base: Path) -> str:
     """A PYTHONPATH with the packages of extras that no ComfyUI brings, as they are installed here."""
     folder = base / "extras"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for spec in filter(None, map(importlib.util.find_spec, EXTRAS)):
-        (folder / spec.name).symlink_to(Path(spec.origin).parent, target_is_directory=True)
+        if not (folder / spec.name).exists():
+            (folder / spec.name).symlink_to(Path(spec.origin).parent, target_is_directory=True)
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
