@@ -16,13 +16,14 @@ from longlive_core.config import LONGLIVE_1_3B, WanAutoencoderConfig
 from longlive_training.distil.parallel import ALL
 
 ROOT = Path(__file__).parent.parent
-STEPS = 5
+STEPS = 6  # enough for two kills, each at most a tenth of a second after an iteration
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_run_that_is_killed_is_the_undisturbed_one_bit_for_bit(tmp_path: Path, monkeypatch) -> None:
     """One of two ranks, which torchrun starts again; then everything, and the same command again."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(kills, "LATEST_SECONDS", 0.1)
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     kills.undisturbed(whole, ALL, STEPS)
     assert kills.disturbed(disturbed, ALL, STEPS, [kills.ONE, kills.EVERYTHING]) == 2
