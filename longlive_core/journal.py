@@ -34,6 +34,7 @@ FACTS, BLOCK, CUE, IS_SENT = "longlive_journal", "block", "cue", "is_sent"  # na
 LATENTS = "latents"
 RECORDS, GROWING, STATES = "records", "growing.mp4", "state-*.safetensors"  # files of the folder
 KEPT_STATES = 2
+WAITING = 16  # records that wait for a slow disk, of 1.2 MB at true size, before the run does
 NUMBER = struct.Struct("<Q")  # as safetensors begins: bytes of its JSON header
 HEADER = struct.Struct("<II")  # of a record: its bytes and their CRC-32
 
@@ -119,7 +120,7 @@ class Journal(AbstractContextManager):
         self._places: dict[int, tuple[int, int]] = {}  # block -> where its record is, and its bytes
         self._cues: dict[int, tuple[Cue, bool]] = {}
         self._end, self._whole, self.note = 0, 0, ""  # bytes, and those on disk
-        self._queue, self._saving, self._is_saving = BackgroundQueue(), BackgroundQueue(), False
+        self._queue, self._saving, self._is_saving = BackgroundQueue(WAITING), BackgroundQueue(), False
         self._newest = 0  # frames before the newest state
         try:
             self._begin(json.loads(json.dumps(facts)) | {"format": FORMAT}, is_fresh)
