@@ -152,12 +152,16 @@ class Pipeline:
         going = self._opened(plan, hook, live, takers, restart)
         if live:
             live.no_way_back = going.no_way_back(rewind)
-        end = yield from self._chunks(going, rewind)
-        while live and (back := live.goes_back()):
-            going = going.back_at(plan.first_block + back.block, rewind)
+        try:
             end = yield from self._chunks(going, rewind)
-        if ending:
-            ending.keep(*end)
+            while live and (back := live.goes_back()):
+                going = going.back_at(plan.first_block + back.block, rewind)
+                end = yield from self._chunks(going, rewind)
+            if ending:
+                ending.keep(*end)
+        finally:
+            for taker in takers:
+                taker.release()
 
     def _chunks(self, going: "Going", rewind: Rewind | None) -> Generator[Chunk, None, tuple[int, Tensor]]:
         """The chunks of a run, as it goes on from its restart. -> its blocks, frames beyond its end"""

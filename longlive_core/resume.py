@@ -282,6 +282,10 @@ class StateTaker:
         self._preset, self._facts, self._decoder = preset, facts, decoder
         self._scene = None  # of the time before the run was taken back: it takes memory
 
+    def release(self) -> None:
+        """The run is over: hold none of its memory."""
+        self._scene = self._script = self._facts = self._decoder = None
+
     def watching(self, script: PromptScript, hook: Hook) -> Hook:
         """A hook that passes every event on to `hook`, and watches; the run follows `script`."""
 
@@ -319,7 +323,6 @@ class Ending(StateTaker):
     def keep(self, num_blocks: int, cut_off: Tensor) -> None:
         """The run is complete."""
         self.state = self._state(num_blocks, cut_off)
-        self._scene = self._script = self._facts = None
 
 
 class Snapshots(StateTaker):

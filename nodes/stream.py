@@ -1,6 +1,7 @@
 """LongLiveStream: model, schedule and decoder -> a video file that grows as it is made, and its latents."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -500,12 +501,12 @@ class Run(Hook):
             with live.recording(writer):
                 self._write_past(writer)
                 self._rewind = self._rewind_of(live, writer)
-                pipeline = self._taken(live, self._parts.pipeline(self._plan))
-                self._notes.extend(self._unfinished.go_on(self._rewind))
-                kept = {"rewind": self._rewind, "restart": self._rewind.first_restart()}
-                for chunk in pipeline.run(self._plan, self, live.control, self._ending, **kept):
-                    self._keep(chunk, writer)
-                    self._unfinished.add(chunk, live.control)
+                with self._taken(live, self._parts.pipeline(self._plan)) as pipeline:
+                    self._notes.extend(self._unfinished.go_on(self._rewind))
+                    kept = {"rewind": self._rewind, "restart": self._rewind.first_restart()}
+                    for chunk in pipeline.run(self._plan, self, live.control, self._ending, **kept):
+                        self._keep(chunk, writer)
+                        self._unfinished.add(chunk, live.control)
             latent = self.latents()
         except BaseException:
             self._give_up(writer)
@@ -524,15 +525,19 @@ class Run(Hook):
 
         return Rewind(lambda: writer.can_be_cut, cut, budget, self._unfinished.save)
 
-    def _taken(self, live: LiveRun, pipeline: Pipeline) -> Pipeline:
-        """The pipeline, with the blocks of the node's run before that are those of this one."""
+    @contextmanager
+    def _taken(self, live: LiveRun, pipeline: Pipeline) -> Iterator[Pipeline]:
+        """Begin with the blocks of the node's run before that are those of this one; keep what this makes."""
         parts, plan, schedule = self._parts, self._plan, self._plan.request.schedule
         made_by = (parts.model.transformer, parts.vae.decoder)
         take = Take(made_by, live.settings, plan.latents, schedule.always, self._rewind, live.control.cues)
         if count := TAKES.begin(live.node_id, take, plan, pipeline.encode_text):
             seconds = block_seconds(count, plan.block_latent_frames)
             self._notes.append(f"the first {seconds:.1f} s are those of the run before")
-        return replace(pipeline, encode_text=take.noted(pipeline.encode_text))
+        try:
+            yield replace(pipeline, encode_text=take.noted(pipeline.encode_text))
+        finally:
+            TAKES.keep(live.node_id, take)
 
     def _write_past(self, writer: VideoWriter) -> None:
         """Begin the file with the earlier video, if asked; without the frames that its end cut off."""

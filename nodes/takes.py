@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,12 @@ class Take:
 
         return encoded
 
+    def finished(self) -> "Take":
+        """The same, without what only a run that goes on needs."""
+        rewind, cues = Rewind(), self.cues()
+        rewind.take_over(self.rewind, len(self.rewind.blocks))
+        return replace(self, rewind=rewind, cues=lambda: cues)
+
     def num_shared(self, plan: Plan, other: "Take", encode: EncodeText) -> int:
         """How many blocks of this run are those of a plan, by whose take `other` it will be made."""
         if not self._is_like(other) or plan.request.source or plan.control or plan.request.state:
@@ -72,7 +78,7 @@ class Takes:
         self._takes: dict[str | None, Take] = {}
 
     def begin(self, node_id: str | None, take: Take, plan: Plan, encode: EncodeText) -> int:
-        """Keep a run; its `rewind` begins with the blocks of the one before that are its own. -> how many"""
+        """Let a run begin with the blocks of the one before that are its own. -> how many"""
         earlier = self._takes.pop(node_id, None)
         for other in self._takes.values():
             other.rewind.states.clear()
@@ -80,10 +86,13 @@ class Takes:
         if shared:
             take.rewind.take_over(earlier.rewind, shared)
             take.embeds.update(earlier.embeds)
-        self._takes[node_id] = take
+        return shared
+
+    def keep(self, node_id: str | None, take: Take) -> None:
+        """Keep what a run has made, which is over."""
+        self._takes[node_id] = take.finished()
         while len(self._takes) > KEPT_NODES:
             del self._takes[next(iter(self._takes))]
-        return shared
 
 
 def kind_of(cue: Cue) -> tuple[Any, ...]:

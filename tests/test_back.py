@@ -99,12 +99,11 @@ BACKS = {
     "another seed": [(6, to(5, seed=9))],
     "both, in the middle of a blend": [(6, to(4, prompt=STAR, policy="blend", blend_seconds=1.5, seed=9))],
     "another seed, in the middle of a blend": [(5, to(4, seed=9))],
-    "another seed after a blend": [(5, to(5, seed=9))],
+    "another seed after a blend": [(6, to(5, seed=9))],
     "another seed for a cue": [(3, to(2, seed=9))],
     "a cut, where a cue is": [(7, to(6, prompt=STAR, policy="cut"))],
     "to the beginning": [(4, to(0, prompt=STAR))],
     "another first seed": [(3, to(0, seed=9))],
-    "at the last block": [(7, to(7, prompt=STAR, policy="keep"))],
     "twice": [(6, to(4, prompt=STAR)), (5, to(2, seed=9))],
     "twice, further on": [(3, to(2, seed=9)), (6, to(5, prompt=STAR))],
     "twice to the same block": [(5, to(3, prompt=STAR, seed=9)), (4, to(3, seed=8))],
@@ -128,6 +127,22 @@ def test_blocks_before_stay_and_the_frozen_schedule_makes_the_rest(pipeline, bas
     frozen = control.schedule()
     check_same(made, plain(pipeline, frozen))
     assert PromptSchedule.parse(frozen.to_text()) == frozen and control.was_steered
+
+
+def test_the_last_block_can_be_taken_back_until_the_run_has_ended(pipeline, base) -> None:
+    class AtLast(Hook):
+        def on_commit(self, block: int, *_) -> None:
+            if block == 7 and not control.backs:
+                settled(control.take_back(7, prompt=STAR, policy="keep"))
+
+    control, chunks = LiveControl(), []
+    with torch.inference_mode():
+        for chunk in pipeline.run(pipeline.plan(request()), AtLast(), control, rewind=Rewind(clock=still)):
+            chunks = [*(had for had in chunks if had.begins < chunk.begins), chunk]
+    check_same(chunks, base, end=7)
+    check_same(chunks, plain(pipeline, control.schedule()))
+    with pytest.raises(LiveError, match="at its end"):
+        control.take_back(3)
 
 
 def test_without_a_prompt_or_a_seed_the_schedule_is_played_again(pipeline, base) -> None:

@@ -289,6 +289,7 @@ class LiveControl:
 
         self._begins, self._block_at, self._block_latent_frames = begins, at, block_latent_frames
         self._num_blocks, self._always = None if is_until_stopped else len(blocks), timeline.always
+        self._ahead, self._num_gone = -begins(begun), -round(begins(begun) * FRAME_RATE)
         begun_with = (segment for segment in timeline.segments if segment.block < begun)
         self._played = [
             Played(one.block, begins(one.block), one.cue if one.block else replace(one.cue, seconds=0.0))

@@ -10,7 +10,7 @@ const SEEDS = 2 ** 32;
 
 export const BACK_STYLE = `
 .longlive-back { display: flex; flex: none; flex-direction: column; gap: 6px; height: ${HEIGHT - 6}px; }
-.longlive-back input[type=range] { flex: 1 1 80px; min-width: 0; padding: 0; accent-color: var(--p-primary-color, #4b8bd4); }
+.longlive-back input[type=range] { flex: 1 1 80px; min-width: 0; margin: 0; padding: 0; accent-color: var(--p-primary-color, #4b8bd4); }
 .longlive-back output { min-width: 52px; text-align: right; font-variant-numeric: tabular-nums; }
 .longlive-back .longlive-back-seed { width: 96px; }
 .longlive-back label { display: flex; gap: 4px; align-items: center; margin-right: auto; }
