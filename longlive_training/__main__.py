@@ -47,6 +47,8 @@ def main() -> None:
     packing.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
     packing.add_argument("--generator", type=Path, default=TUNING)
     packing.add_argument("--control", type=Path, help="write only these VACE layers")
+    packing.add_argument("--other", type=Path, help="average with this generator, e.g. a packaged Mini")
+    packing.add_argument("--share", type=float, default=0.6, help="of the first generator's weights in that")
     packing.add_argument("--out", type=Path, default=WEIGHTS)
     measuring = stages.add_parser("evaluate", help="the judge's figures on held-out combinations")
     measuring.set_defaults(command=evaluate)

@@ -12,16 +12,28 @@ from .transformer import load_generator
 from .world import vocabulary
 
 
-def package(autoencoder: Path, generator: Path, control: Path | None = None, out: Path = WEIGHTS) -> None:
+def package(
+    autoencoder: Path,
+    generator: Path,
+    control: Path | None = None,
+    out: Path = WEIGHTS,
+    other: Path | None = None,
+    share: float = 0.6,
+) -> None:
     """Write transformer, autoencoder and words, in fp16, with the vocabulary in the metadata.
 
-    With `control`, trained VACE layers, write these alone: into `vace.safetensors` next to `out`.
+    With an `other` generator, only `share` of the weights is the first one's: what was trained further often
+    keeps more of what it could do. With `control`, trained VACE layers, write these alone: into
+    `vace.safetensors` next to `out`.
     """
     if control:
         layers = {name: tensor.half().contiguous() for name, tensor in load_file(control).items()}
         save_file(layers, out.with_name(VACE_NAME))
         return
     model = load_generator(generator)
+    if other:
+        first, second = model.state_dict(), load_generator(other).state_dict()
+        model.load_state_dict({name: share * first[name] + (1 - share) * second[name] for name in first})
     parts = {
         "transformer": model.transformer,
         "autoencoder": load_autoencoder(autoencoder),

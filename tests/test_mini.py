@@ -5,7 +5,7 @@ Few videos, so that it is quick; the figures of the model card come from many.
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from longlive_core.config import Policy, WindowConfig
 from longlive_core.mini.loader import VACE_NAME, WEIGHTS, Mini, load_mini
@@ -57,6 +57,18 @@ def test_the_shape_goes_where_a_silhouette_goes_whatever_the_prompt_says(mini) -
     assert min(followed[name] for name in ("colour", "shape", "background")) >= 0.9
     free = followed_figures(mini, VIDEOS, prompt_of_another_motion, scale=0)
     assert free["place_px_median"] > 10
+
+
+def test_generators_are_averaged_when_packaged(tmp_path) -> None:
+    tensors = load_file(WEIGHTS)
+    name = "transformer.layers.0.ffn.0.weight"
+    save_file(tensors | {name: tensors[name] + 1}, tmp_path / "other.safetensors")
+    package(
+        WEIGHTS, WEIGHTS, out=tmp_path / "mini.safetensors", other=tmp_path / "other.safetensors", share=0.75
+    )
+    averaged = load_file(tmp_path / "mini.safetensors")
+    assert torch.allclose(averaged[name].float(), tensors[name].float() + 0.25, atol=1e-3)
+    assert torch.equal(averaged["words.table.weight"], tensors["words.table.weight"])
 
 
 def test_vace_layers_are_packaged_next_to_the_weights(tmp_path) -> None:
