@@ -1,14 +1,17 @@
 """A run is taken back: what came before stays bit for bit, and the frozen schedule makes all of it again."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 
+from longlive_core.cli import main
 from longlive_core.output.sound import Sound
 from longlive_core.output.video import VideoWriter, read_frames, read_settings
 from longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, load_pipeline
@@ -356,3 +359,47 @@ def test_a_file_is_cut_between_its_parts_only_and_all_of_it_may_go(tmp_path) -> 
     writer.cut(0)
     writer.close()
     assert not [*tmp_path.iterdir()]
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers as a server of runs does, and keeps what it was asked."""
+
+    asked: list[tuple[str, dict]] = []
+
+    def do_GET(self) -> None:
+        self.answer({"run": "a", "seconds": 20.0})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, body))
+        self.answer({"run": "a", "block": 22, "seconds": 16.3125, "ticket": None})
+
+    def answer(self, answer: dict) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def address():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_command_takes_a_run_back_by_seconds_or_to_a_time(address, capsys) -> None:
+    at, prompt = ["live", "--server", address], {"prompt": "it turns green", "policy": "cut"}
+    assert main([*at, "--back", "4s", "it turns green", "--policy", "cut", "--keep"]) == 0
+    assert main([*at, "--to", "0:12", "--seed", "7"]) == 0
+    assert main([*at, "--back", "1:00"]) == 0
+    back = "/longlive/runs/current/back"
+    bodies = [prompt | {"seconds": 16.0, "keep": True}, {"seconds": 12.0, "seed": 7}, {"seconds": 0.0}]
+    assert Server.asked == [(back, body) for body in bodies]
+    assert capsys.readouterr().out == "run a: goes on at 0:16.3\n" * 3
+    for wrong in (["--seed", "7"], ["--keep", "a"], ["--back", "1s", "--stop"], []):
+        assert main([*at, *wrong]) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert len(Server.asked) == 3

@@ -54,13 +54,14 @@ class Run:
     """What a run of the pack would say about its video."""
 
     def __init__(self, path: Path):
-        self.path, self.is_done, self.answers = path, False, []
+        self.path, self.is_done, self.answers, self.num_cuts = path, False, [], 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         index = len(self.answers)
         self.answers.append("open")
         is_late = "late" in request.query
-        response = await growing.send_video(request, lambda: self.path, lambda: self.is_done, is_late)
+        about = (lambda: self.path, lambda: self.is_done, is_late, lambda: self.num_cuts)
+        response = await growing.send_video(request, *about)
         self.answers[index] = response.status
         return response
 
@@ -162,6 +163,27 @@ async def only_the_newest_blocks(run: Run, session: aiohttp.ClientSession, url: 
     print("OK who comes late gets the newest blocks and what follows")
 
 
+async def a_file_that_is_cut(run: Run, session: aiohttp.ClientSession, url: str) -> None:
+    run.is_done = False
+    run.path.unlink()
+    with VideoWriter(run.path, SIZE, SIZE) as writer:
+        for index in range(6):
+            writer.append(block(index))
+        early = Watcher(session, url)
+        assert await early.has(6 * BLOCK)
+        run.num_cuts += 1
+        writer.cut(4 * BLOCK)
+        await asyncio.wait_for(early.task, 5)
+        assert len(frames_of(io.BytesIO(early.data))) == 6 * BLOCK
+        again = Watcher(session, url)
+        assert await again.has(4 * BLOCK)
+        writer.append(block(9))
+        assert await again.has(5 * BLOCK)
+    run.is_done = True
+    await asyncio.wait_for(again.task, 5)
+    print("OK who watches a file that is cut is let go, and begins again")
+
+
 def how_windows_is_asked_for_a_file(folder: Path) -> None:
     """The calls of its own module, as CPython's multiprocessing makes them too."""
     path, platform, asked = folder / "asked.mp4", sys.platform, []
@@ -195,6 +217,7 @@ async def main() -> None:
         url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/video"
         async with aiohttp.ClientSession() as session:
             parts = (while_it_grows, once_it_is_done, a_run_without_a_video, only_the_newest_blocks)
+            parts += (a_file_that_is_cut,)
             for part in parts:
                 await part(run, session, url)
         assert "open" not in run.answers

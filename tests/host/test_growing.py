@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("growing_server.py")
-CHECKS = 8
+CHECKS = 9
 COUNT = """
 import av, sys
 with av.open(sys.argv[1]) as video:
