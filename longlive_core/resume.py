@@ -37,7 +37,7 @@ _KINDS = {  # of all that a file says of a state; older ones have no seed, no st
     "window": (dict,),
 }
 STATES_BYTES = 4 << 30  # of a run that can be taken back: one state at 832x480, of Mini those of 20 minutes
-MOST_TIMES = 30  # the time between two states, in that of taking one
+MOST_TIMES = 50  # the time between two states, in that of taking one
 _MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
 
 
@@ -351,7 +351,7 @@ class Rewind(Snapshots):
     """Keeps what a run needs to go back: all its `blocks`, by number, and the newest states of those taken.
 
     A state is taken where `can_be_cut` says that the consumer's video can be cut, unless that would cost more
-    than a thirtieth of the run's time; those of more than `budget` bytes are forgotten. `on_back` is called
+    than a fiftieth of the run's time; those of more than `budget` bytes are forgotten. `on_back` is called
     when the run goes back, with the number of its frames that stay; the next ones come after these. Each
     state that is taken is also given to `on_state`.
     """
