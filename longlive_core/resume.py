@@ -36,7 +36,7 @@ _KINDS = {  # of all that a file says of a state; older ones have no seed, no st
     **dict.fromkeys(("seed", "steps", *_LATER), (int, NoneType)),
     "window": (dict,),
 }
-STATES_BYTES = 4 << 30  # of a run that can be taken back: one state at 832x480, of Mini those of 20 minutes
+STATES_BYTES = 4 << 30  # of a run that can be taken back: one state at 832x480, of Mini those of hours
 MOST_TIMES = 50  # the time between two states, in that of taking one
 _MAX_BLEND_BLOCKS = 240  # 60 s, in blocks of one latent frame
 
