@@ -47,7 +47,7 @@ def followed_figures(
         shapes = Look.of(part).shape.roll(shift, dims=1).repeat_interleave(path.shape[1], dim=0)
         cover = coverage(shapes, path.flatten(0, 1), MINI.width).unflatten(0, path.shape[:2])
         context = context_of(cover[:, :, None].repeat(1, 1, 3, 1, 1), mini.autoencoder).split(BLOCK, dim=2)
-        driven = ControlledWan(mini.transformer, lambda block, _, parts=context: parts[block], scale)
+        driven = ControlledWan(mini.transformer, lambda block, *_, parts=context: parts[block], scale)
         prompts = {0: ([prompt_of(a) for a in part], Policy.RECACHE)}
         made = make(mini._replace(transformer=driven), prompts, seeds, BLOCKS, MINI.window, range(BLOCKS))
         for shown, where, attributes in zip(made.frames, path, part, strict=True):

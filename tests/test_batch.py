@@ -183,7 +183,7 @@ WRONG = {
     '{"prompt": "a", "image": "text.png"}': "text.png",
     '{"prompt": "a", "audio": "text.png"}': "text.png",
     '{"prompt": "a", "resume": "text.png"}': "text.png",
-    '{"prompt": "a", "reference": ["text.png"]}': "needs the layers of VACE",
+    '{"prompt": "a", "reference": ["text.png"]}': "text.png",
     '{"prompt": "a", "strength": 0.5}': "--strength is of --video",
     '{"prompt": "a", "video": "out/good.mp4"}': "is written by line 1",
     '{"prompt": "a", "name": "good"}': "good.mp4 is also written by line 1",
