@@ -338,7 +338,10 @@ def is_connected(hidden: Any, slot: int, **values: Any) -> bool:
 
 
 def ancestry(hidden: Any, left_out: Sequence[str] = ()) -> str:
-    """A check sum of a running node's inputs, but some, and of all nodes before it: whatever their ids."""
+    """A check sum of a running node's inputs, but some, and of all nodes before it: whatever their ids.
+
+    Empty where the prompt does not have the node, as those that another node expands to.
+    """
     nodes, known = hidden.prompt or {}, {}
 
     def of(name: str, left_out: Sequence[str] = ()) -> str:
@@ -353,7 +356,7 @@ def ancestry(hidden: Any, left_out: Sequence[str] = ()) -> str:
         is_link = isinstance(value, list) and len(value) == LINK_PARTS and value[0] in nodes
         return [of(value[0]), value[1]] if is_link else value
 
-    return of(hidden.unique_id, left_out)
+    return of(hidden.unique_id, left_out) if hidden.unique_id in nodes else ""
 
 
 def output_folder() -> Path:

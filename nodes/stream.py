@@ -30,7 +30,7 @@ from ..longlive_core.resume import STATES_BYTES, Ending, Rewind, VideoState
 from ..longlive_core.rollout.retry import free_unused
 from ..longlive_core.rollout.rollout import Hook
 from ..longlive_core.schedule.cue import MAX_SECONDS
-from ..longlive_core.steering.live import FULL_SPEED, PACES
+from ..longlive_core.steering.live import FULL_SPEED, PACES, REAL_TIME
 from . import host
 from .beginning import Beginning
 from .io_types import (
@@ -531,7 +531,9 @@ class Run(Hook):
         parts, plan, schedule = self._parts, self._plan, self._plan.request.schedule
         made_by = (parts.model.transformer, parts.vae.decoder)
         take = Take(made_by, live.settings, plan.latents, schedule.always, self._rewind, live.control.cues)
-        if count := TAKES.begin(live.node_id, take, plan, pipeline.encode_text):
+        is_live = live.control.pace == REAL_TIME  # what is sent is to take effect at what is seen
+        count = 0 if is_live else TAKES.begin(live.node_id, take, plan, pipeline.encode_text)
+        if count:
             seconds = block_seconds(count, plan.block_latent_frames)
             self._notes.append(f"the first {seconds:.1f} s are those of the run before")
         try:

@@ -26,6 +26,8 @@ LATENT = 1  # the number of this output of Stream
 OPENS_SCENE = "opens_scene"
 WITHOUT_EFFECT = ("resume", "pace")  # inputs
 
+FINISHED: set[str] = set()  # of this process: run again, they start over, and may be steered in another way
+
 logger = logging.getLogger("longlive")
 
 
@@ -38,12 +40,18 @@ class Unfinished(AbstractContextManager):
     def __init__(self, settings: Mapping[str, Any], plan: Plan, hidden: Any, resume: str):
         """`settings` are of the video; where nothing can be written the run goes on without."""
         self._plan, self._journal, self.was_steered = plan, None, False
-        self._is_passed_on = host.is_connected(hidden, LATENT)
-        facts = facts_of(settings, plan, graph=host.ancestry(hidden, WITHOUT_EFFECT))
-        folder = host.output_folder() / FOLDER / digest(facts)[:32]
+        goes_on = {"continue_from": [hidden.unique_id, LATENT]}
+        self._is_passed_on = host.is_connected(hidden, LATENT, **goes_on)
+        graph = host.ancestry(hidden, WITHOUT_EFFECT)
+        if not graph:  # the settings alone do not say what the model was patched with
+            return
+        facts = facts_of(settings, plan, graph=graph)
+        self._name = digest(facts)[:32]
+        folder = host.output_folder() / FOLDER / self._name
         try:
             remove_old(folder)
-            self._journal = Journal(folder / "none", facts, resume == OFF, folder)
+            is_fresh = resume == OFF or self._name in FINISHED
+            self._journal = Journal(folder / "none", facts, is_fresh, folder)
         except OSError as error:
             logger.warning("a crash of this run could not be made good (%s)", error)
 
@@ -94,6 +102,7 @@ class Unfinished(AbstractContextManager):
     def __exit__(self, kind: type | None, *_: object) -> None:
         """The run has ended. One that another goes on from is kept: that may end in a crash, too."""
         if self._journal:
+            (FINISHED.discard if kind else FINISHED.add)(self._name)
             is_needed = self._is_passed_on or kind is not None
             (self._journal.close if is_needed else self._journal.remove)()
 

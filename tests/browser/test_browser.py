@@ -101,8 +101,8 @@ def test_a_workflow_saved_before_there_was_sound_keeps_its_values_and_links(page
 def test_a_workflow_saved_before_there_were_steps_takes_them_all(page, behind):
     workflow = load_workflow(ROOT / "workflows" / "1 Start here - four prompts.json")
     stream = next(node for node in workflow["nodes"] if node["type"] == "LongLiveStream")
-    assert [stream["inputs"].pop()["name"] for _ in range(2)] == ["whole_video", "steps"]
-    stream["widgets_values"][-2:] = behind
+    assert [stream["inputs"].pop()["name"] for _ in range(3)] == ["resume", "whole_video", "steps"]
+    stream["widgets_values"][-3:] = behind
     page.evaluate(LOAD, workflow)
     assert page.evaluate(AS_PROMPT)[str(stream["id"])]["inputs"]["steps"] == 4
     assert page.errors == []

@@ -23,6 +23,7 @@ host, io_types, live = ours("nodes.host"), ours("nodes.io_types"), ours("nodes.l
 stream, vaes = ours("nodes.stream"), ours("nodes.vaes")
 MINI, load_mini = ours("longlive_core.config").MINI, ours("longlive_core.mini.loader").load_mini
 num_frames = ours("longlive_core.geometry").num_frames
+Block, Rewind = ours("longlive_core.rollout.rollout").Block, ours("longlive_core.resume").Rewind
 SPACE = io_types.WAN_LATENTS
 
 
@@ -134,9 +135,8 @@ def how_much_of_a_video_is_kept() -> None:
     """What was written, and only while it is there; more was made."""
     notes: list[str] = []
     plan = plan_of_nine_blocks("late")
-    run = stream.Run(
-        SimpleNamespace(space=SPACE), plan, stream.Past(None, SPACE), "1", notes, keep_state=False
-    )
+    begun = stream.Begun(plan, stream.Past(None, SPACE), {}, None)
+    run = stream.Run(SimpleNamespace(space=SPACE), begun, "1", notes, keep_state=False)
     assert notes == ["late"]
     run._frames = 69
     with tempfile.TemporaryDirectory() as folder:
@@ -182,14 +182,16 @@ def latents_as_the_model_made_them() -> None:
     past = stream.Past({"samples": torch.randn(1, 16, 3, 4, 4)}, SPACE)
     parts = SimpleNamespace(space=SPACE)
     stream.host.Progress = lambda *_: SimpleNamespace(preview=lambda _: None, text=lambda _: None)
-    run = stream.Run(parts, plan_of_nine_blocks(), past, "1", [], keep_state=False)
+    begun = stream.Begun(plan_of_nine_blocks(), past, {}, None)
+    run = stream.Run(parts, begun, "1", [], keep_state=False)
+    run._rewind = Rewind()
     made = [torch.randn(1, 16, 3, 4, 4).bfloat16() for _ in range(3)]
     frames = np.zeros((12, 8, 8, 3), np.uint8)
     for index, latents in enumerate(made):
-        block = SimpleNamespace(index=index, latents=latents, opens_scene=index == 1)
-        chunk = SimpleNamespace(block=block, uint8=lambda: frames)
+        run._rewind.add(Block(index, latents, opens_scene=index == 1))
+        chunk = SimpleNamespace(begins=12 * index, uint8=lambda: frames)
         run._keep(chunk, SimpleNamespace(append=lambda _: None))
-    assert {part.dtype for part in run._made} == {torch.bfloat16}
+    assert {block.latents.dtype for block in run._rewind.blocks.values()} == {torch.bfloat16}
     latent = run.latents()
     expected = torch.cat([past.samples, *map(SPACE.raw, made)], dim=2)
     assert latent["samples"].dtype == torch.float32 and torch.equal(latent["samples"], expected)

@@ -35,7 +35,7 @@ def graph(prompt: str = BEFORE.prompt(), **stream) -> dict:
         "file": node("LoadVideo", file="shot.mp4"),
         "made": node("CreateVideo", images=["many", 0], fps=8.0),
         "many": node("RepeatImageBatch", image=["image", 0], amount=100),
-        "stream": node("LongLiveStream", **parts, **({"seconds": 1.0, "seed": 51} | SIZE | stream)),
+        "stream": node("LongLiveStream", **(parts | {"seconds": 1.0, "seed": 51} | SIZE | stream)),
     }
 
 
@@ -131,18 +131,28 @@ def test_a_clip_is_continued_and_begins_the_file(server, shot):
 
 
 IMAGE, LATENT = ["image", 0], ["a", 1]
+TINY = "taew2_1.safetensors"
+OPTIONS = {"lora": "none", "lora_strength": 1.0, "second_lora": "none", "second_strength": 1.0}
+OPTIONS |= {"attention": "auto", "speed": "plain", "family": "auto"}
+OWN = {"model": ["own", 0], "schedule": ["words", 0], "vae": ["tiny", 0]}  # Mini has layers of VACE
 REFUSED = {
     "start_image and continue_from exclude each other": {"start_image": IMAGE, "continue_from": LATENT},
     "source and continue_from exclude each other": {"source": ["source", 0], "continue_from": LATENT},
-    "control needs VACE, and this model has none": {"control": ["control", 0]},
+    "control needs VACE, and this model has none": {"control": ["control", 0], **OWN},
     "multiples of 16": {"start_image": IMAGE, "width": 72},
 }
 
 
 @pytest.mark.newest
 @pytest.mark.parametrize("words", REFUSED)
-def test_what_cannot_be_is_said_in_a_sentence(server, shot, words):
+def test_what_cannot_be_is_said_in_a_sentence(server, models, shot, words):
     prompt = graph(**REFUSED[words]) | source("file")
+    prompt["own"] = node("LongLiveLoadModel", checkpoint="small_wan.safetensors", precision="fp32", **OPTIONS)
+    prompt["words"] = node("LongLivePromptSchedule", clip=["clip", 0], prompts="a red star")
+    prompt["clip"], prompt["tiny"] = (
+        node("TestSmallClip"),
+        node("LongLiveLoadVAE", vae_name=TINY, tiled=False),
+    )
     prompt["a"] = graph()["stream"]
     prompt["control"] = node("LongLiveControl", strength=1.0, control_video=["many", 0])
     message = server.run(prompt).event("execution_error")["exception_message"]
