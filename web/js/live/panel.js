@@ -12,7 +12,7 @@ import { isLive } from "./runs.js";
 import { StageDoor } from "./stage.js";
 import { clock, fate, message, view } from "./view.js";
 
-const MIN_HEIGHT = 340; // without prompt cards, of which a row more each
+const MIN_HEIGHT = 316; // without prompt cards, of which a row more each
 const LAG_MS = 250;
 const OWN_EVENTS = ["pointerdown", "wheel", "contextmenu"]; // of fields: not for the canvas
 const FIELDS = "video, textarea, select, input, [draggable=true]";
