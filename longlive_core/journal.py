@@ -222,7 +222,7 @@ class Journal(AbstractContextManager):
         kept = frames_kept(self._video)
         whole = ((frames, state) for frames, state in self.states() if frames in kept)
         frames, state = next(whole, (0, None))
-        return Restart(self.latents, state), frames
+        return Restart(self.latents, state, num_blocks=self.num_blocks), frames
 
     def states(self) -> Iterator[tuple[int, VideoState]]:
         """Frames of the video before a state, and the state: the newest first, those that are damaged not."""

@@ -236,7 +236,7 @@ class Pipeline:
         images = self._scene_images(plan, hook)
         if live:
             how = (plan.block_latent_frames, plan.is_until_stopped, plan.cut_off, images)
-            begun = restart.state.num_blocks - plan.first_block if restart.state else 0
+            begun = max(0, restart.num_blocks - plan.first_block)
             script = live.script(plan.timeline, encode, plan.blocks, *how, begun)
         else:
             script = script_of(plan.timeline, encode, plan.block_latent_frames, plan.first_block, images)

@@ -261,12 +261,14 @@ def _check_same(had: dict[str, Any], asked: dict[str, Any]) -> None:
 class Restart:
     """Where a video that was begun goes on: after `state`, or where it began; `recorded` blocks are kept.
 
-    Blocks `before` the state, if they are given, are decoded once more.
+    Blocks `before` the state, if they are given, are decoded once more. Block `num_blocks` is the first to be
+    made: what is sent earlier takes effect there.
     """
 
     recorded: Recorded = lambda block: None
     state: VideoState | None = None
     before: tuple[Block, ...] = ()
+    num_blocks: int = 0
 
 
 class StateTaker:
@@ -383,9 +385,11 @@ class Rewind(Snapshots):
 
     def first_restart(self) -> Restart:
         """Where a run goes on that took blocks over: all of them are decoded once more."""
-        restart = self.restart(max(self.blocks, default=-1) + 1)
+        num_blocks = max(self.blocks, default=-1) + 1
+        restart = self.restart(num_blocks)
         end = restart.state.num_blocks if restart.state else 0
-        return replace(restart, before=tuple(made for index, made in self.blocks.items() if index < end))
+        before = tuple(made for index, made in self.blocks.items() if index < end)
+        return replace(restart, before=before, num_blocks=num_blocks)
 
     def restart(self, block: int) -> Restart:
         """Where a run goes on that goes back to a block; what was made from it on is forgotten."""

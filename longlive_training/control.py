@@ -23,8 +23,8 @@ from .episodes import (
     coin,
     first_prompt,
     object_cells,
+    prompt_of_change,
     start_of,
-    told,
 )
 from .forcing import attend_by_pass
 from .runs import MuonAndAdam, Run, exponential_average
@@ -111,7 +111,9 @@ def shoot_followed(
         context[:, :, :num_given] = ContextEncoder(autoencoder).of_given(latents[:, :, :num_given])
     asked, then = ([astray(a, rng) for a in some] for some in (before, after))
     opened = [first_prompt(kind, a, rng) for a in asked]
-    prompts = [(first, first, told(a, b, rng)) for first, a, b in zip(opened, asked, then, strict=True)]
+    prompts = [
+        (first, first, prompt_of_change(a, b, rng)) for first, a, b in zip(opened, asked, then, strict=True)
+    ]
     return Episodes(latents.half(), object_cells(frames), prompts, switch, kind, context.half())
 
 

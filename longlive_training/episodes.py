@@ -87,7 +87,7 @@ def shoot(
     latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
     opened = [first_prompt(kind, a, rng) for a in first]
     prompts = [
-        (opening, told(a, b, rng) if is_far else opening, told(b, c, rng))
+        (opening, prompt_of_change(a, b, rng) if is_far else opening, prompt_of_change(b, c, rng))
         for opening, a, b, c in zip(opened, first, before, after, strict=True)
     ]
     return Episodes(latents.half(), object_cells(frames), prompts, switch, kind)
@@ -115,7 +115,7 @@ def object_cells(frames: Tensor) -> Tensor:
     return torch.cat((mask[:, :1], later), dim=1) > 0
 
 
-def told(before: Attributes, after: Attributes, rng: torch.Generator) -> str:
+def prompt_of_change(before: Attributes, after: Attributes, rng: torch.Generator) -> str:
     """The full sentence, or only what changes: then the rest must be read from the past."""
     return after.prompt() if coin(rng) else change_prompt(before, after)
 

@@ -22,10 +22,10 @@ from longlive_core.vae.tiny import TinyAutoencoder
 from .distil.draws import LEVELS
 from .distil.recipe import LONG
 from .distil.scores import noised, shifted_timesteps, whole_flow
-from .episodes import object_cells
+from .episodes import object_cells, prompt_of_change
 from .runs import MuonAndAdam, Run, exponential_average
 from .transformer import EMA, OBJECT_WEIGHT, Generator, frozen_autoencoder, load_generator, trapezoid
-from .world import Motion, change_prompt, film, random_attributes, random_change
+from .world import Motion, film, random_attributes, random_change
 
 CLIP = LONG.clip
 BATCH = 8
@@ -71,9 +71,7 @@ def shoot(autoencoder: TinyAutoencoder, count: int, kind: Kind, size: int, rng: 
     frames, _ = film(shown, motion, num_frames(CLIP), size, then, num_frames(OVERLAP))
     prompts = [attributes.prompt() for attributes in before]
     if kind in (Kind.TURNING, Kind.TURNED):
-        is_whole = (torch.rand(count, generator=rng) < 0.5).tolist()
-        told = zip(before, after, is_whole, strict=True)
-        prompts = [new.prompt() if whole else change_prompt(old, new) for old, new, whole in told]
+        prompts = [prompt_of_change(old, new, rng) for old, new in zip(before, after, strict=True)]
     latents = torch.cat([autoencoder.encode(part) for part in frames.split(4)])
     return Clips(latents.half(), object_cells(frames), prompts)
 

@@ -1,8 +1,10 @@
 """Shared options and the golden folder. The root goes last on sys.path, so the host's `nodes` wins."""
 
 import ctypes
+import functools
 import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other allocators h
     # Large tensors stay with the process when they are freed: else every new one costs its page faults.
     mallopt(M_MMAP_THRESHOLD, 2**30)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@pytest.fixture(scope="module")
+def mini_once() -> Iterator[None]:
+    """All commands of a module run on one Mini, which none of them changes."""
+    from longlive_core.mini.loader import load_mini  # here: tests of a host bring their own
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longlive_core.pipeline.load_mini", functools.cache(load_mini))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,7 +15,7 @@ from longlive_core.cli import main
 from longlive_core.output.sound import Sound
 from longlive_core.output.video import VideoWriter, read_frames, read_settings
 from longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, load_pipeline
-from longlive_core.resume import Rewind
+from longlive_core.resume import Rewind, Snapshots
 from longlive_core.rollout.rollout import Hook
 from longlive_core.schedule.cue import ScheduleError
 from longlive_core.schedule.schedule import PromptSchedule
@@ -403,3 +403,23 @@ def test_the_command_takes_a_run_back_by_seconds_or_to_a_time(address, capsys) -
     for wrong in (["--seed", "7"], ["--keep", "a"], ["--back", "1s", "--stop"], []):
         assert main([*at, *wrong]) == 2 and capsys.readouterr().err.count("\n") == 1
     assert len(Server.asked) == 3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("has_state", [False, True])
+def test_a_prompt_sent_while_recorded_blocks_are_decoded_takes_effect_after_them(
+    pipeline, base, has_state
+) -> None:
+    plan, states = pipeline.plan(request()), []
+    list(pipeline.run(plan, snapshots=Snapshots(lambda block: block == 1, states.append)))
+    rewind = Rewind()
+    rewind.blocks = {chunk.block.index: chunk.block for chunk in base[:5]}
+    rewind.states = states if has_state else []
+    control, chunks = LiveControl(), []
+    for chunk in pipeline.run(plan, live=control, rewind=rewind, restart=rewind.first_restart()):
+        chunks.append(chunk)
+        if chunk.block.index == 2:
+            settled(control.send(STAR))
+    assert 5 in control.cues() and control.cues()[5].prompt == STAR
+    check_same(chunks, base, end=5)
+    check_same(chunks, plain(pipeline, control.schedule()))

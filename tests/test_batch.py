@@ -1,6 +1,5 @@
 """longlive batch on the packaged Mini: what it makes, skips and refuses, and what it notes."""
 
-import functools
 import json
 import resource
 from pathlib import Path
@@ -12,25 +11,17 @@ from PIL import Image
 
 from longlive_core.cli import main
 from longlive_core.cli.generate import load_pipeline
-from longlive_core.mini.loader import load_mini
 from longlive_core.output.contact_sheet import ContactSheet
 from longlive_core.output.growing import open_locked
 from longlive_core.output.manifest import Manifest
 from longlive_core.output.video import VideoWriter, count_frames, read_settings
 from longlive_core.rollout.noise import SeededNoise
 
+pytestmark = pytest.mark.usefixtures("mini_once")
 PROMPT = "a red circle drifts right over navy"
 LOADER = "longlive_core.cli.generate.load_pipeline"
 JOB = {"prompt": PROMPT, "seconds": 0.5}
 NAN_SEED = 13
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mini_once():
-    """All batches here run on one Mini, which none of them changes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longlive_core.pipeline.load_mini", functools.cache(load_mini))
-        yield
 
 
 @pytest.fixture

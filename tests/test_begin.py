@@ -1,6 +1,5 @@
 """Videos of the command line that begin with an image, go on from footage, or transform it."""
 
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -13,23 +12,15 @@ from safetensors.torch import save_file
 
 from longlive_core.cli import main
 from longlive_core.config import MINI
-from longlive_core.mini.loader import load_mini
 from longlive_core.output.video import VideoWriter, read_frames
 from longlive_core.pipeline import load_pipeline
 from longlive_training.judge import read
 from longlive_training.world import BACKGROUNDS, COLOURS, SHAPES, Attributes, Motion, film
 from tests.test_vace import published, random_vace
 
+pytestmark = pytest.mark.usefixtures("mini_once")
 BEFORE = Attributes("red", "circle", "drifts right", "navy")
 PROMPT = BEFORE.prompt()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mini_once():
-    """All commands here run on one Mini, which none of them changes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longlive_core.pipeline.load_mini", functools.cache(load_mini))
-        yield
 
 
 @pytest.fixture(scope="module")

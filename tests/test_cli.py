@@ -1,7 +1,6 @@
 """The longlive command on the packaged Mini: what it writes, what it prints, and what it refuses."""
 
 import argparse
-import functools
 import io
 import json
 import os
@@ -32,18 +31,11 @@ from longlive_core.pipeline import Request
 from longlive_core.resume import VideoState
 from longlive_core.rollout.rollout import Hook
 
+pytestmark = pytest.mark.usefixtures("mini_once")
 ROOT = Path(__file__).parent.parent
 PROMPT = "a red circle drifts right over navy"
 LARGER_THAN_A_VIDEO = 8_000  # bytes; of a second, and less than its contact sheet
 COMMANDS = ("generate", "batch", "live", "share", "info", "plan", "download", "convert", "bench", "beats")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mini_once():
-    """All commands here run on one Mini, which none of them changes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longlive_core.pipeline.load_mini", functools.cache(load_mini))
-        yield
 
 
 def num_video_frames(path: Path) -> int:

@@ -1,7 +1,6 @@
 """A killed run of `longlive generate` goes on: with the same video, state and sheet, whatever was damaged."""
 
 import errno
-import functools
 import json
 import os
 import re
@@ -21,7 +20,6 @@ from longlive_core import journal as journals
 from longlive_core.cli import generate, main
 from longlive_core.config import Policy
 from longlive_core.journal import Journal, folder_of
-from longlive_core.mini.loader import load_mini
 from longlive_core.output.contact_sheet import ContactSheet
 from longlive_core.output.growing import GrowingFile, frames_kept
 from longlive_core.output.video import VideoWriter, count_frames, read_settings
@@ -29,6 +27,7 @@ from longlive_core.pipeline import load_pipeline
 from longlive_core.resume import VideoState
 from longlive_core.schedule.cue import Cue
 
+pytestmark = pytest.mark.usefixtures("mini_once")
 ROOT = Path(__file__).parent.parent
 SCHEDULE = """0 a red circle drifts right over navy
 1s blend 2s: a blue square drifts up over navy
@@ -60,14 +59,6 @@ def contents() -> list:
         tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
         state = file.metadata() | tensors
     return [Path("v.mp4").read_bytes(), Path("v.png").read_bytes(), state]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mini_once():
-    """All runs here are of one Mini, which none of them changes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longlive_core.pipeline.load_mini", functools.cache(load_mini))
-        yield
 
 
 @pytest.fixture(scope="module")

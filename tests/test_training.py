@@ -1,6 +1,9 @@
 """Training sees what inference does; the world keeps its promises; a run resumes where it stopped."""
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from longlive_core.config import CONTEXT_CHANNELS, MINI, Policy
@@ -11,7 +14,7 @@ from longlive_core.rollout.scene import Scene
 from longlive_training.card import with_figures
 from longlive_training.control import fresh_vace, shoot_followed
 from longlive_training.episodes import BLOCK, Episodes, Kind, unnamed_prompt
-from longlive_training.forcing import plan, plan_unchanged
+from longlive_training.forcing import Layout, plan, plan_unchanged
 from longlive_training.judge import position_steps, read
 from longlive_training.muon import orthogonalised
 from longlive_training.runs import MuonAndAdam, Run, exponential_average
@@ -50,15 +53,19 @@ def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
         episodes = Episodes(
             latents, torch.zeros(1, 11 * BLOCK, 4, 4, dtype=torch.bool), [PROMPTS], switch, Kind.NEAR
         )
-        layout = plan(told, switch, Kind.NEAR, rng, 12)
-        is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
-        sigmas = torch.where(is_noisy, 0.8, 0.0)[None]
         with torch.no_grad():
-            flow = predict(model, by_pass(latents, layout, 2), sigmas, layout, episodes, gap=0)
-            for index, one in enumerate(layout.passes):
-                if one.is_noisy:
-                    ours = flow[:, :, index * BLOCK : (index + 1) * BLOCK]
-                    assert_close(ours, cached_flow(model, latents, one.block, told), atol=1e-4, rtol=1e-4)
+            for block, ours in noisy_flows(model, episodes, plan(told, switch, Kind.NEAR, rng, 12)):
+                assert_close(ours, cached_flow(model, latents, block, told), atol=1e-4, rtol=1e-4)
+
+
+def noisy_flows(model: Generator, episodes: Episodes, layout: Layout) -> Iterator[tuple[int, Tensor]]:
+    """Block and flow of every noisy pass, all of them computed at once."""
+    is_noisy = torch.tensor([one.is_noisy for one in layout.passes]).repeat_interleave(BLOCK)
+    sigmas = torch.where(is_noisy, 0.8, 0.0)[None]
+    flow = predict(model, by_pass(episodes.latents, layout, 2), sigmas, layout, episodes, gap=0)
+    for index, one in enumerate(layout.passes):
+        if one.is_noisy:
+            yield one.block, flow[:, :, index * BLOCK : (index + 1) * BLOCK]
 
 
 def test_teacher_forcing_of_an_image_computes_what_the_rollout_does_with_a_given_frame() -> None:
@@ -118,18 +125,11 @@ def test_teacher_forcing_under_control_computes_what_the_controlled_rollout_comp
         context = torch.randn(1, CONTEXT_CHANNELS, 11 * BLOCK, 4, 4)
         cells = torch.zeros(1, 11 * BLOCK, 4, 4)
         episodes = Episodes(latents, cells, [PROMPTS], switch, Kind.NEAR, context)
-        layout = plan(told, switch, Kind.NEAR, rng, 8)
-        is_noisy = torch.tensor([p.is_noisy for p in layout.passes]).repeat_interleave(BLOCK)
-        sigmas = torch.where(is_noisy, 0.8, 0.0)[None]
         with torch.no_grad():
-            flow = predict(model, by_pass(latents, layout, 2), sigmas, layout, episodes, gap=0)
-            for index, one in enumerate(layout.passes):
-                if one.is_noisy:
-                    ours = flow[:, :, index * BLOCK : (index + 1) * BLOCK]
-                    cached = cached_flow(model, latents, one.block, told, context)
-                    assert_close(ours, cached, atol=1e-4, rtol=1e-4)
-                    alone = cached_flow(model, latents, one.block, told)
-                    assert not torch.allclose(cached, alone, atol=1e-2)
+            for block, ours in noisy_flows(model, episodes, plan(told, switch, Kind.NEAR, rng, 8)):
+                cached = cached_flow(model, latents, block, told, context)
+                assert_close(ours, cached, atol=1e-4, rtol=1e-4)
+                assert not torch.allclose(cached, cached_flow(model, latents, block, told), atol=1e-2)
 
 
 def test_silhouettes_show_where_the_shape_of_the_video_is() -> None:

@@ -98,6 +98,7 @@ class LiveControl:
         self._ran: tuple[float, float | None] = 0.0, None  # seconds before the newest start; its time
         self._num_tickets = self._num_frames = self._num_gone = 0
         self._block = -1  # the newest whose frames are out
+        self._begun = 0  # blocks that an earlier run made
         self._played: list[Played] = []
         self._always = ""  # of the schedule
         self._back: Back | None = None  # that waits for a block boundary
@@ -270,7 +271,8 @@ class LiveControl:
         """The Script of the run: the timeline with all that is sent. It waits while the run is held.
 
         Sent prompts win over cues at the same block. The video begins `cut_off` pixel frames before `blocks`,
-        of which the first `begun` are not made again.
+        of which the first `begun` are those of an earlier run: they come without waiting, and nothing that is
+        sent takes effect there.
         """
         start = block_seconds(blocks.start, block_latent_frames) - cut_off / FRAME_RATE
 
@@ -289,6 +291,7 @@ class LiveControl:
 
         self._begins, self._block_at, self._block_latent_frames = begins, at, block_latent_frames
         self._num_blocks, self._always = None if is_until_stopped else len(blocks), timeline.always
+        self._begun = begun
         self._ahead, self._num_gone = -begins(begun), -round(begins(begun) * FRAME_RATE)
         begun_with = (segment for segment in timeline.segments if segment.block < begun)
         self._played = [
@@ -418,7 +421,7 @@ class LiveControl:
     @property
     def _num_replayed(self) -> int:
         """The first blocks of the run that are made once more as they were."""
-        return self.backs[-1].block if self.backs else 0
+        return self.backs[-1].block if self.backs else self._begun
 
     def _wait(self, seconds: float = POLL_SECONDS) -> None:
         self._check()

@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from longlive_core.cli.options import size
-from longlive_core.config import LONGLIVE_1_3B
 from longlive_core.geometry import latent_size
 from longlive_core.pipeline import AUTO, usable_device
 from longlive_core.text.umt5 import encoder_identity, load_umt5
@@ -22,7 +20,8 @@ from .draws import Draws
 from .export import convert
 from .loop import Models, Tuning
 from .models import check_fits, load_teacher, load_trained, load_wan_vae
-from .parallel import NONE, SHARDS, mesh_of, rank_and_size, wait_for_all
+from .parallel import NONE, mesh_of, rank_and_size, wait_for_all
+from .plan import add_recipe
 from .prompts import NEGATIVE, EmbeddingFiles, Pair, digest, read_pairs
 from .recipe import RECIPES, STEPS, Recipe
 from .run import Run
@@ -36,7 +35,6 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
     tuning = stages.add_parser("distil", help="streaming long tuning with a teacher (paper section 3.3)")
     tuning.set_defaults(command=distil)
     add = tuning.add_argument
-    add("--stage", choices=RECIPES, default="long", help="long: LoRA, sequences; init: all weights, one clip")
     for name, text in (
         ("model", "the student, e.g. longlive_base.pt"),
         ("teacher", "a bidirectional Wan 2.1, e.g. the folder of Wan2.1-T2V-14B"),
@@ -48,15 +46,8 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
     ):
         add(f"--{name}", type=Path, required=True, help=text)
     add("--follow-ups", type=Path, help="the prompt that each of them changes to, on the same line")
-    add("--size", type=size, default=(LONGLIVE_1_3B.width, LONGLIVE_1_3B.height), metavar="WxH")
-    add("--steps", type=int, help="iterations; default 3000, init 700")
+    add_recipe(add)
     add("--save-every", type=int, default=50, metavar="STEPS")
-    add("--batch", type=int, help="clips an update, over all processes; default: one for each stream")
-    add("--streams", type=int, help="videos made at the same time, over all processes; default: one in each")
-    add("--shard", choices=SHARDS, default=NONE, help="spread the models over a node's GPUs, or over all")
-    add("--offload-teacher", action="store_true", help="keep a sharded teacher's layers in the CPU's memory")
-    add("--rank", type=int, help="of the LoRA of student and critic; default 256")
-    add("--longest", type=int, help="latent frames of a sequence; default 240")
     add("--lr", type=float, help="of the student; default 1e-5, init 2e-6")
     add("--critic-lr", type=float, help="default 2e-6, init 4e-7")
     add("--seed", type=int, default=0)

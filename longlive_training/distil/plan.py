@@ -4,6 +4,7 @@ Arithmetic of sizes and of recipe.py alone; nothing here was measured. A multipl
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -139,22 +140,27 @@ def add_command(stages: argparse._SubParsersAction) -> None:
     planning = stages.add_parser("plan", help="memory and days of distil, computed before anything is loaded")
     planning.set_defaults(command=plan)
     add = planning.add_argument
-    add("--stage", choices=RECIPES, default="long")
-    add("--size", type=size, default=(LONGLIVE_1_3B.width, LONGLIVE_1_3B.height), metavar="WxH")
+    add_recipe(add)
     add("--teacher", choices=TEACHERS, default="14b")
     add("--nodes", type=int, default=1)
     add("--gpus", type=int, default=1, help="of a node")
-    add("--shard", choices=SHARDS, default=NONE, help="as for distil")
-    add("--offload-teacher", action="store_true", help="as for distil")
-    add("--rank", type=int, help="of the LoRA; default 256")
-    add("--longest", type=int, help="latent frames of a sequence; default 240")
-    add("--batch", type=int, help="clips an update, over all GPUs; default: one for each stream")
-    add("--streams", type=int, help="videos made at the same time, over all GPUs; default: one on each")
-    add("--steps", type=int, help="iterations; default 3000, init 700")
     add("--tflops", type=float, default=TFLOPS, help=f"of a GPU; default {TFLOPS:g}, an H100 in bf16")
     add("--utilisation", type=float, default=UTILISATION, help=f"the share reached; default {UTILISATION}")
     add("--student-part", type=float, metavar="SECONDS", help="measured, instead of computed")
     add("--critic-part", type=float, metavar="SECONDS", help="measured, instead of computed")
+
+
+def add_recipe(add: Callable[..., object]) -> None:
+    """Add what memory and days depend on: the same options for a run and for its plan."""
+    add("--stage", choices=RECIPES, default="long", help="long: LoRA, sequences; init: all weights, one clip")
+    add("--size", type=size, default=(LONGLIVE_1_3B.width, LONGLIVE_1_3B.height), metavar="WxH")
+    add("--steps", type=int, help="iterations; default 3000, init 700")
+    add("--batch", type=int, help="clips an update, over all processes; default: one for each stream")
+    add("--streams", type=int, help="videos made at the same time, over all processes; default: one in each")
+    add("--shard", choices=SHARDS, default=NONE, help="spread the models over a node's GPUs, or over all")
+    add("--offload-teacher", action="store_true", help="keep a sharded teacher's layers in the CPU's memory")
+    add("--rank", type=int, help="of the LoRA of student and critic; default 256")
+    add("--longest", type=int, help="latent frames of a sequence; default 240")
 
 
 def plan(**options) -> None:
