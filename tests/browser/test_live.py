@@ -453,6 +453,21 @@ def test_a_fresh_graph_shows_no_run_of_other_prompts(page):
 
 
 @pytest.mark.newest
+def test_an_answer_that_comes_after_the_end_of_the_run_changes_nothing(page):
+    page.evaluate(LOAD, workflow(seconds=2))
+    panel, held = Panel(page), []
+    page.evaluate(TELL, SNAPSHOT)
+    page.route("**/longlive/runs/abc/stop", lambda route: held.append(route))
+    with page.expect_request("**/longlive/runs/abc/stop"):
+        panel.button("stop and keep").click()
+    page.evaluate(TELL, SNAPSHOT | {"state": "stopped"})
+    with page.expect_response("**/longlive/runs/abc/stop"):
+        held[0].fulfill(json=SNAPSHOT | {"state": "stopping"})
+    page.wait_for_timeout(200)
+    assert panel.status.startswith("stopped") and page.errors == []
+
+
+@pytest.mark.newest
 def test_freezing_a_run_of_other_prompts_asks_first(page):
     page.evaluate(LOAD, workflow(seconds=2))
     panel, asked = Panel(page), []

@@ -17,7 +17,7 @@ import { loadTexts, t } from "./texts.js";
 
 const NODE = "LongLiveStream";
 const CARDS = "Prompt cards"; // a property of the node: in the workflow, its copies and the video's metadata
-const SIZE = [520, 650]; // of a new node
+const SIZE = [520, 800]; // of a new node
 const STILL = "$$canvas-image-preview";
 const REVOKE_MS = 60_000; // until the browser has surely taken a download
 const panels = new WeakMap(); // node -> Panel

@@ -85,7 +85,7 @@ export class Panel {
 
   /**
    * `actions`: prompt(run, message) -> ticket, back(run, body) -> {seconds, ticket}, upload(file) -> name,
-   * command(run, name) -> snapshot, freeze(snapshot) -> sentence, share(snapshot, format) -> sentence, setDoor(body) ->
+   * command(run, name), freeze(snapshot) -> sentence, share(snapshot, format) -> sentence, setDoor(body) ->
    * state of the stage, all async; showStage();
    * videoUrl(snapshot) -> url; keepCards(cards); resized() when `height` changed.
    */
@@ -202,9 +202,9 @@ export class Panel {
     });
   }
 
-  /** "stop", "pause" or "resume" the run. */
-  async command(name) {
-    await this.#attempt(async () => this.take(await this.#actions.command(this.#snapshot.run, name)));
+  /** "stop", "pause" or "resume" the run. News of it come as events only: an answer may come after the end. */
+  command(name) {
+    return this.#attempt(() => this.#actions.command(this.#snapshot.run, name));
   }
 
   pauseOrResume() {

@@ -4,7 +4,7 @@
  */
 
 export const STYLE = `
-.longlive-live { container-type: inline-size; display: flex; flex-direction: column; gap: 6px; height: 100%; padding: 4px; overflow: hidden;
+.longlive-live { container-type: inline-size; display: flex; flex-direction: column; gap: 5px; height: 100%; padding: 4px; overflow: hidden;
   box-sizing: border-box; color: var(--input-text, #ddd); font: 12px/1.35 var(--font-inter, sans-serif); }
 .longlive-live [hidden] { display: none !important; }
 .longlive-live :is(button, select, input, textarea) { font: inherit; color: inherit; box-sizing: border-box;

@@ -83,7 +83,7 @@ export class StagePage {
       this.send();
     });
     pause.addEventListener("click", () =>
-      this.#attempt(async () => this.take(await this.#post(this.#snapshot.state === "paused" ? "resume" : "pause"))),
+      this.#attempt(() => this.#post(this.#snapshot.state === "paused" ? "resume" : "pause")), // an event follows
     );
     full.addEventListener("click", () =>
       document.fullscreenElement ? document.exitFullscreen() : root.requestFullscreen(),
