@@ -27,7 +27,7 @@ from longlive_training.__main__ import main
 from longlive_training.distil import checkpoint, command
 from longlive_training.distil.draws import Draws
 from longlive_training.distil.loop import Models, Tuning
-from longlive_training.distil.parallel import ALL, NONE, SHARDS, mesh_of, rank_and_size, shard, whole
+from longlive_training.distil.parallel import ALL, NONE, SHARDS, mesh_of, rank_and_size, shard_part, whole
 from longlive_training.distil.prompts import read_pairs
 from longlive_training.distil.recipe import INIT, LONG
 from longlive_training.distil.run import Run
@@ -69,7 +69,9 @@ def small_tuning(recipe=SMALL, rank: int = 0, ranks: int = 1, dtype=torch.float3
         return tuple(torch.cat([embeds(f"{which} {pair}") for pair in pairs]) for which in ("one", "two"))
 
     if mesh:
-        shard(models.teacher.requires_grad_(False), mesh)
+        teacher = models.teacher.requires_grad_(False)
+        for part in (*teacher.layers, teacher):
+            shard_part(part, mesh, dtype, is_offloaded=mesh.size(1) > 1)
     draws = Draws(recipe, SHAPE, 5, recipe.streams_of(rank, ranks))
     tuning = Tuning(models, recipe, draws, of_pairs, mesh)
     for trained in (tuning.student, tuning.critic):

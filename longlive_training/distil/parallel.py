@@ -94,13 +94,14 @@ def shard_part(part: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, is_offload
         modulation = part.modulation.detach()
         del part.modulation
         part.register_buffer("modulation", modulation)
+    waiting = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nobody writes into these
     fully_shard(
         part,
         mesh=mesh,
         reshard_after_forward=is_layer and not is_trained,
         mp_policy=MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
-        offload_policy=CPUOffloadPolicy() if is_offloaded and is_layer else OffloadPolicy(),
+        offload_policy=waiting if is_offloaded and is_layer else OffloadPolicy(),
     )
     part.set_reshard_after_backward(False, recurse=False)
     for method in LAYER_METHODS if is_layer else MODEL_METHODS:
