@@ -49,7 +49,7 @@ def made(folder: Path, has_journal: bool) -> Iterator[np.ndarray]:
             kept = sheet.append(frames)
             if has_journal:
                 thumbnails = {"thumbnails": torch.from_numpy(np.stack(kept))} if kept else {}
-                journal.add(chunk.block.index, chunk.block.latents, **thumbnails)
+                journal.add(chunk.block, **thumbnails)
             yield frames
 
 

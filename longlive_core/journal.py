@@ -26,11 +26,13 @@ from .output.growing import frames_kept, open_locked, sync
 from .output.video import VideoWriter
 from .pipeline import Plan
 from .resume import Restart, Snapshots, VideoState
+from .rollout.rollout import Block
 from .schedule.cue import Cue
 from .weights.files import sha256_of
 
-FORMAT = 1
-FACTS, BLOCK, CUE, IS_SENT = "longlive_journal", "block", "cue", "is_sent"  # names in a record's metadata
+FORMAT = 2
+FACTS, BLOCK, OPENS_SCENE = "longlive_journal", "block", "opens_scene"  # names in a record's metadata
+CUE, IS_SENT = "cue", "is_sent"
 LATENTS = "latents"
 RECORDS, GROWING, STATES = "records", "growing.mp4", "state-*.safetensors"  # files of the folder
 KEPT_STATES = 2
@@ -118,6 +120,7 @@ class Journal(AbstractContextManager):
         self._path.touch()
         self._file = open_locked(self._path)
         self._places: dict[int, tuple[int, int]] = {}  # block -> where its record is, and its bytes
+        self._opens: set[int] = set()  # blocks that open a scene
         self._cues: dict[int, tuple[Cue, bool]] = {}
         self._end, self._whole, self.note = 0, 0, ""  # bytes, and those on disk
         self._queue, self._saving, self._is_saving = BackgroundQueue(WAITING), BackgroundQueue(), False
@@ -133,27 +136,19 @@ class Journal(AbstractContextManager):
         """The block after the newest one that is recorded, 0 without any."""
         return max(self._places, default=-1) + 1
 
-    def add(
-        self,
-        block: int,
-        latents: Tensor,
-        cue: Cue | None = None,
-        is_sent: bool = False,
-        **tensors: Tensor,
-    ) -> None:
-        """Record a block in the background: clean latents [B, C, T, H, W], the cue that took effect there.
+    def add(self, block: Block, cue: Cue | None = None, is_sent: bool = False, **tensors: Tensor) -> None:
+        """Record a block in the background, and the cue that took effect there.
 
         `is_sent`: the cue was sent live. Other tensors are kept with it. A block that is recorded stays so.
         """
-        if block in self._places:
+        if block.index in self._places:
             return
-        facts = {BLOCK: block}
-        if cue:
-            facts |= {CUE: asdict(cue), IS_SENT: is_sent}
-            self._cues[block] = cue, is_sent
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in {LATENTS: latents, **tensors}.items()}
+        facts = {BLOCK: block.index, OPENS_SCENE: block.opens_scene}
+        facts |= {CUE: asdict(cue), IS_SENT: is_sent} if cue else {}
+        tensors = {LATENTS: block.latents, **tensors}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         record = save(tensors, {BLOCK: json.dumps(facts)})
-        self._places[block] = self._end + HEADER.size, len(record)
+        self._note(facts, (self._end + HEADER.size, len(record)))
         self._put(record)
 
     def cut(self, num_blocks: int) -> None:
@@ -163,6 +158,7 @@ class Journal(AbstractContextManager):
         gone = [place for block, (place, _) in self._places.items() if block >= num_blocks]
         self._places = {block: place for block, place in self._places.items() if block < num_blocks}
         self._cues = {block: cue for block, cue in self._cues.items() if block < num_blocks}
+        self._opens = {block for block in self._opens if block < num_blocks}
         for _, path in self._states():
             path.unlink()
         if gone:
@@ -174,6 +170,14 @@ class Journal(AbstractContextManager):
         """Block -> the cue that took effect there, and whether it was sent live."""
         return dict(self._cues)
 
+    def has(self, index: int) -> bool:
+        """Whether a block is recorded, and on disk."""
+        return index in self._places and self._places[index][0] < self._whole
+
+    def block(self, index: int) -> Block:
+        """A recorded block, read from disk."""
+        return Block(index, self.tensors(index)[LATENTS], index in self._opens)
+
     def latents(self, block: int) -> Tensor | None:
         """Clean latents [B, C, T, H, W] of a recorded block, on the CPU, read from disk; None for another."""
         return self.tensors(block).get(LATENTS)
@@ -183,12 +187,12 @@ class Journal(AbstractContextManager):
         if block not in self._places:
             return {}
         self._queue.flush()
-        at, length = self._places[block]
-        if at >= self._whole:
+        if not self.has(block):
             raise OSError(f"block {block} is not in {self._path}, which could not be written")
-        with self._path.open("rb") as file:
-            file.seek(at)
-            return load(file.read(length))
+        at, length = self._places[block]
+        self._file.seek(at)  # nothing is being written
+        found = load(self._file.read(length))
+        return {name: tensor.clone() for name, tensor in found.items()}  # aligned, as those that were made
 
     def save(self, state: VideoState, frames: int) -> None:
         """Write a state in the background, after so many frames of the video; the two newest are kept."""
@@ -256,7 +260,7 @@ class Journal(AbstractContextManager):
         had = json.loads(had.get(FACTS, "null")) if had else None
         if had == facts and not is_fresh:
             for metadata in records:
-                self._read(json.loads(metadata[BLOCK]))
+                self._note(json.loads(metadata[BLOCK]), self._last)
             self._file.truncate(self._end)
             self._whole = self._end
             return
@@ -267,11 +271,14 @@ class Journal(AbstractContextManager):
         self._end = 0
         self._put(save({}, {FACTS: json.dumps(facts)}))
 
-    def _read(self, facts: dict[str, Any]) -> None:
-        """Note what the record that ends at the end of those that were read says of its block."""
-        self._places[facts[BLOCK]] = self._last
+    def _note(self, facts: dict[str, Any], place: tuple[int, int]) -> None:
+        """Note where the record of a block is, and what it says of it."""
+        block = facts[BLOCK]
+        self._places[block] = place
+        if facts[OPENS_SCENE]:
+            self._opens.add(block)
         if cue := facts.get(CUE):
-            self._cues[facts[BLOCK]] = Cue(**cue), facts[IS_SENT]
+            self._cues[block] = Cue(**cue), facts[IS_SENT]
 
     def _records(self) -> Iterator[dict[str, str]]:
         """The metadata of one record after the other, up to the first that is damaged or incomplete."""

@@ -4,11 +4,12 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -261,13 +262,13 @@ def _check_same(had: dict[str, Any], asked: dict[str, Any]) -> None:
 class Restart:
     """Where a video that was begun goes on: after `state`, or where it began; `recorded` blocks are kept.
 
-    Blocks `before` the state, if they are given, are decoded once more. Block `num_blocks` is the first to be
+    Blocks `before` the state, if there are any, are decoded once more. Block `num_blocks` is the first to be
     made: what is sent earlier takes effect there.
     """
 
     recorded: Recorded = lambda block: None
     state: VideoState | None = None
-    before: tuple[Block, ...] = ()
+    before: Iterator[Block] | None = None
     num_blocks: int = 0
 
 
@@ -349,13 +350,24 @@ class Snapshots(StateTaker):
         return torch.empty(0, 3, height, width)
 
 
+class Disk(Protocol):
+    """Where blocks are written as they are made, such as a Journal."""
+
+    def has(self, index: int) -> bool:
+        """Whether a block can be read."""
+
+    def block(self, index: int) -> Block:
+        """A block, read from there. Raises OSError if it cannot be."""
+
+
 class Rewind(Snapshots):
     """Keeps what a run needs to go back: all its `blocks`, by number, and the newest states of those taken.
 
     A state is taken where `can_be_cut` says that the consumer's video can be cut, unless that would cost more
     than a fiftieth of the run's time; those of more than `budget` bytes are forgotten. `on_back` is called
     when the run goes back, with the number of its frames that stay; the next ones come after these. Each
-    state that is taken is also given to `on_state`.
+    state that is taken is also given to `on_state`. Of a block that `disk` has nothing is kept in RAM: it is
+    None, and read when it is needed.
     """
 
     def __init__(
@@ -365,31 +377,46 @@ class Rewind(Snapshots):
         budget: int = STATES_BYTES,
         on_state: Callable[[VideoState], None] = lambda state: None,
         clock: Callable[[], float] = time.monotonic,
+        disk: Disk | None = None,
     ):
         super().__init__(self._is_worth_it, self._keep)
-        self._on_state = on_state
-        self.blocks: dict[int, Block] = {}
+        self._on_state, self._disk = on_state, disk
+        self.blocks: dict[int, Block | None] = {}
         self.states: list[VideoState] = []
         self._can_be_cut, self.on_back, self._budget, self._clock = can_be_cut, on_back, budget, clock
         self._taken, self._cost = clock(), 0.0
 
     def add(self, block: Block) -> None:
-        """A block is made; its latents are kept on the CPU."""
+        """A block is made; its latents are kept on the CPU, until they are on disk."""
         if block.index not in self.blocks:
             self.blocks[block.index] = replace(block, latents=block.latents.cpu())
+        for index in reversed(self.blocks) if self._disk else ():
+            if self.blocks[index] is None:  # and so are all before
+                break
+            if self._disk.has(index):
+                self.blocks[index] = None
+
+    def block(self, index: int) -> Block:
+        """One of the blocks, from RAM or from disk."""
+        return self.blocks[index] or self._disk.block(index)
+
+    def made(self) -> Iterator[Block]:
+        """All blocks, one after the other."""
+        return map(self.block, self.blocks)
 
     def take_over(self, earlier: "Rewind", num_blocks: int) -> None:
         """Begin with the first blocks of another run, which are the same in this one."""
-        self.blocks = dict([*earlier.blocks.items()][:num_blocks])
-        self.states = [*earlier.states]
+        self.blocks = {block.index: block for block in islice(earlier.made(), num_blocks)}
+        end = max(self.blocks, default=-1) + 1
+        self.states = [state for state in earlier.states if state.num_blocks <= end]
 
     def first_restart(self) -> Restart:
         """Where a run goes on that took blocks over: all of them are decoded once more."""
         num_blocks = max(self.blocks, default=-1) + 1
         restart = self.restart(num_blocks)
         end = restart.state.num_blocks if restart.state else 0
-        before = tuple(made for index, made in self.blocks.items() if index < end)
-        return replace(restart, before=before, num_blocks=num_blocks)
+        before = map(self.block, [index for index in self.blocks if index < end])
+        return replace(restart, before=before if end else None, num_blocks=num_blocks)
 
     def restart(self, block: int) -> Restart:
         """Where a run goes on that goes back to a block; what was made from it on is forgotten."""
@@ -398,7 +425,7 @@ class Rewind(Snapshots):
         return Restart(self._latents, self.states[-1] if self.states else None)
 
     def _latents(self, block: int) -> Tensor | None:
-        return self.blocks[block].latents if block in self.blocks else None
+        return self.block(block).latents if block in self.blocks else None
 
     def _is_worth_it(self, block: int) -> bool:
         is_soon = self._clock() - self._taken < MOST_TIMES * self._cost

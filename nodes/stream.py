@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -149,8 +149,8 @@ INPUTS = [
         round=0.01,
         tooltip=(
             "Length of the video. It has 16 frames a second. 0: as long as the source that is transformed, "
-            "else until you stop it; at 832x480 its latents take 100 MB of RAM a minute, and as much again "
-            "at the end."
+            "else until you stop it; at 832x480 its latents take 100 MB a minute: of the disk, and at the "
+            "end of RAM."
         ),
     ),
     io.Int.Input(
@@ -523,7 +523,8 @@ class Run(Hook):
             live.cut(self._num_before + num_frames)
             self._unfinished.cut(live.control.backs[-1].block)
 
-        return Rewind(lambda: writer.can_be_cut, cut, budget, self._unfinished.save)
+        disk = self._unfinished.journal
+        return Rewind(lambda: writer.can_be_cut, cut, budget, self._unfinished.save, disk=disk)
 
     @contextmanager
     def _taken(self, live: LiveRun, pipeline: Pipeline) -> Iterator[Pipeline]:
@@ -560,30 +561,22 @@ class Run(Hook):
 
     def latents(self) -> dict:
         """All clean latents as a LATENT, with what continue_from needs."""
-        made = {"samples": self._samples(), SCENES_KEY: (*self._scenes, *self._scenes_made())}
-        made[FRAMES_KEY] = self._past_frames + self._frames
+        samples, scenes = self._gathered()
+        made = {"samples": samples, SCENES_KEY: scenes, FRAMES_KEY: self._past_frames + self._frames}
         return made | ({STATE_KEY: self._ending.state} if self._ending else {})
 
-    def _samples(self) -> Tensor:
-        """Samples of the earlier video and of this one, filled in part by part."""
-        space, end = self._parts.space, 0
-        made = [block.latents for block in self._rewind.blocks.values()]
-        past = () if self._past is None else (self._past[:, :, : self._earlier_latents],)
-        shape = list(made[0].shape)
-        shape[2] = self._earlier_latents + sum(part.shape[2] for part in made)
-        whole = torch.empty(shape)
-        for part in chain(past, map(space.raw, made)):
-            whole[:, :, end : end + part.shape[2]] = part
-            end += part.shape[2]
-        return whole
-
-    def _scenes_made(self) -> Iterator[int]:
-        """The latent frames at which scenes of this video begin."""
-        at = self._earlier_latents
-        for block in self._rewind.blocks.values():
+    def _gathered(self) -> tuple[Tensor, tuple[int, ...]]:
+        """Samples of the earlier video and of this one, filled in block by block; where scenes begin."""
+        begin, scenes = self._earlier_latents, [*self._scenes]
+        batch, channels, length, *size = next(self._rewind.made()).latents.shape
+        whole = torch.empty(batch, channels, begin + length * len(self._rewind.blocks), *size)
+        if begin:
+            whole[:, :, :begin] = self._past[:, :, :begin]
+        for at, block in zip(range(begin, whole.shape[2], length), self._rewind.made(), strict=True):
+            whole[:, :, at : at + length] = self._parts.space.raw(block.latents)
             if block.opens_scene:
-                yield at
-            at += block.latents.shape[2]
+                scenes.append(at)
+        return whole, tuple(scenes)
 
     def _kept(self, writer: VideoWriter) -> str:
         """What an error says of the part that was made."""

@@ -13,6 +13,7 @@ from ..longlive_core.resume import Rewind
 from ..longlive_core.schedule.cue import Cue, whole
 
 KEPT_NODES = 4  # whose newest runs are kept, the very newest alone with its states
+KEPT_BYTES = 1 << 30  # of the latents of each: ten minutes at 832x480, days of Mini
 FREE = {"schedule", "seconds"}  # settings in which two runs may differ
 EncodeText = Callable[[str], Tensor]
 
@@ -40,9 +41,10 @@ class Take:
         return encoded
 
     def finished(self) -> "Take":
-        """The same, without what only a run that goes on needs."""
+        """The same, without what only a run that goes on needs, and without a journal: in RAM."""
         rewind, cues = Rewind(), self.cues()
-        rewind.take_over(self.rewind, len(self.rewind.blocks))
+        first = next(self.rewind.made(), None)
+        rewind.take_over(self.rewind, KEPT_BYTES // first.latents.nbytes if first else 0)
         return replace(self, rewind=rewind, cues=lambda: cues)
 
     def num_shared(self, plan: Plan, other: "Take", encode: EncodeText) -> int:

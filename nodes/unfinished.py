@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..longlive_core.geometry import FRAME_RATE, num_frames
-from ..longlive_core.journal import LATENTS, RECORDS, Journal, digest, facts_of
+from ..longlive_core.journal import RECORDS, Journal, digest, facts_of
 from ..longlive_core.output.growing import open_locked
 from ..longlive_core.pipeline import Chunk, Plan
 from ..longlive_core.resume import Rewind, VideoState
-from ..longlive_core.rollout.rollout import Block
 from ..longlive_core.schedule.schedule import PromptSchedule
 from ..longlive_core.steering.live import LiveControl
 from . import host
@@ -23,7 +22,6 @@ FOLDER = "longlive/unfinished"  # in the output folder, which a new start of Com
 KEPT = 3  # journals: their states may take some GiB each
 SNAPSHOT_SECONDS = 30.0
 LATENT = 1  # the number of this output of Stream
-OPENS_SCENE = "opens_scene"
 WITHOUT_EFFECT = ("resume", "pace")  # inputs
 
 FINISHED: set[str] = set()  # of this process: run again, they start over, and may be steered in another way
@@ -34,12 +32,12 @@ logger = logging.getLogger("longlive")
 class Unfinished(AbstractContextManager):
     """What is written down of a run while it goes on, and what an unfinished one of the same graph left.
 
-    Left without an error, the run is finished.
+    `journal` is None where nothing can be written. Left without an error, the run is finished.
     """
 
     def __init__(self, settings: Mapping[str, Any], plan: Plan, hidden: Any, resume: str):
         """`settings` are of the video; where nothing can be written the run goes on without."""
-        self._plan, self._journal, self.was_steered = plan, None, False
+        self._plan, self.journal, self.was_steered = plan, None, False
         goes_on = {"continue_from": [hidden.unique_id, LATENT]}
         self._is_passed_on = host.is_connected(hidden, LATENT, **goes_on)
         graph = host.ancestry(hidden, WITHOUT_EFFECT)
@@ -51,17 +49,17 @@ class Unfinished(AbstractContextManager):
         try:
             remove_old(folder)
             is_fresh = resume == OFF or self._name in FINISHED
-            self._journal = Journal(folder / "none", facts, is_fresh, folder)
+            self.journal = Journal(folder / "none", facts, is_fresh, folder)
         except OSError as error:
             logger.warning("a crash of this run could not be made good (%s)", error)
 
     def plan(self) -> Plan:
         """The plan, with the prompts that were sent to the unfinished run."""
-        plan, cues = self._plan, self._journal.cues() if self._journal else {}
+        plan, cues = self._plan, self.journal.cues() if self.journal else {}
         self.was_steered = any(is_sent for _, is_sent in cues.values())
         if self.was_steered:
             made = [cues[block][0] for block in sorted(cues)]
-            end = self._journal.num_blocks - plan.first_block
+            end = self.journal.num_blocks - plan.first_block
             later = [segment.cue for segment in plan.timeline.segments if segment.block >= end]
             schedule = PromptSchedule((*made, *later), always=plan.timeline.always)
             self._plan = Plan(plan.preset, replace(plan.request, schedule=schedule))
@@ -69,42 +67,39 @@ class Unfinished(AbstractContextManager):
 
     def go_on(self, rewind: Rewind) -> list[str]:
         """Let a run begin with the blocks of the unfinished one, where these are more. -> notes"""
-        count = self._journal.num_blocks if self._journal else 0
+        count = self.journal.num_blocks if self.journal else 0
         if count <= max(rewind.blocks, default=-1) + 1:
             return []
-        found = {block: self._journal.tensors(block) for block in range(count)}
-        blocks = (Block(at, made[LATENTS], bool(made[OPENS_SCENE])) for at, made in found.items() if made)
-        rewind.blocks = {block.index: block for block in blocks}
-        rewind.states = [state for _, state in self._journal.states()][:1]
+        rewind.blocks = {block: None for block in range(count) if self.journal.has(block)}
+        rewind.states = [state for _, state in self.journal.states()][:1]
         frames = num_frames(count * self._plan.block_latent_frames) - self._plan.past_frames
         return [f"goes on at {frames / FRAME_RATE:.1f} s, where the same run was left unfinished"]
 
     def add(self, chunk: Chunk, control: LiveControl) -> None:
         """A block is made."""
-        if self._journal:
+        if self.journal:
             block = chunk.block
             cue = control.cues().get(block.index - self._plan.first_block)
-            opens = block.latents.new_tensor([block.opens_scene])
-            self._journal.add(block.index, block.latents, cue, control.was_steered, opens_scene=opens)
+            self.journal.add(block, cue, control.was_steered)
 
     def save(self, state: VideoState) -> None:
         """A state was taken; now and then one is written, but not after the last block."""
         frames = state.num_frames - self._plan.past_frames
         is_last = state.num_blocks >= self._plan.blocks.stop
-        if self._journal and not is_last and self._journal.wants(frames, SNAPSHOT_SECONDS):
-            self._journal.save(state, frames)
+        if self.journal and not is_last and self.journal.wants(frames, SNAPSHOT_SECONDS):
+            self.journal.save(state, frames)
 
     def cut(self, block: int) -> None:
         """The run went back to a block, counted from its first."""
-        if self._journal:
-            self._journal.cut(self._plan.first_block + block)
+        if self.journal:
+            self.journal.cut(self._plan.first_block + block)
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         """The run has ended. One that another goes on from is kept: that may end in a crash, too."""
-        if self._journal:
+        if self.journal:
             (FINISHED.discard if kind else FINISHED.add)(self._name)
             is_needed = self._is_passed_on or kind is not None
-            (self._journal.close if is_needed else self._journal.remove)()
+            (self.journal.close if is_needed else self.journal.remove)()
 
 
 def remove_old(folder: Path) -> None:

@@ -1,8 +1,11 @@
 """A run is taken back: what came before stays bit for bit, and the frozen schedule makes all of it again."""
 
 import json
+import resource
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from longlive_core.cli import main
+from longlive_core.journal import RECORDS, Journal, folder_of
 from longlive_core.output.sound import Sound
 from longlive_core.output.video import VideoWriter, read_frames, read_settings
 from longlive_core.pipeline import UNTIL_STOPPED, Chunk, Pipeline, Plan, Request, load_pipeline
@@ -311,9 +315,61 @@ def test_the_next_run_takes_over_the_blocks_that_are_the_same(pipeline, base) ->
     assert control.schedule() == changed and [*second.blocks] == [*range(8)]
 
 
+@torch.inference_mode()
+def test_the_latents_of_an_endless_run_are_on_disk_and_take_no_memory(pipeline, tmp_path) -> None:
+    control, made = LiveControl(), {}
+    plan = pipeline.plan(request(WRITTEN, UNTIL_STOPPED))
+    doings = {32: to(28, prompt=STAR), 40: lambda control: control.stop()}
+    with Journal(tmp_path / "v.mp4", {}) as journal:
+        back = lambda _: journal.cut(control.backs[-1].block)  # noqa: E731
+        for chunk in pipeline.run(plan, live=control, rewind=Rewind(on_back=back, disk=journal)):
+            journal.add(chunk.block)
+            made[chunk.block.index] = weakref.ref(chunk.block.latents)
+            if doing := doings.pop(chunk.block.index, None):
+                settled(doing(control))
+        assert not doings and len(control.backs) == 1
+        assert torch.equal(journal.latents(40), chunk.block.latents)
+    control.finish()
+    again = plain(pipeline, control.schedule(), control.seconds, positions="endless")
+    assert torch.equal(again[-1].block.latents, chunk.block.latents)
+    held = [index for index, latents in made.items() if latents() is not None]
+    assert [*made] == [*range(41)] and min(held) > 20, "the decoder has the newest, and nothing the others"
+
+
+def test_what_the_disk_has_no_room_for_stays_in_memory(base, tmp_path) -> None:
+    with Journal(tmp_path / "v.mp4", {}) as journal:
+        rewind = Rewind(disk=journal)
+
+        def add(chunks: list[Chunk]) -> None:
+            for chunk in chunks:
+                rewind.add(chunk.block)
+                journal.add(chunk.block)
+            journal.latents(0)  # what is on its way is written now
+
+        add(base[:3])
+        with file_limit((folder_of(tmp_path / "v.mp4") / RECORDS).stat().st_size + 9):
+            add(base[3:])
+        rewind.add(base[-1].block)
+        assert [block is None for block in rewind.blocks.values()] == [True] * 3 + [False] * 5
+        for chunk, block in zip(base, rewind.made(), strict=True):
+            assert torch.equal(chunk.block.latents, block.latents)
+            assert (chunk.block.index, chunk.block.opens_scene) == (block.index, block.opens_scene)
+
+
 def images(first: int, count: int) -> np.ndarray:
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     return np.stack([np.roll(picture, shift, 1) for shift in range(first, first + count)])
+
+
+@contextmanager
+def file_limit(num_bytes: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def write(path, until: list[int], sound: Sound | None, copy=None) -> None:

@@ -53,7 +53,7 @@ DOORS = {
         ),
         *("config", "geometry"),
     },
-    "journal": {"pipeline", "resume", "output", "weights", "schedule", "geometry"},
+    "journal": {"pipeline", "resume", "rollout", "output", "weights", "schedule", "geometry"},
     "bench": {
         *("output", "pipeline", "fast", "memory", "schedule", "rollout", "model", "vae"),
         *("config", "geometry"),

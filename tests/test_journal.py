@@ -25,6 +25,7 @@ from longlive_core.output.growing import GrowingFile, frames_kept
 from longlive_core.output.video import VideoWriter, count_frames, read_settings
 from longlive_core.pipeline import load_pipeline
 from longlive_core.resume import VideoState
+from longlive_core.rollout.rollout import Block
 from longlive_core.schedule.cue import Cue
 
 pytestmark = pytest.mark.usefixtures("mini_once")
@@ -34,6 +35,7 @@ SCHEDULE = """0 a red circle drifts right over navy
 4s cut, seed 4: a green star circles over plum
 """
 SECONDS = 7
+ZEROS = torch.zeros(1, 4, 3, 2, 2)  # latents of a block
 
 
 class Killed(BaseException):
@@ -244,8 +246,9 @@ def test_a_journal_keeps_latents_and_cues_and_ends_at_what_is_damaged(tmp_path) 
     cue = Cue(1.5, "a red circle", Policy.BLEND, 2.0, seed=7)
     with Journal(video, facts) as journal:
         for block, one in enumerate(latents):
-            journal.add(block, one.bfloat16() if block == 2 else one, *([cue, True] if block == 1 else []))
-        journal.add(1, latents[0])
+            one = one.bfloat16() if block == 2 else one
+            journal.add(Block(block, one, block == 1), *([cue, True] if block == 1 else []))
+        journal.add(Block(1, latents[0], False))
         assert torch.equal(journal.latents(3), latents[3])
     records = folder_of(video) / "records"
     with records.open("ab") as file:
@@ -256,10 +259,11 @@ def test_a_journal_keeps_latents_and_cues_and_ends_at_what_is_damaged(tmp_path) 
         assert torch.equal(journal.latents(1), latents[1]) and journal.latents(4) is None
         assert journal.latents(2).dtype == torch.bfloat16
         assert journal.cues() == {1: (cue, True)}
+        assert [journal.block(block).opens_scene for block in range(4)] == [False, True, False, False]
     os.truncate(records, size - 10)
     with Journal(video, facts) as journal:
         assert journal.num_blocks == 3
-        journal.add(3, latents[3])
+        journal.add(Block(3, latents[3], False))
     with Journal(video, facts) as journal:
         assert torch.equal(journal.latents(3), latents[3])
 
@@ -268,9 +272,9 @@ def test_a_journal_keeps_latents_and_cues_and_ends_at_what_is_damaged(tmp_path) 
 def test_any_damage_ends_a_journal_where_it_is(tmp_path, flipped) -> None:
     video = tmp_path / "v.mp4"
     with Journal(video, {}) as journal:
-        journal.add(0, torch.zeros(1, 4, 3, 2, 2))
+        journal.add(Block(0, ZEROS, True))
         begin = (folder_of(video) / "records").stat().st_size if journal.latents(0) is not None else 0
-        journal.add(1, torch.zeros(1, 4, 3, 2, 2))
+        journal.add(Block(1, ZEROS, False))
     records = folder_of(video) / "records"
     data = bytearray(records.read_bytes())
     data[begin + flipped] ^= 128
@@ -339,18 +343,18 @@ def test_what_was_not_recorded_cannot_be_read(tmp_path, monkeypatch) -> None:
     """A write that ends in the middle of a record, as with a nearly full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Journal(tmp_path / "v.mp4", {}) as journal:
-        journal.add(0, torch.zeros(1, 4, 3, 2, 2))
+        journal.add(Block(0, ZEROS, True))
         assert journal.latents(0) is not None
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
             for block in range(1, 9):
-                journal.add(block, torch.zeros(1, 4, 3, 2, 2))
+                journal.add(Block(block, ZEROS, False))
             with pytest.raises(OSError, match="block 8 is not in"):
                 journal.latents(8)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with Journal(tmp_path / "v.mp4", {}) as journal:
-        assert 0 < journal.num_blocks < 8 and torch.equal(journal.latents(0), torch.zeros(1, 4, 3, 2, 2))
+        assert 0 < journal.num_blocks < 8 and torch.equal(journal.latents(0), ZEROS)
 
 
 @pytest.mark.parametrize("kind", ["image", "extend", "video", "scene"])

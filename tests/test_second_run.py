@@ -116,7 +116,7 @@ def test_a_digest_is_computed_once_for_a_file_and_again_when_it_changed(tmp_path
 
 def test_what_an_endless_run_takes_is_as_the_tooltip_of_seconds_says() -> None:
     nodes = (Path(__file__).parents[1] / "nodes" / "stream.py").read_text("utf-8")
-    assert "else until you stop it; at 832x480 its latents take 100 MB of RAM a minute" in nodes
+    assert "else until you stop it; at 832x480 its latents take 100 MB a minute" in nodes
     pipeline = load_pipeline("mini")
     plan = pipeline.plan(Request(PromptSchedule.single("a red circle"), 0.5))
     (block,) = pipeline.blocks(plan)

@@ -295,7 +295,7 @@ class Film:
         self._writer.append(frames)
         kept = self._sheet.append(frames)
         thumbnails = {THUMBNAILS: torch.from_numpy(np.stack(kept))} if kept else {}
-        self._journal.add(chunk.block.index, chunk.block.latents, **thumbnails)
+        self._journal.add(chunk.block, **thumbnails)
 
     def _go_on(self) -> None:
         """Say where the run goes on, and restore what was seen before the frames that are made now."""

@@ -20,10 +20,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 host, io_types, live = ours("nodes.host"), ours("nodes.io_types"), ours("nodes.live")
-stream, vaes = ours("nodes.stream"), ours("nodes.vaes")
+stream, takes, vaes = ours("nodes.stream"), ours("nodes.takes"), ours("nodes.vaes")
 MINI, load_mini = ours("longlive_core.config").MINI, ours("longlive_core.mini.loader").load_mini
 num_frames = ours("longlive_core.geometry").num_frames
 Block, Rewind = ours("longlive_core.rollout.rollout").Block, ours("longlive_core.resume").Rewind
+Journal = ours("longlive_core.journal").Journal
 SPACE = io_types.WAN_LATENTS
 
 
@@ -84,17 +85,17 @@ def latents_that_do_not_fit_the_memory() -> None:
     schedules.hidden = stream.LongLiveStream.hidden = hidden
     model, clip, vae = ours("nodes.loaders").LongLiveLoadMini.execute().args
     schedule, *_ = schedules.execute(clip, "0 a red circle rests over navy").args
-    made, samples = {"width": 64, "height": 64, "seconds": 1.0, "seed": 1}, stream.Run._samples
+    made, gathered = {"width": 64, "height": 64, "seconds": 1.0, "seed": 1}, stream.Run._gathered
     with tempfile.TemporaryDirectory() as folder:
         folder_paths.set_output_directory(f"{folder}/output")
         folder_paths.set_temp_directory(f"{folder}/temp")
-        stream.Run._samples = no_memory
+        stream.Run._gathered = no_memory
         try:
             stream.LongLiveStream.execute(model, schedule, vae, **made)
         except host.OutOfMemory as error:
             message = str(error)
         finally:
-            stream.Run._samples = samples
+            stream.Run._gathered = gathered
         (video,) = Path(folder, "output").rglob("*.mp4")
         assert (
             message.startswith("not enough memory")
@@ -178,25 +179,41 @@ def frames_that_no_block_holds() -> None:
 
 
 def latents_as_the_model_made_them() -> None:
-    """Half the memory while the video is made, and the very samples that were kept before."""
+    """Those on disk are read once; they are the very samples that were kept before, half as large."""
     past = stream.Past({"samples": torch.randn(1, 16, 3, 4, 4)}, SPACE)
     parts = SimpleNamespace(space=SPACE)
     stream.host.Progress = lambda *_: SimpleNamespace(preview=lambda _: None, text=lambda _: None)
     begun = stream.Begun(plan_of_nine_blocks(), past, {}, None)
     run = stream.Run(parts, begun, "1", [], keep_state=False)
-    run._rewind = Rewind()
     made = [torch.randn(1, 16, 3, 4, 4).bfloat16() for _ in range(3)]
     frames = np.zeros((12, 8, 8, 3), np.uint8)
-    for index, latents in enumerate(made):
-        run._rewind.add(Block(index, latents, opens_scene=index == 1))
-        chunk = SimpleNamespace(begins=12 * index, uint8=lambda: frames)
-        run._keep(chunk, SimpleNamespace(append=lambda _: None))
-    assert {block.latents.dtype for block in run._rewind.blocks.values()} == {torch.bfloat16}
-    latent = run.latents()
+    with tempfile.TemporaryDirectory() as folder, Journal(f"{folder}/v.mp4", {}) as journal:
+        run._rewind = Rewind(disk=journal)
+        for index, latents in enumerate(made):
+            block = Block(index, latents, opens_scene=index == 1)
+            run._rewind.add(block)
+            journal.add(block)
+            chunk = SimpleNamespace(begins=12 * index, uint8=lambda: frames)
+            run._keep(chunk, SimpleNamespace(append=lambda _: None))
+        assert journal.latents(0).dtype == torch.bfloat16  # all are on disk now
+        run._rewind.add(block)
+        assert [*run._rewind.blocks.values()] == [None, None, None]
+        latent = run.latents()
+        check_what_is_kept_of(run._rewind)
     expected = torch.cat([past.samples, *map(SPACE.raw, made)], dim=2)
     assert latent["samples"].dtype == torch.float32 and torch.equal(latent["samples"], expected)
     assert latent[io_types.SCENES_KEY] == (6,) and latent[io_types.FRAMES_KEY] == 9 + 36
     print("OK latents wait as the model made them")
+
+
+def check_what_is_kept_of(rewind) -> None:
+    """For the next run of the node: the first latents, up to a limit; and no states after these."""
+    rewind.states = [SimpleNamespace(num_blocks=number) for number in (1, 2, 3)]
+    most, takes.KEPT_BYTES = takes.KEPT_BYTES, 2 * rewind.block(0).latents.nbytes
+    kept = takes.Take((), {}, None, "", rewind, dict).finished().rewind
+    takes.KEPT_BYTES = most
+    assert [block.index for block in kept.blocks.values()] == [0, 1]
+    assert [state.num_blocks for state in kept.states] == [1, 2]
 
 
 def runs_that_were_steered() -> None:
