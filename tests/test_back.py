@@ -406,6 +406,24 @@ def test_a_file_that_was_cut_is_as_if_it_had_never_been_longer(tmp_path, has_sou
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.mp4", "six.mp4", "v.mp4", "whole.mp4"]
 
 
+@pytest.mark.parametrize("part", [0, 0.5, 0.9])
+def test_a_version_that_does_not_fit_on_the_disk_is_none_and_the_video_stays(tmp_path, part) -> None:
+    path, copy = tmp_path / "v.mp4", tmp_path / "copy.mp4"
+    write(tmp_path / "whole.mp4", [5], None)
+    with VideoWriter(path, 64, 64, {"seed": 1}) as writer:
+        for first, count in ((0, 9), (9, 12), (21, 12)):
+            writer.append(images(first, count))
+        writer.flush()
+        sentence = r"copy\.mp4 cannot be written \(File too large\); the video itself stays as it was"
+        with file_limit(int(part * path.stat().st_size)), pytest.raises(OSError, match=sentence):
+            writer.save_copy(copy, {"seed": 2})
+        assert sorted(found.name for found in tmp_path.iterdir()) == ["v.mp4", "whole.mp4"]
+        assert sum(len(frame) for frame in read_frames(path)) == 33
+        for first in (33, 45):
+            writer.append(images(first, 12))
+    assert path.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
 def test_a_file_is_cut_between_its_parts_only_and_all_of_it_may_go(tmp_path) -> None:
     writer = VideoWriter(tmp_path / "v.mp4", 64, 64)
     writer.cut(0)

@@ -142,14 +142,18 @@ class VideoWriter(AbstractContextManager):
         self._open_header()
 
     def save_copy(self, path: str | Path, settings: dict[str, Any] | None = None) -> None:
-        """Write what is there so far to another file, finished and with other settings. Raises OSError."""
+        """Write what is there so far to another file, finished and with other settings.
+
+        Raises OSError if it cannot be written; then there is none, and this file is as it was.
+        """
         self.flush()
         metadata = {name: text for name, text in self._metadata.items() if name != METADATA_KEY}
         metadata |= metadata_of(settings)
         try:
             write_whole(Path(path), partial(remux, self._place, metadata=metadata, sound=self._run_up))
-        except av.error.FFmpegError as error:
-            raise OSError(f"{path} cannot be written ({error})") from error
+        except (OSError, av.error.FFmpegError) as error:
+            reason = error.strerror or error
+            raise OSError(f"{path} cannot be written ({reason}); the video itself stays as it was") from error
 
     def close(self) -> None:
         """Write what is queued and finish the file; idempotent. Raises as append does.

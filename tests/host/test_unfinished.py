@@ -1,11 +1,14 @@
 """The same graph, queued again after a crash or an interrupt, goes on where it was, bit for bit."""
 
 import os
+import resource
 import signal
 import time
 
 import pytest
 import torch
+
+from longlive_core.output.video import count_frames
 
 NAVY, PLUM = "a red circle drifts right over navy", "a blue star drifts up over plum"
 NOTE = "where the same run was left unfinished"
@@ -65,6 +68,32 @@ def test_a_killed_server_goes_on_with_what_was_sent(checkout, comfy, tmp_path):
         assert journals(server) == []
     finally:
         server.stop()
+
+
+@pytest.mark.newest
+def test_a_version_that_does_not_fit_on_the_disk_ends_the_run_and_it_goes_on_with_room(server):
+    before = {*server.base.rglob("*.mp4")}
+    server.post("/prompt", {"prompt": graph("full", seed=10, pace="real time")})
+    until(server, lambda run: run["state"] == "running" and run["num_frames"] >= 45)
+    server.post("/longlive/runs/current/pause", {})
+    time.sleep(0.5)
+    (video,) = {*server.base.rglob("*.mp4")} - before
+    limits = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (video.stat().st_size // 2, limits[1]))
+    try:
+        server.post("/longlive/runs/current/back", {"seconds": 0, "seed": 5, "keep": True})
+        until(server, lambda run: run["state"] == "failed")
+    finally:
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, limits)
+    (run, *_) = server.get("/longlive/runs")["runs"]
+    assert "_v1.mp4 cannot be written (File too large); the video itself stays as it was" in run["error"]
+    assert run["taken_back"] == 0 and any("s are kept as" in note for note in run["notes"])
+    assert count_frames(video) == run["num_frames"] >= 45
+    assert {*server.base.rglob("*.mp4")} - before == {video} and not [*video.parent.glob(".*.part")]
+    again, run = finished(server, graph("full", seed=10))
+    assert any(NOTE in note for note in run["notes"]) and run["num_frames"] == 144
+    whole, _ = finished(server, graph("whole", seed=10, resume="off"))
+    assert torch.equal(again, whole)
 
 
 def test_an_interrupted_run_goes_on_unless_it_is_off(server):
