@@ -1,56 +1,76 @@
 """`python -m benchmarks.journal`: what a journal costs, and what it costs that the encoder starts over.
 
-Two runs of Mini alternate, span by span: one as `longlive generate` makes it, with a snapshot every 5 s of
-video, one without. The sizes are of the same frames, encoded as all videos are, and as they were before: with
-as many threads as x264 chooses, and a key frame every 48 frames.
+Three runs of Mini alternate, span by span: one without a journal; one as `longlive generate` makes it, with a
+snapshot every 5 s of video; one that can be taken back, too. The sizes are of the same frames, encoded as all
+videos are, and as they were before: with as many threads as x264 chooses, and a key frame every 48 frames.
+With `--memory` instead: the resident memory of a watched run until stopped that can be taken back.
 """
 
+import gc
 import io
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 
+from benchmarks.live import PLAIN, Watched
 from benchmarks.measure import report
 from longlive_core.config import MINI
 from longlive_core.geometry import FRAME_RATE
 from longlive_core.journal import Journal, facts_of
 from longlive_core.output.contact_sheet import ContactSheet
 from longlive_core.output.video import VideoWriter
-from longlive_core.pipeline import Request, load_pipeline
+from longlive_core.pipeline import UNTIL_STOPPED, Request, load_pipeline
+from longlive_core.resume import Rewind, VideoState
 from longlive_core.schedule.schedule import PromptSchedule
 
 THREADS = 1  # of torch; the writers need some too
 SPAN, SPANS = 8, 18  # blocks of a span, in which one snapshot is made; spans of each run
 SNAPSHOT_SECONDS = 5.0
+OFF, JOURNAL, BACK = KINDS = "off", "journal", "journal_and_back"
+BUDGET = 16 << 20  # bytes of the states to go back to, in `memory`: those of 40 s
+MINUTES, MINUTE = 4, 80  # of video, in blocks
 BEFORE = {"crf": "18", "preset": "veryfast", "g": "48", "tune": "zerolatency"}
 PROMPTS = ("a red circle drifts right over navy", "it turns blue", "cut: a green star circles over plum")
 SCHEDULE = PromptSchedule.parse("\n".join(f"{5 * n}s {PROMPTS[n % 3]}" for n in range(36)))
 
 
-def made(folder: Path, has_journal: bool) -> Iterator[np.ndarray]:
+def made(folder: Path, kind: str) -> Iterator[np.ndarray]:
     """The frames of block after block of a video, written, and recorded where there is a journal."""
     pipeline = load_pipeline("mini")
     plan = pipeline.plan(Request(SCHEDULE, SPAN * SPANS * 0.75, seed=1))
-    path, snapshots, sheet = folder / f"{has_journal}.mp4", None, ContactSheet(plan.frames)
+    path, watching, sheet = folder / f"{kind}.mp4", {}, ContactSheet(plan.frames)
     with VideoWriter(path, MINI.width, MINI.height) as writer:
-        if has_journal:
-            journal = Journal(path, facts_of(pipeline, plan))
-            snapshots = journal.snapshots(writer, SNAPSHOT_SECONDS, plan.blocks[-1])
-        for chunk in pipeline.run(plan, snapshots=snapshots):
+        if kind != OFF:
+            journal = Journal(path, facts_of(pipeline.settings(plan), plan))
+            watching = {"snapshots": journal.snapshots(writer, SNAPSHOT_SECONDS, plan.blocks[-1])}
+        if kind == BACK:
+            watching = {"rewind": rewind_of(writer, journal)}
+        for chunk in pipeline.run(plan, **watching):
             frames = chunk.uint8()
             writer.append(frames)
             kept = sheet.append(frames)
-            if has_journal:
+            if kind != OFF:
                 thumbnails = {"thumbnails": torch.from_numpy(np.stack(kept))} if kept else {}
                 journal.add(chunk.block, **thumbnails)
             yield frames
+
+
+def rewind_of(writer: VideoWriter, journal: Journal, **budget: int) -> Rewind:
+    """As *Stream* keeps what it needs to go back; the journal gets a state of it now and then."""
+
+    def save(state: VideoState) -> None:
+        if journal.wants(writer.num_appended, SNAPSHOT_SECONDS):
+            journal.save(state, writer.num_appended)
+
+    return Rewind(lambda: writer.can_be_cut, on_state=save, disk=journal, **budget)
 
 
 def span(run: Iterator[np.ndarray]) -> tuple[float, float]:
@@ -61,24 +81,57 @@ def span(run: Iterator[np.ndarray]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - worked
 
 
-def cost() -> dict[str, float]:
-    """Speed with a journal against without, by medians of spans that took turns; the first are warm-up."""
+def cost() -> dict[str, dict[str, float]]:
+    """Speed against that without, by medians of spans that took turns; the first are warm-up."""
     with tempfile.TemporaryDirectory() as folder:
-        runs = {has: made(Path(folder), has) for has in (False, True)}
-        times = {False: [], True: []}
+        runs = {kind: made(Path(folder), kind) for kind in KINDS}
+        times = {kind: [] for kind in KINDS}
+        orders = [*permutations(KINDS)]
         for number in range(SPANS):
-            for has in (True, False) if number % 2 else (False, True):
-                times[has].append(span(runs[has]))
+            for kind in orders[number % len(orders)]:
+                times[kind].append(span(runs[kind]))
         for run in runs.values():
             run.close()
-    off, on = (np.array(times[has][2:]) for has in (False, True))
-    clock, worked = np.median(off / on, axis=0)
+    spans = {kind: np.array(times[kind][2:]) for kind in KINDS}
+    return {kind: against(spans[OFF], spans[kind]) for kind in KINDS}
+
+
+def against(off: np.ndarray, spans: np.ndarray) -> dict[str, float]:
+    clock, worked = np.median(off / spans, axis=0)
     return {
-        "block_ms_off": round(1000 * statistics.median(off[:, 0]) / SPAN, 2),
-        "block_ms_on": round(1000 * statistics.median(on[:, 0]) / SPAN, 2),
-        "speed_on_to_off": round(float(clock), 3),
-        "speed_on_to_off_by_cpu_time": round(float(worked), 3),
+        "block_ms": round(1000 * statistics.median(spans[:, 0]) / SPAN, 2),
+        "speed_to_off": round(float(clock), 3),
+        "speed_to_off_by_cpu_time": round(float(worked), 3),
     }
+
+
+def memory() -> dict[str, object]:
+    """After each minute of a watched run, whose states to go back to are at their budget."""
+    watched, pipeline, found = Watched(), load_pipeline("mini"), {}
+    plan = pipeline.plan(Request(PLAIN, UNTIL_STOPPED, seed=1))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "v.mp4"
+        with Journal(path, {}) as journal, VideoWriter(path, MINI.width, MINI.height) as writer:
+            rewind = rewind_of(writer, journal, budget=BUDGET)
+            run = pipeline.run(plan, live=watched.control, rewind=rewind)
+            for chunk in islice(run, MINUTES * MINUTE):
+                frames = chunk.uint8()
+                writer.append(frames)
+                journal.add(chunk.block)
+                watched.show(chunk, frames[-1])
+                if (chunk.block.index + 1) % MINUTE == 0:
+                    watched.settle()
+                    found[f"{60 * (chunk.block.index + 1) // MINUTE} s"] = mib()
+            states = sum(state.num_bytes for state in rewind.states) / 2**20
+    return {"mib_after": found, "mib_of_states": round(states, 1)}
+
+
+def mib() -> dict[str, float]:
+    """Resident memory of this process, and that of all tensors outside models, in MiB."""
+    status, every = Path("/proc/self/status").read_text(), gc.get_objects()
+    tensors = {one.data_ptr(): one.nbytes for one in every if type(one) is torch.Tensor}
+    resident = int(status.split("VmRSS:")[1].split()[0]) / 1024
+    return {"resident": round(resident, 1), "tensors": round(sum(tensors.values()) / 2**20, 2)}
 
 
 def encoded_before(frames: np.ndarray) -> int:
@@ -103,7 +156,7 @@ def encoded_now(frames: np.ndarray, path: Path) -> int:
 def sizes() -> dict[str, dict[str, float]]:
     """A minute of Mini, and twelve seconds of it at 832x480, where there is more to encode."""
     with tempfile.TemporaryDirectory() as folder:
-        run = made(Path(folder), has_journal=False)
+        run = made(Path(folder), OFF)
         frames = np.concatenate([*islice(run, 80)])
         run.close()
         height, width = (-(-side // small) for side, small in zip((480, 832), frames.shape[1:3], strict=True))
@@ -119,7 +172,10 @@ def main() -> None:
     """Print and keep all figures."""
     torch.set_num_threads(THREADS)
     with torch.inference_mode():
-        report("journal", {"cost": cost(), "bytes": sizes()})
+        if "--memory" in sys.argv:
+            report("journal_memory", memory())
+        else:
+            report("journal", {"cost": cost(), "bytes": sizes()})
 
 
 if __name__ == "__main__":

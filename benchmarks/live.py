@@ -1,4 +1,4 @@
-"""`python -m benchmarks.live`: what watching and steering a run costs, and whether its memory stays flat.
+"""`python -m benchmarks.live`: what watching and steering a run costs.
 
 Two runs of Mini alternate, span by span: one plain with a cue every 3 s, one with a LiveControl that is sent
 as many prompts, a snapshot as JSON at every change and a JPEG preview every block, made in another thread as
@@ -30,7 +30,6 @@ THREADS = 1  # of torch; the previews need some too
 SPAN, SPANS = 4, 48  # blocks of a span, spans of each run
 PREVIEW_PIXELS = 256  # as the node shows Mini's 64
 PROMPT_EVERY = 4  # blocks
-LONG_SECONDS = 240
 PROMPTS = ("it turns blue", "it turns into a white star", "it moves over plum", "it circles")
 PLAIN = PromptSchedule.single("a red circle drifts right over navy")
 SCHEDULE = PromptSchedule.parse(
@@ -118,36 +117,11 @@ def cost() -> dict[str, float]:
     }
 
 
-def resident_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
-
-
-def memory() -> dict[str, object]:
-    """Resident memory along a watched video of four minutes, its latents kept as the node keeps them."""
-    watched, pipeline = Watched(), load_pipeline("mini")
-    kept, resident = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        writer = VideoWriter(Path(folder) / "v.mp4", MINI.width, MINI.height)
-        with writer:
-            request = Request(PLAIN, LONG_SECONDS, seed=1)
-            for chunk in pipeline.run(pipeline.plan(request), live=watched.control):
-                frames = chunk.uint8()
-                writer.append(frames)
-                kept.append(chunk.block.latents)
-                watched.show(chunk, frames[-1])
-                if chunk.block.index % 40 == 39:
-                    watched.settle()
-                    resident[str(chunk.block.index + 1)] = round(resident_mb(), 1)
-    first, *_, last = resident.values()
-    return {"resident_mb_at_block": resident, "growth_mb": round(last - first, 1)}
-
-
 def main() -> None:
     """Print and keep all figures."""
     torch.set_num_threads(THREADS)
     with torch.inference_mode():
-        report("live", {"cost": cost(), "memory_of_240_seconds": memory()})
+        report("live", {"cost": cost()})
 
 
 if __name__ == "__main__":

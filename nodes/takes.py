@@ -13,7 +13,7 @@ from ..longlive_core.resume import Rewind
 from ..longlive_core.schedule.cue import Cue, whole
 
 KEPT_NODES = 4  # whose newest runs are kept, the very newest alone with its states
-KEPT_BYTES = 1 << 30  # of the latents of each: ten minutes at 832x480, days of Mini
+KEPT_BYTES = 1 << 30  # of the latents of each: ten minutes at 832x480, hours of Mini
 FREE = {"schedule", "seconds"}  # settings in which two runs may differ
 EncodeText = Callable[[str], Tensor]
 
