@@ -2,10 +2,10 @@
 
     python -m benchmarks.kills --kills 30 --seconds 60 --with endless,control
 
-Compared bit for bit are the file, the latents of all blocks, the exact state at the end and the contact sheet;
-of a run that is sent prompts with those of the schedule that it played. A video that is finished before there
-were so many kills is compared, and the next one begun. One thread: the process that holds the model is forked
-for each attempt, so that none of them loads it again.
+Compared bit for bit are the file, the latents of all blocks, the exact state at the end and the contact
+sheet; of a run that is sent prompts with those of the schedule that it played. A video that is finished before
+there were so many kills is compared, and the next one begun. One thread: the process that holds the model is
+forked for each attempt, so that none of them loads it again.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def held_in(path: Path) -> dict[str, Any]:
 
 
 def killed(work: Work, folder: Path, most: int, mean: float) -> tuple[int, dict[str, Any]]:
-    """Kill a run `mean` seconds after it begins, again and again: how many times, and what it makes at last."""
+    """Kill a run `mean` seconds after it begins, again and again: how often, and what it makes at last."""
     for count in range(most):
         process = begin(work, folder)
         time.sleep(random.uniform(0, 2 * mean))
