@@ -3,9 +3,9 @@
     python -m benchmarks.kills --kills 30 --seconds 60 --with endless,control
 
 Compared bit for bit are the file, the latents of all blocks, the exact state at the end and the contact
-sheet; of a run that is sent prompts with those of the schedule that it played. A video that is finished before
-there were so many kills is compared, and the next one begun. One thread: the process that holds the model is
-forked for each attempt, so that none of them loads it again.
+sheet; of a run that is sent prompts with those of the schedule that it played. A video that is finished
+before there were so many kills is compared, and the next one begun. One thread: the process that holds the
+model is forked for each attempt, so that none of them loads it again.
 """
 
 import argparse

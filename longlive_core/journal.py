@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .geometry import FRAME_RATE
 from .output.background import BackgroundQueue
-from .output.growing import frames_kept, open_locked, sync
+from .output.growing import PARTS, frames_kept, open_locked, sync
 from .output.video import VideoWriter
 from .pipeline import Plan
 from .resume import Restart, Snapshots, VideoState
@@ -255,6 +255,8 @@ class Journal(AbstractContextManager):
 
     def _begin(self, facts: dict[str, Any], is_fresh: bool) -> None:
         """Read the records, or replace them by a first one with the facts."""
+        for part in self._folder.glob(PARTS.format("*")):  # of a state, when the run was killed
+            part.unlink()
         records, size = self._records(), self._path.stat().st_size
         had = next(records, None)
         had = json.loads(had.get(FACTS, "null")) if had else None

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from longlive_core import journal as journals
 from longlive_core.cli import generate, main
 from longlive_core.config import Policy
 from longlive_core.journal import Journal, folder_of
+from longlive_core.output import growing
 from longlive_core.output.contact_sheet import ContactSheet
 from longlive_core.output.growing import GrowingFile, frames_kept
 from longlive_core.output.video import VideoWriter, count_frames, read_settings
@@ -147,6 +150,27 @@ def test_a_damaged_state_is_not_used(left, whole, capsys, damage) -> None:
         damage, lambda: os.truncate(newest, len(data) // 3)
     )()
     assert "goes on at 0:05" in goes_on(capsys, whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process that it forked")
+def test_a_kill_before_a_state_takes_its_name_leaves_the_one_before(left, whole, capsys, monkeypatch) -> None:
+    """What it was written to, at true size 3.2 GiB, is removed at once by the run that goes on."""
+    newest, found = left / "state-93.safetensors", []
+    state, restart = VideoState.load(newest), Journal.restart
+    newest.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(growing, "replace_open", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        writer = multiprocessing.get_context("fork").Process(target=state.save, args=[newest])
+        writer.start()
+        writer.join()
+    part = growing.part_of(newest)
+    assert writer.exitcode == -signal.SIGKILL and VideoState.load(part).num_frames == 93
+    monkeypatch.setattr(
+        Journal, "restart", lambda self: found.append((part.exists(), restart(self))) or found[0][1]
+    )
+    goes_on(capsys, whole)
+    [(is_left, (begin, kept))] = found
+    assert kept == begin.state.num_frames == 45 and not is_left
 
 
 def test_without_states_the_latents_suffice(left, whole, capsys) -> None:
