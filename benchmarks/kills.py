@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -225,9 +226,9 @@ def trial(pipeline: Pipeline, kind: str, options: argparse.Namespace) -> dict[st
                 expected = finish(begin(plain, folder), folder)
                 schedule.write_text(written)
             differing |= {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
-        times = (folder / "log").read_text().count("goes on at")
-    figures = {"seconds": options.seconds, "kills": kills, "went on": times, "videos": videos}
-    return figures | {"differing": sorted(differing)}
+        places = re.findall(r"goes on at (\S+)", (folder / "log").read_text())
+    figures = {"seconds": options.seconds, "kills": kills, "videos": videos, "went on": len(places)}
+    return figures | {"up to": max(places, default=""), "differing": sorted(differing)}
 
 
 def main() -> int:
