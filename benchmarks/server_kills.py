@@ -3,7 +3,7 @@
     python -m benchmarks.server_kills --comfyui ~/comfy/ComfyUI-0.33 --kills 10
 
 After each kill a new server gets the same graph of Mini, and the run a prompt at a random moment. Compared
-bit for bit are latents and decoded frames, with those of an uninterrupted run of the schedule that was played.
+bit for bit are latents and decoded frames, with those of an uninterrupted run of what was played.
 """
 
 import argparse
