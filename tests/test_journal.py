@@ -132,17 +132,28 @@ def test_real_kills_leave_the_same_video() -> None:
     assert done.returncode == 0 and "the same video" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_run_goes_on_from_its_newest_state(left, whole, capsys, monkeypatch) -> None:
-    begins = []
-    restart = Journal.restart
-    monkeypatch.setattr(Journal, "restart", lambda self: begins.append(restart(self)) or begins[0])
-    said = goes_on(capsys, whole)
-    assert "goes on at 0:05" in said
-    assert begins[0][1] == 93 and begins[0][0].state.num_frames == 93
+@pytest.fixture
+def begins(monkeypatch) -> list[tuple[int, int, list[str]]]:
+    """Of each run that goes on: frames before its state, those that stay of its file, hidden files."""
+    found, restart = [], Journal.restart
+
+    def watched(self) -> tuple:
+        begin, kept = restart(self)
+        hidden = [path.name for path in self._folder.glob(".*")]
+        found.append((begin.state.num_frames, kept, hidden))
+        return begin, kept
+
+    monkeypatch.setattr(Journal, "restart", watched)
+    return found
+
+
+def test_a_run_goes_on_from_its_newest_state(left, whole, capsys, begins) -> None:
+    assert "goes on at 0:05" in goes_on(capsys, whole)
+    assert begins == [(93, 93, [])]
 
 
 @pytest.mark.parametrize("damage", ["bits", "short", "gone"])
-def test_a_damaged_state_is_not_used(left, whole, capsys, damage) -> None:
+def test_a_damaged_state_is_not_used(left, whole, capsys, begins, damage) -> None:
     newest = left / "state-93.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 16
@@ -150,27 +161,25 @@ def test_a_damaged_state_is_not_used(left, whole, capsys, damage) -> None:
         damage, lambda: os.truncate(newest, len(data) // 3)
     )()
     assert "goes on at 0:05" in goes_on(capsys, whole)
+    assert begins == [(45, 45, [])]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process that it forked")
-def test_a_kill_before_a_state_takes_its_name_leaves_the_one_before(left, whole, capsys, monkeypatch) -> None:
-    """What it was written to, at true size 3.2 GiB, is removed at once by the run that goes on."""
-    newest, found = left / "state-93.safetensors", []
-    state, restart = VideoState.load(newest), Journal.restart
+def test_a_kill_before_a_state_takes_its_name_leaves_the_one_before(
+    left, whole, capsys, monkeypatch, begins
+) -> None:
+    """The file that it was written to, at true size 3.2 GiB, is removed when the run goes on."""
+    newest = left / "state-93.safetensors"
+    state = VideoState.load(newest)
     newest.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(growing, "replace_open", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         writer = multiprocessing.get_context("fork").Process(target=state.save, args=[newest])
         writer.start()
         writer.join()
-    part = growing.part_of(newest)
-    assert writer.exitcode == -signal.SIGKILL and VideoState.load(part).num_frames == 93
-    monkeypatch.setattr(
-        Journal, "restart", lambda self: found.append((part.exists(), restart(self))) or found[0][1]
-    )
+    assert writer.exitcode == -signal.SIGKILL and VideoState.load(growing.part_of(newest)).num_frames == 93
     goes_on(capsys, whole)
-    [(is_left, (begin, kept))] = found
-    assert kept == begin.state.num_frames == 45 and not is_left
+    assert begins == [(45, 45, [])]
 
 
 def test_without_states_the_latents_suffice(left, whole, capsys) -> None:
