@@ -1,77 +1,75 @@
 """longlive batch --ray on two CPUs: the videos of the plain loop, also when a worker is killed."""
 
-import json
-import os
-import signal
 import sys
-import threading
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.cluster import PROMPT, compare, write_jobs
 from longlive_core.cli import main
+from longlive_core.cli.cluster import made_by
 
-PROMPT = "a red circle drifts right over navy"
-CLUSTER = ["--ray", "auto", "--cpus-per-worker", "1"]
 WHY = "RAY NOT TESTED: pip install 'longlive[ray]'"
 
 
-def write_jobs(folder: Path, jobs: list[dict]) -> list[str]:
-    (folder / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
-    return ["batch", str(folder / "jobs.jsonl"), "--out"]
-
-
-def kill_the_writer(path: Path, is_over: threading.Event, killed: list[int]) -> None:
-    """Kill the process that has this file open, once a part of the video is in it."""
-    while not is_over.wait(0.02):
-        if path.exists() and path.stat().st_size > 20_000:
-            for link in Path("/proc").glob("[0-9]*/fd/*"):
-                with suppress(OSError):
-                    if int(link.parts[2]) != os.getpid() and link.resolve() == path:
-                        os.kill(int(link.parts[2]), signal.SIGKILL)
-                        killed.append(int(link.parts[2]))
-                        return
-
-
-def test_a_cluster_makes_the_same_videos_and_loses_none_with_a_worker(tmp_path, capsys, monkeypatch) -> None:
-    ray = pytest.importorskip("ray", reason=WHY)
-    monkeypatch.chdir(tmp_path)
-    jobs = [{"prompt": PROMPT, "seconds": 10, "name": "long"}]
-    jobs += [{"prompt": PROMPT, "seconds": 0.5, "seed": seed, "name": f"{seed}"} for seed in range(4)]
-    jobs += [{"prompt": PROMPT, "seconds": 0.5, "image": "v.mp4", "name": "no longer than its beginning"}]
-    assert main(["generate", "--prompt", PROMPT, "--seconds", "0.7", "--out", "v.mp4"]) == 0
-    command = write_jobs(tmp_path, jobs)
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    is_over, killed = threading.Event(), []
-    watch = threading.Thread(target=kill_the_writer, args=(tmp_path / "there" / "long.mp4", is_over, killed))
-    watch.start()
-    try:
-        assert main([*command, "there", *CLUSTER]) == 1
-    finally:
-        is_over.set()
-        watch.join()
-        ray.shutdown()
-    assert len(killed) == 1
-    assert (
-        "line 6: no longer than its beginning.mp4 failed: the given part already" in capsys.readouterr().err
-    )
-    notes = [json.loads(line) for line in (tmp_path / "there" / "manifest.jsonl").read_text().splitlines()]
-    assert sorted(one["line"] for one in notes) == [1, 2, 3, 4, 5, 6]
-    assert [one["line"] for one in notes if one["error"]] == [6]
-
-    assert main([*write_jobs(tmp_path, jobs[:5]), "there"]) == 0  # nothing is left, and no Ray is needed
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_cluster_makes_the_same_videos_and_loses_none_with_a_worker(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason=WHY)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert main([*command, "here"]) == 0
+        found = compare(tmp_path, 3, 0.5, 1)
     finally:
         torch.set_num_threads(threads)
-    for job in jobs[:5]:
-        there, here = (tmp_path / folder / f"{job['name']}.mp4" for folder in ("there", "here"))
-        assert there.read_bytes() == here.read_bytes()
+    assert len(found["failed"]) == 1 and found["failed"][0].startswith("line 1: bad 0.mp4 failed: the given")
+    assert (found["kills"], found["same_videos"]) == (1, 4)
+    assert found["exit_codes"] == {"cluster": 1, "plain loop": 1, "again": 0}
+    assert found["is_same_manifest"] and found["is_unchanged_again"]
+
+
+class Lost(Exception):
+    """What Ray raises for a worker that is gone."""
+
+
+def stand_in(make: Callable, load: Callable) -> SimpleNamespace:
+    """For a worker; a task runs when its result is asked for."""
+    tasks = SimpleNamespace(remote=lambda job: partial(make, job))
+    return SimpleNamespace(
+        preset=SimpleNamespace(remote=lambda: partial(load)),
+        make=SimpleNamespace(options=lambda max_task_retries: tasks),
+    )
+
+
+def test_jobs_of_lost_workers_go_on_with_others_and_one_that_kills_them_ends() -> None:
+    """With a stand-in for Ray. One worker is lost at its first job and does not come back."""
+    ray = SimpleNamespace(
+        wait=lambda tasks: (tasks[:1], tasks[1:]),
+        get=lambda task: task(),
+        exceptions=SimpleNamespace(RayError=Lost),
+    )
+    tried = []
+
+    def make(job: SimpleNamespace) -> tuple[int, None]:
+        tried.append(job.line)
+        if job.line == 2:
+            raise Lost("killed")
+        return 8, None
+
+    def gone(*_: object) -> None:
+        raise Lost("no such machine")
+
+    loads = iter([lambda: None, gone])
+    workers = [stand_in(make, lambda: None), stand_in(gone, lambda: next(loads)())]
+    jobs = [SimpleNamespace(line=number) for number in range(5)]
+    found = {job.line: (frames, error) for job, frames, error in made_by(ray, workers, jobs)}
+    assert found == dict.fromkeys((0, 1, 3, 4), (8, None)) | {2: (0, "its worker failed 3 times: killed")}
+    assert tried.count(2) == 3
+    none = [*made_by(ray, [stand_in(gone, gone)], jobs[:1])]
+    assert none == [(jobs[0], 0, "no worker is left: no such machine")]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""`longlive batch --ray`: Ray actors hold the model, jobs are their tasks; Ray places, restarts, retries."""
+"""`longlive batch --ray`: Ray actors hold the model, jobs are their tasks; Ray places and restarts them."""
 
 import argparse
 import importlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from ..weights.published import DOWNLOADS
 from . import generate
 from .jobs import MODEL, Job, Made, attempt, placed
 
-RETRIES = 2  # of a job whose worker died: a job that kills every worker must end
+MOST_LOSSES = 3  # a job that kills every worker must end
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +61,7 @@ def make_there(
     """Make the videos on the cluster, in the order in which they are finished; `check` sees the preset."""
     ray = connected(options.ray)
     try:
-        needs = {"CPU": options.cpus_per_worker or 1, "GPU": 0 if options.cpus_per_worker else 1}
-        place = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"]}
-        actor = ray.remote(Worker).options(**place, max_restarts=-1, max_task_retries=RETRIES)
-        workers = [actor.remote(options) for _ in range(num_workers(ray, needs, len(due)))]
+        workers = begun(ray, options, len(due))
         try:
             check(ray.get(workers[0].preset.remote()))
         except ray.exceptions.RayError as error:
@@ -91,6 +88,14 @@ def connected(address: str) -> ModuleType:
     return ray
 
 
+def begun(ray: ModuleType, options: argparse.Namespace, most: int) -> list:
+    """Workers that load the model, as many as there is room for; Ray starts those again that die."""
+    needs = {"CPU": options.cpus_per_worker or 1, "GPU": 0 if options.cpus_per_worker else 1}
+    place = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"]}
+    actor = ray.remote(Worker).options(**place, max_restarts=-1, max_task_retries=-1)
+    return [actor.remote(options) for _ in range(num_workers(ray, needs, most))]
+
+
 def num_workers(ray: ModuleType, needs: dict[str, int], most: int) -> int:
     """How many workers the cluster has room for; ValueError if none."""
     has = ray.cluster_resources()
@@ -104,16 +109,31 @@ def num_workers(ray: ModuleType, needs: dict[str, int], most: int) -> int:
 
 
 def made_by(ray: ModuleType, workers: list, due: Sequence[Job]) -> Iterator[Made]:
-    """Give each worker the next job when it has none."""
-    idle, left, running = [*workers], deque(due), {}
-    while left or running:
-        while left and idle:
-            worker, job = idle.pop(), left.popleft()
-            running[worker.make.remote(job)] = worker, job
+    """Give each worker that is ready the next job; the job of one that is lost goes on with any other.
+
+    Ray itself would retry it with the same worker, several times before it knows that a machine is lost.
+    """
+    idle, left, losses, reason = [], deque(due), Counter(), None
+    running = {worker.preset.remote(): (worker, None) for worker in workers}  # ready when that is answered
+    while running and (left or any(job for _, job in running.values())):
         (task, *_), _ = ray.wait([*running])
         worker, job = running.pop(task)
-        idle.append(worker)
         try:
-            yield job, *ray.get(task)
+            made = ray.get(task)
+            idle.append(worker)
+            if job:
+                yield job, *made
         except ray.exceptions.RayError as error:
-            yield job, 0, f"its worker failed {RETRIES + 1} times: {first_line(error)}"
+            reason = first_line(error)
+            if job:  # else its model could not be loaded
+                running |= {one.preset.remote(): (one, None) for one in (worker, *idle)}
+                idle.clear()
+                losses[job.line] += 1
+                if losses[job.line] < MOST_LOSSES:
+                    left.appendleft(job)
+                else:
+                    yield job, 0, f"its worker failed {MOST_LOSSES} times: {reason}"
+        while left and idle:
+            worker, job = idle.pop(), left.popleft()
+            running[worker.make.options(max_task_retries=0).remote(job)] = worker, job
+    yield from ((job, 0, f"no worker is left: {reason}") for job in left)
