@@ -1,5 +1,6 @@
 """longlive batch --ray on two CPUs: the videos of the plain loop, also when a worker is killed."""
 
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 
 from benchmarks.cluster import PROMPT, compare, write_jobs
 from longlive_core.cli import main
-from longlive_core.cli.cluster import made_by
+from longlive_core.cli.cluster import connected, made_by
 
 WHY = "RAY NOT TESTED: pip install 'longlive[ray]'"
 
@@ -82,6 +83,14 @@ def test_jobs_of_lost_workers_go_on_with_others_and_one_that_kills_them_ends() -
 def test_options_of_a_cluster_that_cannot_be(given, sentence, tmp_path, capsys) -> None:
     command = write_jobs(tmp_path, [{"prompt": PROMPT}])
     assert main([*command, str(tmp_path / "out"), *given]) == 2 and sentence in capsys.readouterr().err
+
+
+def test_sigterm_still_ends_like_ctrl_c_when_ray_has_begun(monkeypatch) -> None:
+    """A stand-in for Ray sets a handler of its own, as Ray does."""
+    ray = SimpleNamespace(init=lambda *_, **options: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    before = signal.getsignal(signal.SIGTERM)
+    assert connected("auto") is ray and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_without_ray_a_cluster_says_what_to_install(tmp_path, capsys, monkeypatch) -> None:

@@ -49,7 +49,10 @@ def run(options: argparse.Namespace) -> int:
         problems.report()
         if len(due) < len(jobs):
             show(f"{len(jobs) - len(due)} of {len(jobs)} videos are finished already", STDERR)
-        failed = make_due(due, options, preset, manifest) if due else []
+        try:
+            failed = make_due(due, options, preset, manifest) if due else []
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("; ".join(filter(None, (str(stop), AGAIN)))) from stop
     for line in failed:
         show(line, STDERR)
     show(f"{options.out}: {len(jobs) - len(failed)} of {len(jobs)} videos are finished")
@@ -166,7 +169,4 @@ def make_here(
     pipeline = generate.pipeline_from(options)
     check(pipeline.preset)
     for job in due:
-        try:
-            yield job, *attempt(pipeline, job)
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt("; ".join(filter(None, (str(stop), AGAIN)))) from stop
+        yield job, *attempt(pipeline, job)

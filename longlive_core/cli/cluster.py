@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -78,6 +80,7 @@ def connected(address: str) -> ModuleType:
         ray = importlib.import_module("ray")
     except ImportError as error:
         raise ValueError(f"--ray needs Ray ({error}); pip install 'longlive[ray]'") from error
+    ending = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -85,6 +88,8 @@ def connected(address: str) -> ModuleType:
             f"no Ray cluster at {address} ({first_line(error)}); start one with: ray start --head; where it "
             "asks for a token, set RAY_AUTH_MODE=token here too"
         ) from error
+    with suppress(ValueError):  # not in the main thread, where handlers are
+        signal.signal(signal.SIGTERM, ending)  # Ray has set its own, which ends with a trace
     return ray
 
 
