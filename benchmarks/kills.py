@@ -116,8 +116,7 @@ def steered(pipeline: Pipeline, command: list[str]) -> None:
             snapshots = journal.snapshots(writer, options.snapshot_every, plan.blocks[-1])
             for chunk in pipeline.run(plan, None, control, ending, snapshots, restart):
                 writer.append(chunk.uint8())
-                block = chunk.block.index
-                journal.add(block, chunk.block.latents, control.cues().get(block), is_sent=True)
+                journal.add(chunk.block, control.cues().get(chunk.block.index), is_sent=True)
         ending.state.save(options.state)
         options.out.with_name(PLAYED).write_text(control.schedule().to_text())
         journal.remove()
