@@ -17,7 +17,8 @@ from ..weights.published import DOWNLOADS
 from . import generate
 from .jobs import MODEL, Job, Made, attempt, placed
 
-MOST_LOSSES = 3  # a job, or a model, that kills every worker must end
+MOST_LOSSES = 3  # a job that kills every worker must end
+MOST_RESTARTS = 16  # of each worker: a model that kills its worker while it is loaded must end too
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +98,7 @@ def begun(ray: ModuleType, options: argparse.Namespace, most: int) -> list:
     """Workers that load the model, as many as there is room for; Ray starts those again that die."""
     needs = {"CPU": options.cpus_per_worker or 1, "GPU": 0 if options.cpus_per_worker else 1}
     place = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"]}
-    actor = ray.remote(Worker).options(**place, max_restarts=-1, max_task_retries=MOST_LOSSES - 1)
+    actor = ray.remote(Worker).options(**place, max_restarts=MOST_RESTARTS, max_task_retries=-1)
     return [actor.remote(options) for _ in range(num_workers(ray, needs, most))]
 
 
