@@ -17,8 +17,8 @@ from longlive_core.pipeline import Source, as_uint8
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 SIDE, QUALITY = 480, 80  # pixels, of the JPEG
-TYPED = """8s => it turns blue
-16s => blend 3s: it turns into a star
+TYPED = """8s => a blue circle drifts right over navy
+16s => blend 3s: a blue star drifts right over navy
 23s => cut: a green square rests over slate
 """
 

@@ -16,7 +16,7 @@ from .io_types import CATEGORY, EncodedSchedule, ScheduleType, found_by
 MOVED = 0.4  # seconds: that a cue takes effect so much later is worth a line
 EXAMPLE = """0:00 a red circle drifts right over navy
 3s => it turns into a blue star
-6s => it moves over plum and drifts up
+6s => a blue star drifts up over plum
 """
 
 
