@@ -346,8 +346,11 @@ def check_it_is_made_again(server, panel: Panel) -> None:
     again = server.get("/longlive/runs")["runs"][0]
     frames, made = frames_of(server, run), frames_of(server, again)
     assert again["run"] != run["run"] and abs(len(made) - len(frames)) <= 1, "seconds have one decimal there"
-    # positions without end, of a run until stopped, give other last bits
-    assert (made[: len(frames)].float() - frames[: len(made)].float()).abs().mean() < 0.01
+    shared = min(len(frames), len(made), 93)
+    difference = (made[:shared] - frames[:shared]).abs()
+    assert difference[:45].max() == 0
+    # from then on the sink's keys turn with the window in a run until stopped: other last bits, ever more
+    assert difference.mean() < 0.01
     (version,) = (server.base / "output" / "longlive").glob(f"*{run['run']}_v1.mp4")
     with av.open(str(version)) as container:
         assert container.streams.video[0].frames >= 20 * FRAME_RATE
