@@ -40,13 +40,15 @@ def edited(workflow: dict, prompts: str, seconds: float) -> dict:
     return workflow
 
 
-def finish(server, num_runs: int) -> None:
-    """Wait for the end of the run after so many."""
+def finish(server, num_runs: int) -> dict:
+    """Wait for the end of the run after so many; its outputs by node."""
     deadline = time.monotonic() + 120
     while len(history := server.get("/history")) == num_runs:
         assert time.monotonic() < deadline, "the prompt did not end"
         time.sleep(0.2)
-    assert list(history.values())[-1]["status"]["status_str"] == "success"
+    newest = list(history.values())[-1]
+    assert newest["status"]["status_str"] == "success"
+    return newest["outputs"]
 
 
 def run_and_watch(server, page, screenshot: Path) -> str:
@@ -130,7 +132,8 @@ def test_choices_that_were_replaced_are_kept_and_queued(server, models, page):
     assert {name: sent["inputs"][name] for name in old} == old
     num_runs = len(server.get("/history"))
     page.evaluate("async () => { await app.queuePrompt(0, 1) }")
-    finish(server, num_runs)
+    (note,) = finish(server, num_runs)["1"]["text"]
+    assert "speed graphs was replaced by compiled" in note
     assert page.errors == []
 
 

@@ -351,29 +351,19 @@ def test_a_merged_file_is_saved_and_every_loader_reads_it(server, models):
     assert "without folders" in error_of(server, graph(own=asked, video=stream("own")))
 
 
-def notes_on(server, way: str, **old: str) -> str:
-    """What a node says of choices that there were once, after a block was made and saved."""
+@pytest.mark.parametrize("way", ["LongLiveLoadModel", "LongLiveUseModel"])
+def test_choices_of_older_workflows_run_with_a_note(server, models, way):
+    """A speed too, which is then compiled: in tests/browser/test_browser.py."""
+    old = {"attention": "sdpa-cudnn"}
     made = {"made": own_model(**old)}
     if way == "LongLiveUseModel":
         made = {"unet": stock_model(), "made": shared("unet", **old)}
     prompt = graph(**made, video=stream("made", seed=13, **SHORT | {"seconds": 0.56}))
     save = {"video": ["video", 0], "filename_prefix": "old", "format": "auto", "codec": "auto"}
     done = run(server, prompt | {"saved": node("SaveVideo", **save)})
-    assert len(frames_of(server.path_of(done.outputs["saved"]["images"][0]))) == 9
     (note,) = done.outputs["made"]["text"]
-    return note
-
-
-@pytest.mark.parametrize("way", ["LongLiveLoadModel", "LongLiveUseModel"])
-def test_choices_of_older_workflows_run_with_a_note(server, models, way):
-    note = notes_on(server, way, attention="sdpa-cudnn")
     assert "attention sdpa-cudnn was replaced by auto" in note
-
-
-@pytest.mark.newest
-def test_speeds_of_older_workflows_run_compiled(server, models):
-    note = notes_on(server, "LongLiveLoadModel", speed="graphs")
-    assert "speed graphs was replaced by compiled" in note
+    assert len(frames_of(server.path_of(done.outputs["saved"]["images"][0]))) == 9
 
 
 def test_the_page_asks_how_long_the_blocks_of_a_model_are(server, models):
