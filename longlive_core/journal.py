@@ -271,7 +271,8 @@ class Journal(AbstractContextManager):
             file.unlink(missing_ok=True)
         self._file.truncate(0)
         self._end = 0
-        self._put(save({}, {FACTS: json.dumps(facts)}))
+        nothing = {LATENTS: torch.empty(0)}  # safetensors 0.4.2 writes a broken header where there is no tensor
+        self._put(save(nothing, {FACTS: json.dumps(facts)}))
 
     def _note(self, facts: dict[str, Any], place: tuple[int, int]) -> None:
         """Note where the record of a block is, and what it says of it."""
