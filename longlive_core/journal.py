@@ -271,7 +271,7 @@ class Journal(AbstractContextManager):
             file.unlink(missing_ok=True)
         self._file.truncate(0)
         self._end = 0
-        nothing = {LATENTS: torch.empty(0)}  # safetensors 0.4.2 writes a broken header where there is no tensor
+        nothing = {LATENTS: torch.empty(0)}  # without a tensor safetensors 0.4.2 writes a broken header
         self._put(save(nothing, {FACTS: json.dumps(facts)}))
 
     def _note(self, facts: dict[str, Any], place: tuple[int, int]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import measure, tuning
 from benchmarks import tuning_kills as kills
@@ -20,6 +21,7 @@ STEPS = 6  # enough for two kills, each at most a tenth of a second after an ite
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch needs a GPU")
 def test_a_run_that_is_killed_is_the_undisturbed_one_bit_for_bit(tmp_path: Path, monkeypatch) -> None:
     """One of two ranks, which torchrun starts again; then everything, and the same command again."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
