@@ -37,9 +37,8 @@ from longlive_core.geometry import FRAME_RATE, num_frames
 from longlive_core.journal import Journal, facts_of, folder_of
 from longlive_core.output.sound import Sound
 from longlive_core.output.video import VideoWriter
-from longlive_core.pipeline import Pipeline, Plan, load_pipeline
+from longlive_core.pipeline import Pipeline, load_pipeline
 from longlive_core.resume import Ending
-from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.live import LiveControl
 
 RED, BLUE = "a red circle drifts right over navy", "a blue square drifts up over navy"
@@ -107,7 +106,7 @@ def steered(pipeline: Pipeline, command: list[str]) -> None:
     options, control, ending = build_parser().parse_args(command), LiveControl(), Ending()
     plan = pipeline.plan(generate.request_from(options, pipeline.preset))
     with Journal(options.out, facts_of(pipeline.settings(plan), plan)) as journal, torch.inference_mode():
-        plan, (restart, kept) = with_sent(plan, journal), journal.restart()
+        plan, (restart, kept) = journal.with_sent(plan), journal.restart()
         if journal.num_blocks:
             frames = num_frames(journal.num_blocks * plan.block_latent_frames)
             print(f"goes on at {generate.clock(frames)}", flush=True)
@@ -120,15 +119,6 @@ def steered(pipeline: Pipeline, command: list[str]) -> None:
         ending.state.save(options.state)
         options.out.with_name(PLAYED).write_text(control.schedule().to_text())
         journal.remove()
-
-
-def with_sent(plan: Plan, journal: Journal) -> Plan:
-    """A plan with the prompts that were sent before a kill, as LongLive: Stream has them."""
-    if not (played := journal.cues()):
-        return plan
-    later = (segment.cue for segment in plan.timeline.segments if segment.block >= journal.num_blocks)
-    cues = (*(cue for _, (cue, _) in sorted(played.items())), *later)
-    return Plan(plan.preset, replace(plan.request, schedule=PromptSchedule(cues)))
 
 
 def send(control: LiveControl) -> None:

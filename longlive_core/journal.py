@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .pipeline import Plan
 from .resume import Restart, Snapshots, VideoState
 from .rollout.rollout import Block
 from .schedule.cue import Cue
+from .schedule.schedule import PromptSchedule
 from .weights.files import sha256_of
 
 FORMAT = 2
@@ -169,6 +170,16 @@ class Journal(AbstractContextManager):
     def cues(self) -> dict[int, tuple[Cue, bool]]:
         """Block -> the cue that took effect there, and whether it was sent live."""
         return dict(self._cues)
+
+    def with_sent(self, plan: Plan) -> Plan:
+        """The plan with all that took effect in the recorded blocks; itself where nothing was sent live."""
+        if not any(is_sent for _, is_sent in self._cues.values()):
+            return plan
+        end = self.num_blocks - plan.first_block
+        later = (segment.cue for segment in plan.timeline.segments if segment.block >= end)
+        cues = (*(self._cues[block][0] for block in sorted(self._cues)), *later)
+        schedule = PromptSchedule(cues, always=plan.timeline.always)
+        return Plan(plan.preset, replace(plan.request, schedule=schedule))
 
     def has(self, index: int) -> bool:
         """Whether a block is recorded, and on disk."""

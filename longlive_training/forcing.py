@@ -57,7 +57,7 @@ class Layout:
         return indices
 
 
-def told_at(switch: int, kind: Kind, rng: torch.Generator) -> int:
+def recache_at(switch: int, kind: Kind, rng: torch.Generator) -> int:
     """The block at which the prompt changes when the film does at `switch`: often some blocks earlier.
 
     That teaches to follow a prompt which the past still contradicts.
@@ -68,22 +68,22 @@ def told_at(switch: int, kind: Kind, rng: torch.Generator) -> int:
     return max(switch - delay, SEEN if kind is Kind.FAR else 1)
 
 
-def plan(told: int, switch: int, kind: Kind, rng: torch.Generator, noisy: int) -> Layout:
-    """A history, a recache at `told`, what follows; noisy targets spread over what the prompts describe.
+def plan(recached: int, switch: int, kind: Kind, rng: torch.Generator, noisy: int) -> Layout:
+    """A history, a recache at `recached`, what follows; noisy targets spread over what the prompts describe.
 
     Prompt 0 is the sink's, 1 the one before the change, 2 the one after it; the film changes at `switch`.
     """
     layout, committed, targets = Layout(), {}, []
-    for block in range(told):
+    for block in range(recached):
         committed[block] = layout.add(block, 1 if block else 0, _window(committed, block))
-    for block in range(kind.first_asked, told):
+    for block in range(kind.first_asked, recached):
         targets.append((block, 1, _window(committed, block)))
-    if told <= SEEN and kind is not Kind.FAR:
-        committed.update(zip(range(told), layout.add_together(list(range(told)), 2, []), strict=True))
+    if recached <= SEEN and kind is not Kind.FAR:
+        committed.update(zip(range(recached), layout.add_together(list(range(recached)), 2, []), strict=True))
     else:
-        kept = list(range(told - SEEN + 1, told))
+        kept = list(range(recached - SEEN + 1, recached))
         committed.update(zip(kept, layout.add_together(kept, 2, [committed[0]]), strict=True))
-    for block in range(told, switch + 3):
+    for block in range(recached, switch + 3):
         if block >= switch:
             targets.append((block, 2, _window(committed, block)))
         if block < switch + 2:

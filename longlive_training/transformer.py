@@ -26,8 +26,8 @@ from .forcing import (
     plan,
     plan_unchanged,
     positions_of,
+    recache_at,
     text_by_pass,
-    told_at,
 )
 from .runs import MuonAndAdam, Run, exponential_average
 from .world import vocabulary
@@ -119,8 +119,8 @@ def forcing_loss(
     model: Generator, episodes: Episodes, rng: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Flow error of the noisy passes of one batch, weighted towards the shape, and its parts to log."""
-    told = told_at(episodes.switch, episodes.kind, rng)
-    layout = plan(told, episodes.switch, episodes.kind, rng, NOISY)
+    recached = recache_at(episodes.switch, episodes.kind, rng)
+    layout = plan(recached, episodes.switch, episodes.kind, rng, NOISY)
     listed = shifted_sigmas(MINI.sigmas)
     by_frame, blocks = flow_errors(model, episodes, layout, listed, num_given(episodes.kind, rng), rng)
     return by_frame.mean(), {"later": float(by_frame[blocks > 0].mean().detach())}

@@ -109,9 +109,9 @@ class Stage:
         if is_switch:
             self.attributes = [random_change(self.rng, a) for a in self.before]
             full = torch.rand(VIDEOS, generator=self.rng) < 0.5
-            told = list(zip(self.before, self.attributes, full.tolist(), strict=True))
-            self.prompts = [b.prompt() if whole else change_prompt(a, b) for a, b, whole in told]
-            self.unnamed = [set() if whole else LOOKS - set(changed(a, b)) for a, b, whole in told]
+            changes = list(zip(self.before, self.attributes, full.tolist(), strict=True))
+            self.prompts = [b.prompt() if whole else change_prompt(a, b) for a, b, whole in changes]
+            self.unnamed = [set() if whole else LOOKS - set(changed(a, b)) for a, b, whole in changes]
             self.segment_left = self._randint(*SEGMENT_BLOCKS)
         text = self.model.transformer.encode_text(self.model.words(self.prompts))
         if is_switch:

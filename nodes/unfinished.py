@@ -4,7 +4,6 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from ..longlive_core.journal import RECORDS, Journal, digest, facts_of
 from ..longlive_core.output.growing import open_locked
 from ..longlive_core.pipeline import Chunk, Plan
 from ..longlive_core.resume import Rewind, VideoState
-from ..longlive_core.schedule.schedule import PromptSchedule
 from ..longlive_core.steering.live import LiveControl
 from . import host
 
@@ -55,14 +53,10 @@ class Unfinished(AbstractContextManager):
 
     def plan(self) -> Plan:
         """The plan, with the prompts that were sent to the unfinished run."""
-        plan, cues = self._plan, self.journal.cues() if self.journal else {}
-        self.was_steered = any(is_sent for _, is_sent in cues.values())
-        if self.was_steered:
-            made = [cues[block][0] for block in sorted(cues)]
-            end = self.journal.num_blocks - plan.first_block
-            later = [segment.cue for segment in plan.timeline.segments if segment.block >= end]
-            schedule = PromptSchedule((*made, *later), always=plan.timeline.always)
-            self._plan = Plan(plan.preset, replace(plan.request, schedule=schedule))
+        asked = self._plan
+        if self.journal:
+            self._plan = self.journal.with_sent(asked)
+        self.was_steered = self._plan is not asked
         return self._plan
 
     def go_on(self, rewind: Rewind) -> list[str]:

@@ -45,7 +45,7 @@ PROMPTS = ("a red circle rests over navy", "a red circle rests over navy", "it t
 
 def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
     """Every noisy pass, before and after early, late and belated switches, against the cached rollout."""
-    for told, switch in ((3, 3), (6, 6), (5, 7)):
+    for recached, switch in ((3, 3), (6, 6), (5, 7)):
         torch.manual_seed(switch)
         rng = torch.Generator().manual_seed(0)
         model = Generator().eval()
@@ -54,8 +54,8 @@ def test_teacher_forcing_computes_what_the_cached_rollout_computes() -> None:
             latents, torch.zeros(1, 11 * BLOCK, 4, 4, dtype=torch.bool), [PROMPTS], switch, Kind.NEAR
         )
         with torch.no_grad():
-            for block, ours in noisy_flows(model, episodes, plan(told, switch, Kind.NEAR, rng, 12)):
-                assert_close(ours, cached_flow(model, latents, block, told), atol=1e-4, rtol=1e-4)
+            for block, ours in noisy_flows(model, episodes, plan(recached, switch, Kind.NEAR, rng, 12)):
+                assert_close(ours, cached_flow(model, latents, block, recached), atol=1e-4, rtol=1e-4)
 
 
 def noisy_flows(model: Generator, episodes: Episodes, layout: Layout) -> Iterator[tuple[int, Tensor]]:
@@ -115,7 +115,7 @@ def test_what_a_prompt_leaves_unnamed() -> None:
 
 
 def test_teacher_forcing_under_control_computes_what_the_controlled_rollout_computes() -> None:
-    for told, switch in ((3, 3), (6, 7)):
+    for recached, switch in ((3, 3), (6, 7)):
         torch.manual_seed(switch)
         model, rng = Generator().eval(), torch.Generator().manual_seed(0)
         model.transformer.vace = fresh_vace(model.transformer)
@@ -126,10 +126,10 @@ def test_teacher_forcing_under_control_computes_what_the_controlled_rollout_comp
         cells = torch.zeros(1, 11 * BLOCK, 4, 4)
         episodes = Episodes(latents, cells, [PROMPTS], switch, Kind.NEAR, context)
         with torch.no_grad():
-            for block, ours in noisy_flows(model, episodes, plan(told, switch, Kind.NEAR, rng, 8)):
-                cached = cached_flow(model, latents, block, told, context)
+            for block, ours in noisy_flows(model, episodes, plan(recached, switch, Kind.NEAR, rng, 8)):
+                cached = cached_flow(model, latents, block, recached, context)
                 assert_close(ours, cached, atol=1e-4, rtol=1e-4)
-                assert not torch.allclose(cached, cached_flow(model, latents, block, told), atol=1e-2)
+                assert not torch.allclose(cached, cached_flow(model, latents, block, recached), atol=1e-2)
 
 
 def test_silhouettes_show_where_the_shape_of_the_video_is() -> None:
