@@ -109,7 +109,7 @@ def distil_mini(**options) -> None:
     """Tune in a folder, or go on there; leaves `model.safetensors`, a packaged Mini."""
     chosen = argparse.Namespace(**options)
     with ending_in_a_sentence(), process_group("cpu"):
-        changes = {name: getattr(chosen, name) for name in ("lr", "critic_lr", "longest", "streams", "lead")}
+        changes = {name: getattr(chosen, name) for name in ("lr", "critic_lr", "longest", "streams", "lead", "ratio")}
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(STAGES[chosen.stage], seed=chosen.seed, **given)
         mini, pairs = load_student(chosen.student), world_pairs(NUM_PAIRS, chosen.seed)
@@ -141,6 +141,7 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
     add("--streams", type=int, help=f"videos made at the same time; default {STREAMS}")
     add("--longest", type=int, help="latent frames of a sequence; default 240")
     add("--lead", type=int, help="iterations of the critic alone; default 100")
+    add("--ratio", type=int, help=f"the student learns in one of so many iterations; default {LONG.ratio}")
     add("--lr", type=float, help=f"default {LONG.lr:g}")
     add("--critic-lr", type=float, help=f"default {LONG.critic_lr:g}")
     add("--seed", type=int, default=0)

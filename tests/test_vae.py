@@ -307,6 +307,14 @@ def test_warm_decoders_go_on_as_if_they_had_seen_everything(wan, tiny) -> None:
         assert (frames - whole).abs().max() < 1 / 255
 
 
+def test_a_tiny_decoder_looks_back_no_further_than_it_says(tiny) -> None:
+    for decoder in (tiny, load_mini().autoencoder):
+        channels, seen = len(decoder.mean), decoder.looks_back + 1
+        latents = seeded.normal(SEED, "long", (1, channels, seen + 4, 2, 2))
+        last = decoder.decode(latents)[0][:, -1]
+        assert torch.equal(decoder.decode(latents[:, :, -seen:])[0][:, -1], last)
+
+
 class AllAtOnce:
     """A slow twin: every layer sees the whole video, zeros before it, and nothing is carried along."""
 

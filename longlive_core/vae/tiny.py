@@ -174,6 +174,11 @@ class TinyAutoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
 
+    @property
+    def looks_back(self) -> int:
+        """How many latent frames before it the frames of one depend on, at most."""
+        return sum(self.config.memory_blocks)
+
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [B, F, 3, 8H, 8W] in [0, 1] -> normalised latents [B, C, T, H, W]."""
         return self.encode_next(frames)[0]

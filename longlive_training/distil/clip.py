@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 
 from longlive_core.vae.autoencoder import WanAutoencoder
+from longlive_core.vae.tiny import TinyAutoencoder
 
 from .stream import Chunk
 
 
 @torch.no_grad()
-def judged_clip(chunk: Chunk, autoencoder: WanAutoencoder, length: int) -> tuple[Tensor, Tensor]:
+def judged_clip(
+    chunk: Chunk, autoencoder: WanAutoencoder | TinyAutoencoder, length: int
+) -> tuple[Tensor, Tensor]:
     """The newest `length` latent frames [B, C, T, H, W], and which of them are supervised: bool [T].
 
     Teacher and critic know clips that begin with a latent of one frame. So the first one is replaced: the
@@ -21,7 +24,10 @@ def judged_clip(chunk: Chunk, autoencoder: WanAutoencoder, length: int) -> tuple
     clip = joined[:, :, -length:]
     supervised = torch.arange(length, device=clip.device) >= length - new.shape[2]
     if joined.shape[2] > length:
-        frames, _ = autoencoder.decode(joined[:, :, : 1 - length])
+        before = joined[:, :, : 1 - length]
+        if isinstance(autoencoder, TinyAutoencoder):  # a sixth of an iteration with Mini
+            before = before[:, :, -1 - autoencoder.looks_back :]
+        frames, _ = autoencoder.decode(before)
         first = autoencoder.encode(frames[:, -1:]).to(clip)
         clip = torch.cat((first, clip[:, :, 1:]), dim=2)
     return clip, supervised
