@@ -34,10 +34,11 @@ STREAMS = 8
 NUM_PAIRS = 2000
 NOISE = 0.4  # as a share of each matrix's own standard deviation: what made a student decay in a pilot
 LONG = Recipe(
-    **{"rank": None, "lr": 4e-4, "critic_lr": 4e-4, "guidance": 0.0, "lead": 100, "streams": STREAMS},
-    **{"window": MINI.window, "sigmas": MINI.sigmas},
+    **{"rank": None, "lr": 1e-4, "critic_lr": 1e-4, "guidance": 0.0, "streams": STREAMS},
+    **{"ratio": 1, "lead": 100, "window": MINI.window, "sigmas": MINI.sigmas},
 )
 STAGES = {"long": LONG, "init": replace(LONG, longest=LONG.clip)}
+CHANGEABLE = "lr", "critic_lr", "longest", "streams", "lead", "ratio"  # by options of the same names
 WORDS_TOLERANCE = 1e-2  # packaged words are fp16
 
 
@@ -109,8 +110,7 @@ def distil_mini(**options) -> None:
     """Tune in a folder, or go on there; leaves `model.safetensors`, a packaged Mini."""
     chosen = argparse.Namespace(**options)
     with ending_in_a_sentence(), process_group("cpu"):
-        changes = {name: getattr(chosen, name) for name in ("lr", "critic_lr", "longest", "streams", "lead", "ratio")}
-        given = {name: value for name, value in changes.items() if value is not None}
+        given = {name: options[name] for name in CHANGEABLE if options[name] is not None}
         recipe = replace(STAGES[chosen.stage], seed=chosen.seed, **given)
         mini, pairs = load_student(chosen.student), world_pairs(NUM_PAIRS, chosen.seed)
         run = Run(tuning_of(mini, chosen.teacher, recipe, pairs), chosen.folder, digest(pairs))
@@ -136,11 +136,11 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
     add("--student", type=Path, default=Path("runs/degraded.safetensors"))
     add("--teacher", type=Path, default=Path("runs/teacher/model.safetensors"))
     add("--folder", type=Path, default=Path("runs/distil-mini"))
-    add("--steps", type=int, default=3100, help="iterations; the student learns in one of five, after 100")
+    add("--steps", type=int, default=700, help="iterations; the student learns after the lead")
     add("--save-every", type=int, default=100, metavar="STEPS")
     add("--streams", type=int, help=f"videos made at the same time; default {STREAMS}")
     add("--longest", type=int, help="latent frames of a sequence; default 240")
-    add("--lead", type=int, help="iterations of the critic alone; default 100")
+    add("--lead", type=int, help=f"iterations of the critic alone; default {LONG.lead}")
     add("--ratio", type=int, help=f"the student learns in one of so many iterations; default {LONG.ratio}")
     add("--lr", type=float, help=f"default {LONG.lr:g}")
     add("--critic-lr", type=float, help=f"default {LONG.critic_lr:g}")
