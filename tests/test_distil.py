@@ -24,7 +24,7 @@ from longlive_core.weights.checkpoints import load_transformer
 from longlive_core.weights.lora import LoraChoice
 from longlive_core.weights.names import foreign_name
 from longlive_training.__main__ import main
-from longlive_training.distil import checkpoint, command
+from longlive_training.distil import checkpoint, command, scores
 from longlive_training.distil.draws import Draws
 from longlive_training.distil.loop import Models, Tuning
 from longlive_training.distil.parallel import ALL, NONE, SHARDS, mesh_of, rank_and_size, shard_part, whole
@@ -300,6 +300,15 @@ def test_a_long_clip_goes_through_teacher_and_critic_in_parts() -> None:
         model.max_tokens = 10
         parts = whole_flow(model, noisy, torch.tensor([20.0, 980.0]), prompt)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+def test_where_a_clip_ought_to_move_is_a_number(monkeypatch) -> None:
+    """A teacher that says what the clip is already leaves nothing to divide by."""
+    monkeypatch.setattr(scores, "whole_flow", lambda flow, *_: flow)
+    clip, timesteps = torch.zeros(2, 1, 1, 1, 2), torch.full((2,), 500.0)
+    same, other = clip, torch.tensor([0.0, 1.0]).expand_as(clip)
+    moved = scores.student_gradient(same, other, 0.0, clip, clip, timesteps, (clip, clip))
+    assert moved[..., 0].eq(0).all() and moved[..., 1].lt(0).all() and moved.isfinite().all()
 
 
 def test_an_iteration_in_bf16() -> None:

@@ -118,7 +118,7 @@ def student_gradient(
         apart = real - clean_clip(noisy, whole_flow(teacher, noisy, timesteps, negative), timesteps)
         real = real + guidance * apart
     scale = (clip - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
-    return torch.nan_to_num((fake - real) / scale).to(clip.dtype)
+    return torch.nan_to_num(((fake - real) / scale).to(clip.dtype))
 
 
 def student_loss(gradient: Tensor, supervised: Tensor) -> Tensor:
