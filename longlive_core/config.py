@@ -96,7 +96,7 @@ FEWER_STEPS = {4: {3: (0, 1, 3), 2: (0, 2)}}
 class SigmaConfig:
     """Which noise levels a block passes through: `steps` of 1000, warped by `shift` (paper section 3).
 
-    `first_steps`, if any, are those of a scene's first block (Causal-Forcing++).
+    `first_steps`, if any, are those of the first block that is made in a scene (Causal-Forcing++).
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)

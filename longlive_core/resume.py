@@ -28,6 +28,7 @@ from .vae.streaming import TENSOR, DecoderState, StreamingDecoder
 METADATA_KEY, CHECKSUM_KEY = "longlive_state", "longlive_checksum"  # older files have no check sum
 FORMAT = 1
 _LATER = ("source_start", "control_start", "cue_seed")  # a file has those that are not None
+_HAS_MADE = "has_made"  # that of a RolloutState; a file has it where it is False
 _FIELDS = ("model", "dtype", "width", "height", "num_frames", "num_blocks", "seed", "steps")
 _KINDS = {  # of all that a file says of a state; older ones have no seed, no steps and nothing _LATER
     **dict.fromkeys(("format", "width", "height", "num_frames", "num_blocks"), (int,)),
@@ -36,6 +37,7 @@ _KINDS = {  # of all that a file says of a state; older ones have no seed, no st
     **dict.fromkeys(("blend", "decoder"), (list,)),
     **dict.fromkeys(("seed", "steps", *_LATER), (int, NoneType)),
     "window": (dict,),
+    _HAS_MADE: (bool, NoneType),
 }
 STATES_BYTES = 4 << 30  # of a run that can be taken back: one state at 832x480, of Mini those of hours
 MOST_TIMES = 50  # the time between two states, in that of taking one
@@ -118,6 +120,7 @@ class VideoState:
         }
         later = {name: getattr(self, name) for name in _LATER}
         facts |= {name: number for name, number in later.items() if number is not None}
+        facts |= {} if self.rollout.has_made else {_HAS_MADE: False}
         tensors, text = self._tensors(), json.dumps(facts, ensure_ascii=False)
         metadata = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text, tensors)}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -174,7 +177,13 @@ class VideoState:
         past = tuple(groups["decoder"][str(index)] for index in range(len(groups["decoder"])))
         return cls(
             **{name: facts.get(name) for name in _FIELDS},
-            rollout=RolloutState(window, facts["end"], facts["sink_position"], groups["rollout"]),
+            rollout=RolloutState(
+                window,
+                facts["end"],
+                facts["sink_position"],
+                groups["rollout"],
+                facts.get(_HAS_MADE) is not False,
+            ),
             script=ScriptState(facts["prompt"], groups["script"], *facts["blend"]),
             decoder=DecoderState(shape, past, device),
             cut_off=groups["video"]["cut_off"],

@@ -429,6 +429,7 @@ BAD_FACTS = {
     "end": ["x", None, 10**12, 0, 10],
     "sink_position": [10**15, -1, "0"],
     "prompt": [5, None, []],
+    "has_made": ["no", 0],
     "blend": [["a", "b"], [], [3, 1], [0.5, 4], [4, 4], [1, 10**9], None],
     "decoder": [[["tensor", "x"], "cpu"], [[], "cpu"], [["tensor"], "cpu"], [None, "cpu"], ["tensor"], 5],
     "window": [[], {"endless": 1}, {"has_small_cache": "no"}, {"block_latent_frames": "3"}, {"x": 1}],

@@ -9,15 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from longlive_core.bench.random_model import random_pipeline
 from longlive_core.cli import main
+from longlive_core.config import PRESETS
 from longlive_core.footage import Footage, ImageFolder
+from longlive_core.geometry import FRAME_RATE, num_frames
 from longlive_core.output.video import read_settings
 from longlive_core.pipeline import NO_ENCODER, Pipeline, Request, load_pipeline
-from longlive_core.resume import Ending, VideoState
+from longlive_core.resume import Ending, Restart, Snapshots, VideoState
 from longlive_core.schedule.cue import ScheduleError
 from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.steering.live import LiveControl
 from tests.test_live import wait_for
+from tests.test_two_sets import TINY
 
 RED, GREEN = "a red circle drifts right over navy", "a green star drifts left over plum"
 SCENE = f"0 {RED}\n0.5s => cut, image star.png: {GREEN}"  # at block 1
@@ -75,6 +79,50 @@ def test_an_image_at_the_beginning_is_a_start_image(pipeline, folder, commits_pa
     begins = made(one, asked(folder, f"0 {RED}", given=given))
     named = made(one, asked(folder, f"0 image star.png: {RED}"))
     assert torch.equal(begins[0], named[0]) and torch.equal(begins[1], named[1])
+
+
+@pytest.fixture(scope="module")
+def small(pipeline):
+    """A small random pipeline of any preset, which encodes as Mini does."""
+
+    def make(name: str) -> Pipeline:
+        preset = PRESETS[name]
+        config = replace(TINY, latent_channels=preset.model.latent_channels)
+        preset = replace(preset, model=config, width=32, height=32)
+        made = random_pipeline(torch.device("cpu"), torch.float32, preset=preset)
+        return replace(made, encoder=pipeline.encoder)
+
+    return make
+
+
+NAMED, LATER = "0 image star.png: a", "\n0.75s => b\n1s => recache: c"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_image_at_the_beginning_is_a_start_image_for_every_model(name, small, folder) -> None:
+    one = small(name)
+    given = one.encode(ImageFolder(folder).frames("star.png", 32, 32))
+    begins = made(one, asked(folder, f"0 a{LATER}", given=given))
+    named = made(one, asked(folder, NAMED + LATER))
+    assert torch.equal(begins[0], named[0]) and torch.equal(begins[1], named[1])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_video_goes_on_right_after_its_image(name, small, folder, tmp_path) -> None:
+    """Bit for bit, as another video, from a snapshot, and from recorded latents."""
+    one, states = small(name), []
+    length = one.preset.window.block_latent_frames
+    plan = one.plan(asked(folder, NAMED + LATER))
+    snapshots = Snapshots(lambda block: not block, states.append)
+    whole = [chunk.block.latents for chunk in one.run(plan, snapshots=snapshots)]
+    for restart in (Restart(state=states[0]), Restart({0: whole[0]}.get)):
+        rest = [block.latents for block in one.blocks(plan, restart=restart)]
+        assert all(map(torch.equal, reversed(rest), reversed(whole)))
+    seam = num_frames(length) / FRAME_RATE
+    made(one, asked(folder, NAMED, seam))[2].save(tmp_path / "state")
+    later = f"0 a\n{0.75 - seam}s => b\n{1 - seam}s => recache: c"
+    request = asked(folder, later, SECONDS - seam, state=VideoState.load(tmp_path / "state"))
+    assert torch.equal(made(one, request)[1], torch.cat(whole[1:], dim=2))
 
 
 def test_a_scene_begins_with_it_and_nothing_before_it_knows(pipeline, folder, whole) -> None:

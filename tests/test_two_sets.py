@@ -344,12 +344,16 @@ def test_first_steps_are_for_the_first_block_of_a_scene(models) -> None:
         def on_step(self, block, step, flow, clean):
             self.counts[block] = step + 1
 
-    preset, steps, more = RELATIVES["causal-forcing-1step"], Steps(), Steps()
+    preset, steps, more, scene = RELATIVES["causal-forcing-1step"], Steps(), Steps(), Steps()
     sigmas, switches = shifted_sigmas(preset.sigmas), {3: (1, Policy.CUT), 5: (2, Policy.KEEP)}
     first = latents_of(models[False], preset.window, range(7), sigmas, switches=switches, hook=steps)
     assert steps.counts == {0: 4, 1: 1, 2: 1, 3: 4, 4: 1, 5: 1, 6: 1}
     latents_of(models[False], preset.window, range(7, 9), sigmas, past=first, hook=more)
     assert more.counts == {7: 4, 8: 1}, "with latents given it is the first block that is made"
+    script = {0: Switch(PROMPTS[0]), 2: Switch(PROMPTS[1], Policy.CUT, first[:, :, :1])}
+    noise = SeededNoise(0, (1, 4, 1, 4, 4))
+    list(rollout(models[False], script.get, noise, sigmas, preset.window, range(5), hook=scene))
+    assert scene.counts == {0: 4, 1: 1, 3: 4, 4: 1}, "also where a later scene begins with an image"
 
 
 class Recaches(Hook):

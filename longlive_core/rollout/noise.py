@@ -15,7 +15,7 @@ TIMESTEP_SCALE = 1000.0
 
 
 class Sigmas(tuple[float, ...]):
-    """The sigmas a block passes through; `first` are those of a scene's first block."""
+    """The sigmas a block passes through; `first` are those of the first block that is made in a scene."""
 
     first: tuple[float, ...]
 

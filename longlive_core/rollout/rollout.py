@@ -137,8 +137,7 @@ def rollout(
             text, given = tried(index, encode_prompt, model, switch), switch.given
             if tried(index, recache, scene, text, switch.policy):
                 hook.on_recache(index, scene.cache)
-        is_first = not scene.end or (index == blocks.start and not is_resumed)
-        levels = sigmas.first if is_first else sigmas
+        levels = sigmas if scene.has_made else sigmas.first
         is_footage = isinstance(noise, SourceNoise)
         begin = tried(index, noise.latents, index, scene.end == 0) if is_footage else None
         if begin is not None:
@@ -148,9 +147,11 @@ def rollout(
         latents = recorded(index)
         if latents is None:
             latents = tried(index, denoise, scene, text, noise, levels, index, hook, given, begin)
+        is_made = given is None or given.shape[2] < latents.shape[2]
         latents, given = latents.to(model.device), None
         yield Block(index, latents, opens_scene=scene.end == 0)
         tried(index, commit, scene, text, latents)
+        scene.has_made |= is_made
         hook.on_commit(index, scene.cache)
 
 

@@ -18,6 +18,7 @@ from .noise import TIMESTEP_SCALE
 class RolloutState:
     """The exact state after a block: `end` latent frames since the scene began; the sink's position.
 
+    With `has_made` False all of the scene was given: its next block is the first that is made.
     `tensors`, on the CPU: `embeds` [1 or B, text tokens, text dim] of the prompt in effect, the newest clean
     latents `recent` [B, C, T, H, W], with control their `contexts` [B or 1, 96, T, H, W], and `layers.N.keys`
     and the like, written by a KVCache.
@@ -27,6 +28,7 @@ class RolloutState:
     end: int
     sink_position: int
     tensors: Mapping[str, Tensor] = field(repr=False)
+    has_made: bool = True
 
 
 class Scene:
@@ -43,14 +45,14 @@ class Scene:
         self.recent: deque[Tensor] = deque(maxlen=self.cache.frames)  # clean latent frames [B, C, H, W]
         self.contexts: deque[Tensor] = deque(maxlen=self.cache.frames)  # of control, [B or 1, 96, H, W] each
         self._context: tuple[Tensor, ...] = ()  # of the open frames, where there is control
-        self.end = 0
+        self.end, self.has_made = 0, False
 
     def clear(self) -> None:
         """A new scene: nothing to attend to, positions begin at 0."""
         self.cache.clear()
         self.recent.clear()
         self.contexts.clear()
-        self.end = 0
+        self.end, self.has_made = 0, False
 
     def open(self, first: int, count: int, refresh_sink: bool = False) -> None:
         """Turn to latent frames first .. first + count - 1: their slots and their rotations."""
@@ -90,7 +92,7 @@ class Scene:
         kept = {name: newest(frames, len(frames)) for name, frames in kept.items() if frames}
         tensors = {"embeds": embeds, **kept, **self.cache.written()}
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
-        return RolloutState(self.cache.window, self.end, self.cache.sink_position, copies)
+        return RolloutState(self.cache.window, self.end, self.cache.sink_position, copies, self.has_made)
 
     @property
     def num_bytes(self) -> int:
@@ -99,7 +101,7 @@ class Scene:
 
     def restore(self, state: RolloutState) -> None:
         """Become the scene that left this state."""
-        self.end = state.end
+        self.end, self.has_made = state.end, state.has_made
         for name, frames in (("recent", self.recent), ("contexts", self.contexts)):
             if name in state.tensors:
                 frames.extend(state.tensors[name].to(self.model.device).unbind(2))
