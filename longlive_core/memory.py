@@ -2,8 +2,8 @@
 
 A run holds weights, KV cache, text cache, decoder and the decoder's past, with a source the encoder's too,
 and the largest of the working sets that alternate: a pass of the transformer, the decoding of a block, the
-encoding of one. Tensors are counted, on the meta device too; a GPU adds its context and fragments, as an H200
-showed with torch 2.11 (benchmarks/README.md).
+encoding of one, or of an image. Tensors are counted, on the meta device too; a GPU adds its context and
+fragments, as an H200 showed with torch 2.11 (benchmarks/README.md).
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import torch
 
 from .config import CONTEXT_CHANNELS, MAX_TOKENS, ModelConfig, Preset, WindowConfig
 from .geometry import PATCH, latent_size
-from .vae.memory import decoder_bytes, encoder_bytes
+from .vae.memory import decoder_bytes, encoder_bytes, image_bytes
 from .weights.quantize import PRECISIONS, compute_dtype
 
 GIB, FLOAT_BYTES = 2**30, torch.float32.itemsize
@@ -64,6 +64,7 @@ class Setting:
     """What a user may choose to make a run fit; with full attention the window is `num_blocks` long.
 
     With `has_source` footage is encoded while the video is made; `has_control` is VACE's, with a reference.
+    With `has_images` scenes may begin with images that are sent live.
     """
 
     width: int
@@ -74,6 +75,7 @@ class Setting:
     num_blocks: int = 1
     has_source: bool = False
     has_control: bool = False
+    has_images: bool = False
 
     @property
     def frames(self) -> int:
@@ -98,7 +100,8 @@ def estimate(preset: Preset, setting: Setting, device: torch.device) -> Needs:
         more = control_bytes(preset, setting, compute)
         cache, text, passing = cache + more[0], text + more[1], passing + more[2]
     is_encoding = setting.has_source or setting.has_control
-    working = max(passing, decoding, encoding if is_encoding else 0)
+    imaging = image_bytes(preset, setting.decoder, block, size, compute) if setting.has_images else 0
+    working = max(passing, decoding, encoding if is_encoding else 0, imaging)
     fragments = int(WORKING_FRAGMENTS * working + PAST_FRAGMENTS * (past + encoder_past))
     gpu = (0, 0) if is_cpu else (fragments, GPU_CONTEXT)
     return Needs(weights, cache, text, decoder, past, working, *gpu, encoder_past)

@@ -82,6 +82,7 @@ class Going:
     hook: Hook
     live: LiveControl | None
     takers: tuple[StateTaker, ...]
+    images: "EncodedImages"
 
     def no_way_back(self, rewind: Rewind | None) -> str:
         """Why the run cannot be taken back; empty where it can."""
@@ -160,6 +161,7 @@ class Pipeline:
             if ending:
                 ending.keep(*end)
         finally:
+            going.images.make_room = lambda: None
             for taker in takers:
                 taker.release()
 
@@ -169,6 +171,7 @@ class Pipeline:
         tried = SecondTry(self.model.device, going.hook.on_note)
         begun = None if restart.before else restart.state  # that the decoder goes on from
         decoding = tried(plan.first_block, Decoding, lambda: self._decoder_for(plan, begun))
+        going.images.make_room = lambda: decoding.decoder.forget()
         for taker in going.takers:
             taker.begin(plan.preset, plan.facts, lambda: decoding.decoder)
         due, begins, unseen = decoding.due, 0, max(0, -plan.cut_off)
@@ -243,7 +246,7 @@ class Pipeline:
         script.on_switch = self.preset.on_switch
         if self.model.compile_layers(self.speed == COMPILED):
             hook.on_note(COMPILING)
-        return Going(plan, restart, script, hook, live, tuple(takers))
+        return Going(plan, restart, script, hook, live, tuple(takers), images)
 
     def _blocks(self, going: "Going") -> Iterator[Block]:
         """The latents of a run, as it goes on from its restart."""
@@ -265,7 +268,7 @@ class Pipeline:
     def _scene_images(self, plan: Plan, hook: Hook) -> "EncodedImages":
         """The images that cues name; those of the schedule are encoded before there is a KV cache.
 
-        One that is sent later takes less memory than a pass: it is a single frame.
+        One that is sent later takes the memory of the decoder's past, and what a plan with images counts.
         """
         images = EncodedImages(plan.image, self.encode, SecondTry(self.model.device, hook.on_note))
         for name in plan.timeline.images:
@@ -341,15 +344,20 @@ def encoded(frames: Tensor, encoder: Encoder, preset: Preset) -> Tensor:
 
 
 class EncodedImages:
-    """The SceneImages of a run: each is encoded once, and its latents are kept on the CPU."""
+    """The SceneImages of a run: each is encoded once, and its latents are kept on the CPU.
+
+    `make_room` is called before that: a scene that begins with an image needs nothing of the one before.
+    """
 
     def __init__(self, read: Callable[[str], Tensor], encode: Callable[[Tensor], Tensor], tried: SecondTry):
         self.read, self._encode, self._tried = read, encode, tried
+        self.make_room: Callable[[], None] = lambda: None
         self._latents: dict[str, Tensor] = {}
 
     def latents(self, name: str, block: int) -> Tensor:
         """As of SceneImages."""
         if name not in self._latents:
+            self.make_room()
             self._latents[name] = self._tried(block, self._encode, self.read(name)).cpu()
         return self._latents[name]
 

@@ -320,6 +320,7 @@ class Parts:
         """What the memory of a run depends on, and how much it takes."""
         model, kind = self.model, self.vae.kind
         encoding = {"has_source": plan.request.source is not None, "has_control": plan.control is not None}
+        encoding |= {"has_images": plan.request.images is not None}
         how = (model.precision, kind, plan.window, plan.blocks.stop)
         setting = Setting(plan.width, plan.height, *how, **encoding)
         return setting, estimate(model.preset, setting, host.device())

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from longlive_core.bench.random_model import build_decoder
-from longlive_core.config import LONGLIVE_1_3B, MINI, ModelConfig, Preset, TinyAutoencoderConfig, WindowConfig
+from longlive_core.config import (
+    LONGLIVE_1_3B,
+    MINI,
+    PRESETS,
+    ModelConfig,
+    Preset,
+    TinyAutoencoderConfig,
+    WindowConfig,
+)
 from longlive_core.geometry import TIME_STRIDE, latent_size, tokens_per_frame
 from longlive_core.memory import (
     GIB,
@@ -24,8 +32,9 @@ from longlive_core.memory import (
 )
 from longlive_core.model.cache import TextCache
 from longlive_core.model.causal_wan import CausalWan
+from longlive_core.pipeline import encoded
 from longlive_core.rollout.scene import Scene
-from longlive_core.vae.memory import decoder_bytes, encoder_bytes
+from longlive_core.vae.memory import decoder_bytes, encoder_bytes, image_bytes
 from longlive_core.vae.streaming import StreamingDecoder, StreamingEncoder
 from longlive_core.vae.tiled import TiledDecoder, num_tiles
 from longlive_core.vae.tiny import TinyAutoencoder
@@ -216,6 +225,33 @@ def test_the_formula_of_an_encoder_is_what_encoding_allocates(preset, block, siz
     assert planned_past == pytest.approx(past, rel=0.01)
     peak = live.peak - past + video
     assert peak <= working <= 1.2 * peak
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ["longlive-1.3b", "sgf-plus-chunkwise", "sgf-plus-framewise"])
+def test_the_formula_of_an_image_is_what_encoding_one_allocates(name, size) -> None:
+    """One frame, or a block of them for SGF; the past of a decoder that is not in tiles is freed for it."""
+    preset, image = PRESETS[name], torch.empty(1, *size[::-1], 3, device=META)
+    with META, torch.inference_mode():
+        encoder = build_decoder(preset, "wan").bfloat16()
+        with LiveBytes() as live:
+            encoded(image, encoder, preset)
+    how = preset.window.block_latent_frames, size, torch.bfloat16
+    tiled, wan, tiny = (image_bytes(preset, kind, *how) for kind in ("tiled", "wan", "tiny"))
+    assert live.peak <= tiled <= 1.2 * live.peak
+    assert wan == max(0, tiled - decoder_bytes(preset, "wan", *how)[1]) and not tiny
+
+
+def test_images_that_may_be_sent_fit_into_a_plan() -> None:
+    """Into the past of a decoder; tiles leave none on a GPU, so that there they are counted."""
+    for name, preset in PRESETS.items():
+        for kind in ("wan", "tiled", "tiny"):
+            setting = Setting(preset.width, preset.height, decoder=kind, window=preset.window, num_blocks=20)
+            without, needs = (
+                estimate(preset, replace(setting, has_images=has), CUDA) for has in (False, True)
+            )
+            is_more = kind == "tiled" and name != "mini"
+            assert (needs.working > without.working) == is_more, (name, kind)
 
 
 def test_a_source_is_counted_in_a_plan() -> None:

@@ -1,13 +1,16 @@
 """Scenes that begin with an image: in a schedule, sent live, from the command; Mini, end to end."""
 
 import hashlib
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from longlive_core.bench.random_model import random_pipeline
 from longlive_core.cli import main
@@ -177,6 +180,30 @@ def test_what_was_sent_live_is_frozen_with_its_image(pipeline, folder) -> None:
     assert torch.equal(frames, again[0]) and torch.equal(latents, again[1])
     with pytest.raises(ScheduleError, match="came with keep"):
         LiveControl().send(RED, "keep", image="star.png")
+
+
+def test_the_past_of_the_decoder_is_freed_before_an_image_that_was_sent_is_encoded(pipeline, folder) -> None:
+    past, alive = [], []
+
+    def decode(latents: Tensor, before: list | None = None) -> tuple[Tensor, list]:
+        frames, news = pipeline.decoder.decode(latents, before)
+        past[:] = [weakref.ref(tensor) for tensor in tree_leaves(news)]
+        return frames, news
+
+    def encode(frames: Tensor) -> Tensor:
+        alive.append([tensor() is not None for tensor in past])
+        return pipeline.encoder.encode(frames)
+
+    def send(block: int) -> None:
+        if block == 1:
+            ticket = live.send(GREEN, image="star.png")
+            wait_for(lambda: ticket.state == "ready")
+
+    parts = {"decoder": SimpleNamespace(decode=decode), "encoder": SimpleNamespace(encode=encode)}
+    live = LiveControl()
+    made(replace(pipeline, **parts), asked(folder, f"0 {RED}", LONG), live, send)
+    assert live.snapshot()["cues"][1]["image"] == "star.png" and len(past) > 1
+    assert alive == [[False] * len(past)]
 
 
 def test_settings_name_the_image(pipeline, folder) -> None:

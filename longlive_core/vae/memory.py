@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from ..config import TINY_WAN, Preset, TinyAutoencoderConfig, WanAutoencoderConfig
-from ..geometry import SPACE_STRIDE, TIME_STRIDE, latent_size
+from ..geometry import SPACE_STRIDE, TIME_STRIDE, latent_size, num_frames
 from .streaming import RGB
 from .tiled import TILE_PIXELS, num_tiles
 from .tiny import frames_at_once
@@ -23,6 +23,7 @@ WAN_FRAMES, WAN_FRAMES_CPU, FRAME = 8, 22, 96 * SPACE_STRIDE**2
 # until the new one is there. Mini's encoder has no past; values of four frames at its peak.
 WAN_ENCODER_PAST, WAN_ENCODER_FRAMES, WAN_ENCODER_FRAMES_CPU = 89_856, 24, 35
 TINY_ENCODER = 2_816
+WAN_IMAGE_FRAMES, WAN_STILL_FRAMES = 16, 24  # the same for one image, and for one that is held for a block
 BLOCK_COPIES = 4  # a memory block of a tiny decoder: its input, and with the one before it; one product
 TINY_FRAMES = 1, 1, 2, 4  # that a latent frame has become at 1/8, 1/4, 1/2 and full size
 VIDEO_COPIES = 2  # fp32 frames of a block: those just decoded, and those the caller may still hold
@@ -64,6 +65,21 @@ def encoder_bytes(
     cells, frames = prod(latent_size(*size)), VIDEO_COPIES * TIME_STRIDE * block * prod(size)
     video = RGB * frames * torch.float32.itemsize
     return past * cells * compute.itemsize, working * cells * compute.itemsize + video
+
+
+def image_bytes(preset: Preset, name: str, block: int, size: tuple[int, int], compute: torch.dtype) -> int:
+    """What encoding an image in mid-video takes on a GPU, beyond the decoder's past, which is freed for it.
+
+    Of a tiled decoder nothing waits there. A tiny one only decodes, but for a preset's own.
+    """
+    if name == "tiny" and not preset.autoencoder:
+        return 0
+    frames = num_frames(block) if preset.commits_past else 1
+    working = FRAME * (WAN_STILL_FRAMES if frames > 1 else WAN_IMAGE_FRAMES)
+    working = TINY_ENCODER if preset.autoencoder else working
+    past = 0 if name == "tiled" else decoder_bytes(preset, name, block, size, compute)[1]
+    video = RGB * VIDEO_COPIES * frames * prod(size) * torch.float32.itemsize
+    return max(0, working * prod(latent_size(*size)) * compute.itemsize + video - past)
 
 
 def tiny_values(config: TinyAutoencoderConfig, pixels: int, is_cpu: bool) -> tuple[int, int, int]:

@@ -144,6 +144,10 @@ class StreamingDecoder:
             shown = shown[:, max(0, shown.shape[1] - num_shown) :]
         return shown
 
+    def forget(self) -> None:
+        """Free the past: the next push opens a scene."""
+        self._past = None
+
     def state(self) -> DecoderState:
         """What the next push goes on from, copied to the CPU."""
         leaves, spec = tree_flatten(self._past)
