@@ -62,8 +62,10 @@ class Endpoint:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self):
-        if urlsplit(self.url).scheme not in ("http", "https"):
+        if not _is_address(self.url):
             raise ValueError(f"the endpoint {self.url} is no address; write it as http://localhost:11434/v1")
+        if self.key and not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError("the key has a line end or a character that no key has; export it again")
 
     def __call__(self, messages: Messages, times: int) -> str:
         for number in range(TRIES):
@@ -100,6 +102,15 @@ class Endpoint:
         return ValueError(
             f"{self.url} refuses: {reason}; check the address, --model, and the key (--key-from)"
         )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address
+        return False
+    return is_web and url.isascii() and not any(one.isspace() for one in url)
 
 
 def _content(response: Any) -> str:

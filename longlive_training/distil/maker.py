@@ -22,7 +22,6 @@ from tqdm import tqdm
 from longlive_core.cli.stderr import printable
 from longlive_core.output.growing import open_locked
 from longlive_core.pipeline import AUTO, usable_device
-from longlive_core.schedule.cue import checked_prompt
 
 from .ask import Ask, BadAnswer, Endpoint, Messages, local_model
 from .prompts import FOLLOW_UP, PROMPT, read_lines, read_pairs
@@ -42,6 +41,7 @@ INSTRUCTIONS = (
     + "\n".join(f"- {rule}" for rule in RULES)
     + "\nAnswer with the second prompt alone: no quotes, no heading, no comment."
 )
+BEGINNING = f'{{"{PROMPT}": '.encode()  # of each line that is written
 ANSWERS = 3  # asked for before a prompt is left out
 LENGTHS = 0.4, 2.5  # of an answer, as shares of the prompt's
 SHORT = 80  # characters that any answer may have
@@ -98,7 +98,7 @@ def make_pairs(source: Path, out: Path, ask: Ask, at_once: int = 1) -> tuple[int
     ValueError for files that cannot be read, OSError where the endpoint stays away or the disk is full: what
     was made stays.
     """
-    prompts = dict.fromkeys(checked_prompt(line) for line in read_lines(source))
+    prompts = dict.fromkeys(read_lines(source))
     left_out = 0
     with appending(out) as file:
         made = {prompt for prompt, _ in read_pairs(out)} if out.stat().st_size else set()
@@ -124,16 +124,22 @@ def make_pairs(source: Path, out: Path, ask: Ask, at_once: int = 1) -> tuple[int
 
 @contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """A file of lines that only this run writes; half a line, left by a kill, is cut off."""
+    """A file of pairs that only this run writes; half a line, left by a kill, is cut off.
+
+    ValueError, and the file is as it was, where something else is at its end.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     with open_locked(path) as file:
         data = file.read()
         whole = data.rfind(b"\n") + 1
+        rest = data[whole:]
+        if not _is_json(rest) and rest[: len(BEGINNING)] != BEGINNING[: len(rest)]:
+            raise ValueError(f"{path} does not end with pairs in JSONL; choose another --out")
         file.truncate(whole)
         file.seek(whole)
-        if _is_json(data[whole:]):  # an editor left out the end of the line
-            append(file, json.loads(data[whole:]))
+        if _is_json(rest):  # an editor left out the end of the line
+            append(file, json.loads(rest))
         yield file
 
 
@@ -178,10 +184,8 @@ def prompts(**options) -> None:
         count, left_out = make_pairs(
             chosen.source, chosen.out, asked(chosen), 1 if chosen.local else chosen.at_once
         )
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     except OSError as error:
-        raise SystemExit(f"error: {error}; what was made stays, and the same command goes on") from error
+        raise OSError(f"{error}; what was made stays, and the same command goes on") from error
     print(f"{count - left_out} of {count} prompts have a follow-up in {chosen.out}")
     if left_out:
         print("the same command asks again for those that were left out")

@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
+from longlive_core.cli.stderr import STDERR, show
 from longlive_core.config import Policy
-from longlive_core.output.growing import write_whole
 from longlive_core.schedule.cue import ScheduleError, checked_prompt, whole
 from longlive_core.schedule.json_format import is_jsonl
 from longlive_core.schedule.schedule import PromptSchedule
 from longlive_core.schedule.text_format import numbered_lines
-from longlive_core.text.tokens import clean_prompt
+from longlive_core.text.tokens import clean_prompt, too_long
+
+from .files import write_file
+from .parallel import rank_and_size
 
 NEGATIVE = (  # Wan 2.1's own, wan/configs/shared_config.py
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
@@ -43,10 +48,9 @@ def read_pairs(first: Path, second: Path | None = None) -> list[Pair]:
     if second:
         return _of_two(first, second)
     text = read_text(first)
-    is_lines = first.suffix == ".jsonl" or is_jsonl(text)
-    pairs = (_of_jsonl if is_lines else _of_timelines)(first, text)
+    pairs = (_of_jsonl if _is_jsonl(first, text) else _of_timelines)(first, text)
     if not pairs:
-        raise ValueError(f"{first} is empty; docs/tuning.md shows what it may hold")
+        raise ValueError(f"{first} is empty; docs/pairs.md shows what it may hold")
     return pairs
 
 
@@ -61,13 +65,27 @@ def _of_two(first: Path, second: Path) -> list[Pair]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; ValueError for an empty line."""
-    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
-    if not lines:
+    """The prompts of a text file, one a line; ValueError for JSONL and for lines that are none."""
+    text = read_text(path)
+    if _is_jsonl(path, text):
+        raise ValueError(f"{path} is JSONL, which has both prompts of a pair; here is one prompt a line")
+    lines = text.rstrip().split("\n")  # all that ends a line: others may be within a prompt
+    if lines == [""]:
         raise ValueError(f"{path} is empty; write one prompt a line")
-    if empty := [number for number, line in enumerate(lines, start=1) if not line]:
-        raise ValueError(f"{path}: line {empty[0]} is empty; remove it, and its partner in the other file")
-    return lines
+    return [_prompt_of(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _prompt_of(path: Path, number: int, line: str) -> str:
+    if not line.strip():
+        raise ValueError(f"{path}: line {number} is empty; remove it, and its partner in the other file")
+    try:
+        return checked_prompt(line)
+    except ScheduleError as error:
+        raise ValueError(f"{path}: line {number}: {error}") from error
+
+
+def _is_jsonl(path: Path, text: str) -> bool:
+    return path.suffix == ".jsonl" or is_jsonl(text)
 
 
 def read_text(path: Path) -> str:
@@ -141,21 +159,32 @@ class EmbeddingFiles:
         self._folder, self._identity = folder, identity
 
     def encode(self, prompts: Iterable[str], load: Callable[[], Encode]) -> None:
-        """Write the files that are missing; the encoder is loaded for these alone, and unloaded again."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if not self._path(prompt).exists()]
+        """Write the files that are missing, each process its share of them.
+
+        The encoder is loaded for these alone, and unloaded again. A prompt that is too long is reported.
+        """
+        rank, ranks = rank_and_size()
+        shared = [*{self._path(prompt): prompt for prompt in prompts}.items()][rank::ranks]
+        missing = [(path, prompt) for path, prompt in shared if not path.exists()]
         if not missing:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         encoder = load()
-        for prompt in missing:
+        for path, prompt in tqdm(missing, "prompts", unit="prompt", mininterval=10, disable=rank > 0):
             rows = encoder(prompt)[0].cpu()
             filled = int(rows.any(-1).nonzero().amax()) + 1
+            if filled == len(rows):
+                show(too_long(prompt, filled), STDERR)
             tensors = {"rows": rows[:filled].contiguous(), "tokens": torch.tensor(len(rows))}
-            write_whole(self._path(prompt), lambda part, tensors=tensors: save_file(tensors, part))
+            write_file(path, lambda part, tensors=tensors: save_file(tensors, part))
 
     def __getitem__(self, prompt: str) -> Tensor:
-        """The embeddings of a prompt that was encoded: [text tokens, text dim]."""
-        tensors = load_file(self._path(prompt))
+        """The embeddings of an encoded prompt [text tokens, text dim]; ValueError for a damaged file."""
+        path = self._path(prompt)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it, and run the same command") from error
         rows, tokens = tensors["rows"], int(tensors["tokens"])
         return F.pad(rows, (0, 0, 0, tokens - len(rows)))
 
