@@ -98,7 +98,7 @@ class Tuning:
         mesh: DeviceMesh | None = None,
     ):
         """With a mesh, student and critic are sharded; the teacher comes as it is."""
-        self._models, self.recipe, self._draws = models, recipe, draws
+        self._models, self.recipe, self.draws = models, recipe, draws
         self.student = Trained(STUDENT, models.student, recipe.lr, recipe, mesh)
         self.critic = Trained(CRITIC, models.critic, recipe.critic_lr, recipe, mesh)
         models.teacher.requires_grad_(False)
@@ -153,9 +153,9 @@ class Tuning:
         """The judged clip, which frames are supervised, timesteps, noise, and the clip with it."""
         recipe = self.recipe
         clip, supervised = judged_clip(chunk, self._models.autoencoder, recipe.clip)
-        levels = self._draws.level(chunk.number)
+        levels = self.draws.level(chunk.number)
         timesteps = shifted_timesteps(levels, recipe.sigmas, recipe.timesteps).to(clip.device)
-        noise = self._draws.clip_noise(chunk.number).to(clip.device)
+        noise = self.draws.clip_noise(chunk.number).to(clip.device)
         return clip, supervised, timesteps, noise, noised(clip, noise, timesteps)
 
     def _student_part(self, chunk: Chunk) -> Judged:

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from longlive_core.output.growing import write_whole
 from longlive_core.rollout.rollout import RolloutError
 
 from . import checkpoint
 from .checkpoint import Tensors
+from .files import write_file
 from .loop import Trained, Tuning
 from .parallel import rank_and_size
+from .stopping import Stop
 from .watch import Watch
 
 AVERAGE = "average."
+GO_ON = "the same command goes on"
 RATES = {"lr", "critic_lr"}  # may change when a run is resumed
 
 
@@ -38,19 +40,26 @@ class Run:
     def train(self, steps: int, save_every: int, watch: Watch | None = None) -> None:
         """Iterate until `steps`, saving now and then and at the end, and let `watch` look on.
 
-        FloatingPointError in one sentence where something is not finite, OSError where the disk is full.
+        FloatingPointError in one sentence where something is not finite, OSError where the disk is full,
+        KeyboardInterrupt on Ctrl-C, once the iteration is saved where a process is alone.
         """
         tuning, watch = self.tuning, watch or Watch(self.folder, self.tuning.step)
         is_shown = self._rank == 0
-        with tqdm(total=steps, initial=tuning.step, unit="step", disable=not is_shown, mininterval=10) as bar:
+        with (
+            tqdm(total=steps, initial=tuning.step, unit="step", disable=not is_shown, mininterval=10) as bar,
+            Stop() as stop,
+        ):
             while tuning.step < steps:
                 figures = self._iterate()
                 if is_shown:
                     self._log(figures | watch.look(tuning.step, figures))
                     bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
                 bar.update()
-                if tuning.step % save_every == 0 or tuning.step == steps:
+                is_stopping = stop.is_asked
+                if is_stopping or tuning.step % save_every == 0 or tuning.step == steps:
                     self._save()
+                if is_stopping and tuning.step < steps:
+                    raise KeyboardInterrupt(f"{checkpoint.kept(self.folder)}; {GO_ON}")
                 watch.sample(tuning.step)
 
     def _iterate(self) -> dict[str, float]:
@@ -61,6 +70,8 @@ class Run:
                 f"iteration {self.tuning.step}: {error}; {checkpoint.kept(self.folder)}; run the same "
                 "command with lower rates (--lr, --critic-lr) to go on from there"
             ) from error
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"{checkpoint.kept(self.folder)}; {GO_ON}") from stop
 
     def _log(self, figures: dict[str, Any]) -> None:
         path = self.folder / "log.jsonl"
@@ -94,7 +105,7 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         recipe = json.loads(json.dumps(asdict(self.tuning.recipe)))
-        return {"recipe": recipe, "prompts": self._prompts}
+        return {"recipe": recipe, "prompts": self._prompts, "block": [*self.tuning.draws.shape]}
 
     def _resume(self, newest: Path) -> None:
         """Become the run that saved this, in however many processes."""
@@ -114,7 +125,7 @@ class Run:
 
 
 def check_same_run(newest: Path, saved: dict[str, Any], ours: dict[str, Any]) -> None:
-    """ValueError unless a checkpoint was made by the same recipe from the same prompts."""
+    """ValueError unless a checkpoint was made by the same recipe from the same prompts at the same size."""
     differing = [
         f"{name} {saved['recipe'].get(name)} instead of {value}"
         for name, value in ours["recipe"].items()
@@ -122,6 +133,8 @@ def check_same_run(newest: Path, saved: dict[str, Any], ours: dict[str, Any]) ->
     ]
     if saved["prompts"] != ours["prompts"]:
         differing.append("other prompts")
+    if saved.get("block", ours["block"]) != ours["block"]:  # older checkpoints do not say
+        differing.append("another size")
     if differing:
         raise ValueError(
             f"{newest} belongs to another run: {', '.join(differing)}; choose another --folder, or give the "
@@ -147,7 +160,15 @@ def cut_log(path: Path, step: int) -> None:
     """Forget what was logged after the step that is resumed."""
     if not path.exists():
         return
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and 0 < step_of(line) <= step]
     if kept != lines:
-        write_whole(path, lambda part: part.write_text("".join(kept), "utf-8"))
+        write_file(path, lambda part: part.write_bytes(b"".join(kept)))
+
+
+def step_of(line: bytes) -> int:
+    """The iteration of a line of the log; 0 where a power cut left something else."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return 0
