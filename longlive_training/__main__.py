@@ -1,16 +1,19 @@
 """`python -m longlive_training STAGE`: train, package and measure LongLive Mini; tune LongLive."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from longlive_core.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, use_utf8
+from longlive_core.cli.stderr import STDERR, show
 from longlive_core.mini.loader import WEIGHTS
 
 from . import distil_mini, proof
 from .autoencoder import train_autoencoder
 from .card import evaluate
 from .control import train_control
-from .distil.command import add_commands
+from .distil.command import add_commands, ending_in_a_sentence
 from .distil.maker import add_command as add_prompts
 from .distil.plan import add_command as add_plan
 from .package import package
@@ -23,10 +26,49 @@ TRANSFORMER = Path("runs/transformer/model.safetensors")
 TUNING = Path("runs/tuning/model.safetensors")
 
 
+def exit_code() -> int:
+    """Run one stage; 0 on success, 2 and one sentence on bad input, 130 on Ctrl-C."""
+    use_utf8()
+    try:
+        main()
+    except SystemExit as end:
+        if not isinstance(end.code, str):  # argparse has said it
+            raise
+        show(end.code, STDERR)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt as stop:
+        show("; ".join(filter(None, ("stopped", str(stop)))), STDERR)
+        return EXIT_INTERRUPTED
+    return 0
+
+
 def main() -> None:
-    """Read the arguments and run one stage."""
+    """Read the arguments and run one stage; SystemExit with a sentence for what is wrong with them."""
+    options = vars(build_parser().parse_args())
+    with ending_in_a_sentence():
+        options.pop("command")(**options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All stages and their options."""
     parser = argparse.ArgumentParser(prog="python -m longlive_training", description=__doc__)
     stages = parser.add_subparsers(required=True, metavar="STAGE")
+    _add_training(stages)
+    _add_package(stages)
+    _add_evaluate(stages)
+    teaching = _stage(stages, "teacher", train_teacher, "Mini's bidirectional teacher, for distil-mini", 4000)
+    teaching.add_argument("--lr", type=float, default=1e-3)
+    for part in ("--autoencoder", "--start"):
+        teaching.add_argument(part, type=Path, default=WEIGHTS)
+    distil_mini.add_commands(stages)
+    proof.add_command(stages)
+    add_commands(stages)
+    add_prompts(stages)
+    add_plan(stages)
+    return parser
+
+
+def _add_training(stages: argparse._SubParsersAction) -> None:
     training = [
         _stage(stages, "autoencoder", train_autoencoder, "frames <-> latents", 4000),
         _stage(stages, "transformer", train_transformer, "prompts and past latents -> next latents", 2500),
@@ -42,6 +84,9 @@ def main() -> None:
     training[1].add_argument("--unnamed", type=float, default=0.2, help="share of steps that name no look")
     training[2].add_argument("--transformer", type=Path, default=TRANSFORMER)
     training[3].add_argument("--weights", type=Path, default=WEIGHTS)
+
+
+def _add_package(stages: argparse._SubParsersAction) -> None:
     packing = stages.add_parser("package", help="trained parts -> the files that ship")
     packing.set_defaults(command=package)
     packing.add_argument("--autoencoder", type=Path, default=AUTOENCODER)
@@ -50,6 +95,9 @@ def main() -> None:
     packing.add_argument("--other", type=Path, help="average with this generator, e.g. a packaged Mini")
     packing.add_argument("--share", type=float, default=0.6, help="of the first generator's weights in that")
     packing.add_argument("--out", type=Path, default=WEIGHTS)
+
+
+def _add_evaluate(stages: argparse._SubParsersAction) -> None:
     measuring = stages.add_parser("evaluate", help="the judge's figures on held-out combinations")
     measuring.set_defaults(command=evaluate)
     measuring.add_argument("--weights", type=Path, default=WEIGHTS)
@@ -60,17 +108,6 @@ def main() -> None:
     measuring.add_argument("--untuned", type=Path, help="a package of the transformer before tuning")
     measuring.add_argument("--out", type=Path, help="write the figures as JSON")
     measuring.add_argument("--card", action="store_true", help="write the figures into the model card")
-    teaching = _stage(stages, "teacher", train_teacher, "Mini's bidirectional teacher, for distil-mini", 4000)
-    teaching.add_argument("--lr", type=float, default=1e-3)
-    for part in ("--autoencoder", "--start"):
-        teaching.add_argument(part, type=Path, default=WEIGHTS)
-    distil_mini.add_commands(stages)
-    proof.add_command(stages)
-    add_commands(stages)
-    add_prompts(stages)
-    add_plan(stages)
-    options = vars(parser.parse_args())
-    options.pop("command")(**options)
 
 
 def _stage(stages: argparse._SubParsersAction, name: str, command: Callable, text: str, steps: int):
@@ -84,4 +121,4 @@ def _stage(stages: argparse._SubParsersAction, name: str, command: Callable, tex
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code())

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from longlive_core.geometry import latent_size
 from longlive_core.pipeline import AUTO, usable_device
+from longlive_core.rollout.retry import is_out_of_memory
 from longlive_core.text.umt5 import encoder_identity, load_umt5
+from longlive_core.weights.files import first_line
 
 from . import watch
 from .checkpoint import newest_undamaged, read_state
@@ -21,12 +25,13 @@ from .export import convert
 from .loop import Models, Tuning
 from .models import check_fits, load_teacher, load_trained, load_wan_vae
 from .parallel import NONE, mesh_of, rank_and_size, wait_for_all
-from .plan import add_recipe
+from .plan import add_recipe, check_numbers
 from .prompts import NEGATIVE, EmbeddingFiles, Pair, digest, read_pairs
 from .recipe import RECIPES, STEPS, Recipe
 from .run import Run
-from .tuned_card import keep_facts
+from .tuned_card import check_files, keep_facts
 
+SMALLER = "python -m longlive_training plan says what --shard, --offload-teacher or another teacher need"
 FILES = "model", "teacher", "critic", "vae", "text_encoder"
 
 
@@ -54,43 +59,51 @@ def add_commands(stages: argparse._SubParsersAction) -> None:
     add("--device", default=AUTO)
     watch.add_options(add)
     converting = stages.add_parser("convert", help="a run, or a LoRA -> a file for ComfyUI or for --lora")
-    converting.set_defaults(command=export)
+    converting.set_defaults(command=convert)
     converting.add_argument("source", type=Path, help="a run's folder, or a LoRA in the reference's layout")
     converting.add_argument("--out", type=Path, required=True, help=".safetensors: ComfyUI's names; .pt")
-
-
-def export(source: Path, out: Path) -> None:
-    """`convert`, ending in one sentence where something is wrong."""
-    with ending_in_a_sentence():
-        convert(source, out)
 
 
 def distil(**options) -> None:
     """Tune in a folder, or go on there; leaves `lora.pt`, or `model.pt` where all weights were trained."""
     chosen = argparse.Namespace(**options)
-    with ending_in_a_sentence():
-        with process_group(chosen.device) as device:
-            is_first = not rank_and_size()[0]
-            recipe, pairs = recipe_from(chosen), read_pairs(chosen.prompts, chosen.follow_ups)
-            files = encoded(chosen, pairs, device)
-            run = Run(tuning_of(chosen, recipe, pairs, files, device), chosen.folder, digest(pairs))
-            samples = watch.samples_of(chosen, run.tuning, lambda prompt: files[prompt][None])
-            if is_first:
-                names = {name: getattr(chosen, name).name for name in FILES}
-                keep_facts(chosen.folder, names, len(pairs))
-            look = watch.Watch(chosen.folder, run.tuning.step, chosen.tensorboard, samples)
-            run.train(chosen.steps or STEPS[chosen.stage], chosen.save_every, look)
-        if is_first:  # alone: to load a checkpoint within the group, all would have to
-            convert(chosen.folder, chosen.folder / ("lora.pt" if recipe.rank else "model.pt"))
+    with process_group(chosen.device) as device:
+        is_first = not rank_and_size()[0]
+        recipe, pairs = recipe_from(chosen), read_pairs(chosen.prompts, chosen.follow_ups)
+        names = {name: getattr(chosen, name).name for name in FILES}
+        check_files(chosen.folder, names)
+        make_folder(chosen.folder)
+        files = encoded(chosen, pairs, device)
+        run = Run(tuning_of(chosen, recipe, pairs, files, device), chosen.folder, digest(pairs))
+        samples = watch.samples_of(chosen, run.tuning, lambda prompt: files[prompt][None])
+        if is_first:
+            keep_facts(chosen.folder, names, len(pairs))
+        look = watch.Watch(chosen.folder, run.tuning.step, chosen.tensorboard, samples)
+        run.train(chosen.steps or STEPS[chosen.stage], chosen.save_every, look)
+    if is_first:  # alone: to load a checkpoint within the group, all would have to
+        convert(chosen.folder, chosen.folder / ("lora.pt" if recipe.rank else "model.pt"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder; OSError in one sentence where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"--folder {folder} cannot be used: {error.strerror}; choose another one") from error
 
 
 @contextmanager
 def ending_in_a_sentence() -> Iterator[None]:
-    """What is wrong with files, options, the disk or the numbers ends the command, without a traceback."""
+    """What is wrong with files, options, the disk or the numbers ends a stage, without a traceback."""
     try:
         yield
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
         raise SystemExit(f"error: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SystemExit(f"error: this does not fit the memory ({first_line(error)}); {SMALLER}") from error
 
 
 @contextmanager
@@ -111,13 +124,16 @@ def process_group(name: str) -> Iterator[torch.device]:
 
 
 def recipe_from(chosen: argparse.Namespace) -> Recipe:
-    """The recipe of a stage with what the options change; ValueError for impossible numbers."""
-    saved = newest_undamaged(chosen.folder)  # the number of processes may have changed since
+    """The recipe of a stage with what the options change; ValueError for what cannot be."""
+    check_numbers(chosen)
+    if chosen.offload_teacher and chosen.shard == NONE:
+        raise ValueError(f"--offload-teacher is for sharded models, not for --shard {NONE}")
+    saved = newest_undamaged(chosen.folder, sets_aside=True)  # the number of processes may have changed since
     running = read_state(saved)["recipe"]["streams"] if saved else rank_and_size()[1]
     streams = chosen.streams or running
     batch = chosen.batch or streams
     if batch % streams:
-        raise ValueError(f"a batch of {batch} is no multiple of the {streams} streams of all processes")
+        raise ValueError(f"a batch of {batch} is no multiple of the {streams} streams; choose one")
     names = "rank", "longest", "lr", "critic_lr"
     changes = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     if chosen.stage == "init" and changes.keys() & {"rank", "longest"}:
@@ -133,12 +149,11 @@ def recipe_from(chosen: argparse.Namespace) -> Recipe:
 
 
 def encoded(chosen: argparse.Namespace, pairs: list[Pair], device: torch.device) -> EmbeddingFiles:
-    """All prompts, encoded by the first process where they are not on the disk yet."""
+    """All prompts, encoded by all processes where they are not on the disk yet."""
     files = EmbeddingFiles(chosen.folder / "embeddings", encoder_identity(chosen.text_encoder))
-    if not rank_and_size()[0]:
-        prompts = [NEGATIVE, *(prompt for pair in pairs for prompt in pair)]
-        prompts += schedule.prompts if (schedule := watch.sample_schedule(chosen)) else []
-        files.encode(prompts, lambda: load_umt5(chosen.text_encoder, device=device))
+    prompts = [NEGATIVE, *(prompt for pair in pairs for prompt in pair)]
+    prompts += schedule.prompts if (schedule := watch.sample_schedule(chosen)) else []
+    files.encode(prompts, lambda: load_umt5(chosen.text_encoder, device=device))
     wait_for_all()
     return files
 
@@ -148,8 +163,6 @@ def tuning_of(
 ) -> Tuning:
     """Models of the files, and the streams of this process."""
     own, mesh = recipe.streams_of(*rank_and_size()), mesh_of(chosen.shard, device)
-    if chosen.offload_teacher and not mesh:
-        raise ValueError(f"--offload-teacher is for sharded models, not for --shard {NONE}")
     student = load_trained(chosen.model, bool(recipe.rank), device)
     critic = load_trained(chosen.critic, bool(recipe.rank), device)
     check_fits(chosen.critic, "critic", critic, student)

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longlive_core.geometry import PATCH
-from longlive_core.output.growing import write_whole
 from longlive_core.weights import lora
 from longlive_core.weights.files import open_tensors
 from longlive_core.weights.names import bare_name
 
 from . import checkpoint
 from .adapters import PEFT, REFERENCE, UP
+from .files import write_file
 from .loop import STUDENT
 from .run import AVERAGE, with_prefix
 from .tuned_card import write_card
@@ -35,15 +35,24 @@ def convert(source: Path, out: Path) -> None:
     """
     if out.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"{out}: choose a name that ends in .safetensors (for ComfyUI) or .pt (reference)")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; choose another name")
     weights, state = student_of(source) if source.is_dir() else (lora_in(source), None)
-    if state:
-        write_card(out, source, state)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         stock = {STOCK + bare_name(name): weight.contiguous() for name, weight in weights.items()}
-        write_whole(out, lambda part: save_file(stock, part))
-        return
-    section = "generator_lora" if all(name.startswith(PEFT) for name in weights) else "generator"
-    write_whole(out, lambda part: torch.save({section: weights}, part))
+        write_file(out, lambda part: save_file(stock, part))
+    else:
+        section = "generator_lora" if all(name.startswith(PEFT) for name in weights) else "generator"
+        write_file(out, lambda part: save_pickle({section: weights}, part))
+    if state:
+        write_card(out, source, state)
+
+
+def save_pickle(content: Any, path: Path) -> None:
+    """torch.save by Python's own file, whose errors say what is wrong."""
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def student_of(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,7 +6,7 @@ Arithmetic of sizes and of recipe.py alone; nothing here was measured. A multipl
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 import torch
 
@@ -31,6 +31,8 @@ OTHERS = 4 * GIB  # VAE, text, latents, the allocator; estimated
 TFLOPS, UTILISATION = 989.0, 0.4  # of an H100 in bf16; the share of it that is reached, estimated
 ATTENTION_BACKWARD = 2.5  # of a forward: its scores are computed again
 SECONDS_A_DAY = 86400
+COUNTS = "steps", "batch", "streams", "rank", "longest", "nodes", "gpus", "save_every"
+AMOUNTS = "tflops", "utilisation", "student_part", "critic_part", "lr", "critic_lr"
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,19 @@ def add_recipe(add: Callable[..., object]) -> None:
     add("--longest", type=int, help="latent frames of a sequence; default 240")
 
 
+def check_numbers(chosen: argparse.Namespace) -> None:
+    """ValueError for a number that its option cannot have; None is one that was not given."""
+    for name, number in vars(chosen).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in COUNTS and number is not None and number < 1:
+            raise ValueError(f"{option} {number} is not possible; choose 1 or more")
+        if name in AMOUNTS and number is not None and not 0 < number < inf:
+            raise ValueError(f"{option} {number:g} is not possible; it takes numbers above 0")
+
+
 def plan(**options) -> None:
     """The command: print what a run would need."""
-    try:
-        lines = lines_of(argparse.Namespace(**options))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    print("\n".join(lines))
+    print("\n".join(lines_of(argparse.Namespace(**options))))
 
 
 def lines_of(chosen: argparse.Namespace) -> list[str]:
@@ -209,14 +217,14 @@ def _origin(chosen: argparse.Namespace) -> list[str]:
 
 def job_of(chosen: argparse.Namespace) -> tuple[Job, int]:
     """A job and its batch; ValueError for what cannot be."""
+    check_numbers(chosen)
     gpus = chosen.nodes * chosen.gpus
     streams = chosen.streams or gpus
     batch = chosen.batch or streams
-    numbers = chosen.tflops, chosen.utilisation, chosen.gpus, chosen.nodes, streams
-    if min(numbers) <= 0 or streams % gpus or batch % streams:
+    if streams % gpus or batch % streams:
         raise ValueError(
             f"{batch} clips an update by {streams} streams on {gpus} GPUs are not possible; choose streams "
-            "that the GPUs share evenly, a batch that is a multiple of them, and numbers above 0"
+            "that the GPUs share evenly, and a batch that is a multiple of them"
         )
     parts = {NONE: 1, NODE: chosen.gpus, ALL: gpus}[chosen.shard]
     if chosen.offload_teacher and chosen.shard == NONE:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from longlive_core.config import VERSION
-from longlive_core.output.growing import write_whole
+
+from .checkpoint import newest
+from .files import write_file
 
 RUN = "run.json"  # in a run's folder: what its checkpoints do not know
 OPENING, CLOSING = "<!-- recipe -->", "<!-- /recipe -->"
@@ -47,7 +49,29 @@ USE_WHOLE = USE.replace("{base} --lora {file}", "{file}")
 def keep_facts(folder: Path, files: dict[str, str], num_pairs: int) -> None:
     """Write into a run's folder which files and how many pairs of prompts it is made of."""
     facts = {"files": files, "pairs": num_pairs, "version": VERSION}
-    write_whole(folder / RUN, lambda part: part.write_text(json.dumps(facts, indent=1), "utf-8"))
+    write_file(folder / RUN, lambda part: part.write_text(json.dumps(facts, indent=1), "utf-8"))
+
+
+def facts_of(run: Path) -> dict[str, Any]:
+    """What `keep_facts` wrote; no files where it is missing or damaged."""
+    try:
+        facts = json.loads((run / RUN).read_text("utf-8"))
+        return facts if isinstance(facts["files"], dict) else {"files": {}}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {"files": {}}
+
+
+def check_files(run: Path, files: dict[str, str]) -> None:
+    """ValueError where a run has a checkpoint that was made from files of other names."""
+    before = facts_of(run)["files"]
+    differing = [
+        f"{n} {before[n]} instead of {file}" for n, file in files.items() if before.get(n, file) != file
+    ]
+    if differing and newest(run):
+        raise ValueError(
+            f"{run} has a run from other files: {', '.join(differing)}; give the same files, or choose "
+            "another --folder"
+        )
 
 
 def write_card(weights: Path, run: Path, state: dict[str, Any]) -> None:
@@ -55,9 +79,7 @@ def write_card(weights: Path, run: Path, state: dict[str, Any]) -> None:
 
     Of an earlier model card only the recipe is replaced.
     """
-    card, facts = weights.with_suffix(".md"), {"files": {}}
-    if (run / RUN).exists():
-        facts = json.loads((run / RUN).read_text("utf-8"))
+    card, facts = weights.with_suffix(".md"), facts_of(run)
     base = facts["files"].get("model", "WRITE")
     use = USE if state["recipe"]["rank"] else USE_WHOLE
     fresh = TEMPLATE.format(
@@ -76,7 +98,7 @@ def write_card(weights: Path, run: Path, state: dict[str, Any]) -> None:
         ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows(state, facts))]
     )
     text = f"{before}{OPENING}\n{table}\n{CLOSING}{after}"
-    write_whole(card, lambda part: part.write_text(text, "utf-8"))
+    write_file(card, lambda part: part.write_text(text, "utf-8"))
 
 
 def rows(state: dict[str, Any], facts: dict[str, Any]) -> list[tuple[str, Any]]:
