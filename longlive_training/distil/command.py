@@ -177,4 +177,4 @@ def tuning_of(
     block = recipe.window.block_latent_frames
     shape = student.config.latent_channels, block, *latent_size(*chosen.size)
     draws = Draws(recipe, shape, len(pairs), own)
-    return Tuning(models, recipe, draws, lambda chosen: files.of_pairs([pairs[i] for i in chosen]), mesh)
+    return Tuning(models, recipe, draws, lambda numbers: files.of_pairs([pairs[i] for i in numbers]), mesh)

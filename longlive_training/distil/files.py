@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whoever writes them; what prevents it is one sentence."""
+"""Files that are written whole or not at all; what prevents it ends in one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path
