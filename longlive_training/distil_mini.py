@@ -19,10 +19,11 @@ from longlive_core.weights.names import foreign_name
 
 from .distil import watch
 from .distil.adapters import REFERENCE
-from .distil.command import ending_in_a_sentence, process_group
+from .distil.command import process_group
 from .distil.draws import Draws
 from .distil.loop import Models, Tuning
 from .distil.parallel import rank_and_size
+from .distil.plan import check_numbers
 from .distil.prompts import Pair, digest
 from .distil.recipe import Recipe
 from .distil.run import Run
@@ -59,12 +60,11 @@ def save_mini(mini: Mini, out: Path) -> None:
 
 def degrade(weights: Path, out: Path, noise: float = NOISE, seed: int = 0) -> None:
     """Write a Mini whose layers' matrices have Gaussian noise: a student for tuning, that decays."""
-    with ending_in_a_sentence():
-        mini, rng = load_student(weights), torch.Generator().manual_seed(seed)
-        for name, weight in mini.transformer.named_parameters():
-            if name.startswith("layers.") and weight.ndim == 2:
-                weight.add_(noise * weight.std() * torch.randn(weight.shape, generator=rng))
-        save_mini(mini, out)
+    mini, rng = load_student(weights), torch.Generator().manual_seed(seed)
+    for name, weight in mini.transformer.named_parameters():
+        if name.startswith("layers.") and weight.ndim == 2:
+            weight.add_(noise * weight.std() * torch.randn(weight.shape, generator=rng))
+    save_mini(mini, out)
 
 
 def world_pairs(count: int, seed: int) -> list[Pair]:
@@ -109,7 +109,8 @@ def tuned(mini: Mini, tuning: Tuning) -> Mini:
 def distil_mini(**options) -> None:
     """Tune in a folder, or go on there; leaves `model.safetensors`, a packaged Mini."""
     chosen = argparse.Namespace(**options)
-    with ending_in_a_sentence(), process_group("cpu"):
+    check_numbers(chosen)
+    with process_group("cpu"):
         given = {name: options[name] for name in CHANGEABLE if options[name] is not None}
         recipe = replace(STAGES[chosen.stage], seed=chosen.seed, **given)
         mini, pairs = load_student(chosen.student), world_pairs(NUM_PAIRS, chosen.seed)

@@ -41,6 +41,7 @@ def test_what_is_wrong_ends_in_one_line_and_exit_code_2(tmp_path: Path, monkeypa
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     for arguments in (
         ("plan", "--longest", 20),
+        ("distil-mini", "--save-every", 0),
         ("convert", tmp_path / "\x1b[31m", "--out", tmp_path / "x.pt"),
         (
             "prompts",
