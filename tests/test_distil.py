@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from benchmarks import tuning as benchmark
 from longlive_core.config import ModelConfig, WanAutoencoderConfig
 from longlive_core.geometry import PATCH
 from longlive_core.model.causal_wan import CausalWan
@@ -316,6 +317,15 @@ def test_an_iteration_in_bf16() -> None:
     tuning = small_tuning(dtype=torch.bfloat16)
     figures = tuning.iteration()
     assert figures["student_norm"] > 0 and {w.dtype for w in weights_of(tuning)} == {torch.float32}
+
+
+def test_iterations_at_true_width(monkeypatch) -> None:
+    """Two layers of the 1.3B with random weights, by the script that measures whole models on a GPU."""
+    found = {}
+    monkeypatch.setattr(benchmark, "report", lambda name, figures: found.update(figures))
+    small = {"device": "cpu", "layers": 2, "teacher": "1.3b", "size": "16x16", "critic-parts": 1}
+    benchmark.main([f"--{name}={value}" for name, value in small.items()])
+    assert found["student_part_seconds"] > 0 and found["critic_part_seconds"] > 0
 
 
 def write_wan(path: Path, model: CausalWan) -> None:
