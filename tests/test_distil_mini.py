@@ -115,7 +115,9 @@ def test_the_table_says_which_criteria_hold() -> None:
     figures["clips"] = before | {"shape": 0.7}
     found = proof.criteria(figures)
     assert all(one.holds for one in found) and len(found) == 7
-    assert "90%" in found[4].found and "26%" in found[6].found and "in shape closed" in found[4].text
+    assert found[4].found == "shape 0.897, motion 1.000" and found[6].found == "shape 0.256, motion 0.000"
+    figures["clips"]["motion"] = 0.9
+    assert not proof.criteria(figures)[6].holds, "in motion alone it is not the long videos"
     drifting = figures | {"after": GOOD | {"shape": 0.8, "latent_std_last_to_first": 1.2}, "clips": GOOD}
     drifting["teacher"] = GOOD | {"motion": 0.89}
     assert [one.holds for one in proof.criteria(drifting)] == [False, True, False, False, False, True, False]
