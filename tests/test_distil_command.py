@@ -157,6 +157,15 @@ def test_a_folder_that_cannot_be_is_refused_before_prompts_are_encoded(
         run_command(monkeypatch, "distil", "--offload-teacher", **options)
 
 
+@pytest.fixture
+def in_a_terminal():
+    """Tests that run in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_the_iteration_and_nothing_is_lost(tmp_path: Path, monkeypatch, number: int) -> None:
     """A second one ends the run within the iteration; handlers are then as before."""
