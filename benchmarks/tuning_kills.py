@@ -38,7 +38,7 @@ def work(folder: Path, shard: str, steps: int) -> None:
 
 
 def start(folder: Path, shard: str, steps: int) -> subprocess.Popen:
-    """Two ranks and torchrun, which starts them again; all in a group of their own."""
+    """Two ranks and torchrun, which starts them again; each in a session of its own."""
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1000"]
     own = ["-m", "benchmarks.tuning_kills", f"--work={folder}", f"--shard={shard}", f"--steps={steps}"]
     with (folder / "output.txt").open("a") as output:
@@ -68,7 +68,8 @@ def disturbed(folder: Path, shard: str, steps: int, victims: list[str], seed: in
         if process.poll() is not None:
             break
         if victim == EVERYTHING:
-            os.killpg(process.pid, signal.SIGKILL)
+            for one in (process.pid, *children(process.pid)):
+                os.kill(one, signal.SIGKILL)
             process.wait()
             process = start(folder, shard, steps)
         elif ranks := children(process.pid):

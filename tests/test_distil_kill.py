@@ -1,8 +1,11 @@
 """Tuning under torchrun that is killed; the launcher for Ray; the benchmark of its memory and time."""
 
 import json
+import os
 import runpy
+import signal
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,26 @@ def test_a_run_that_is_killed_is_the_undisturbed_one_bit_for_bit(tmp_path: Path,
     assert kills.disturbed(disturbed, ALL, STEPS, [kills.ONE, kills.EVERYTHING]) == 2
     assert kills.differing(whole, disturbed) == []
     assert len((disturbed / "log.jsonl").read_text().splitlines()) == STEPS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch needs a GPU")
+def test_ranks_end_when_torchrun_is_killed(tmp_path: Path, monkeypatch) -> None:
+    """Else they would write into the folder of the run that goes on."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    process = kills.start(tmp_path, ALL, 10_000)
+    kills.wait_for_a_line(tmp_path / "log.jsonl", process)
+    ranks = kills.children(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{rank}/fd/0").exists() for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a process that has ended has no files, whoever reaps it
+    alive = [rank for rank in ranks if Path(f"/proc/{rank}/fd/0").exists()]
+    for rank in alive:
+        os.kill(rank, signal.SIGKILL)
+    assert len(ranks) == 2 and not alive
+    assert "torchrun is gone" in (tmp_path / "output.txt").read_text()
 
 
 def test_ray_train_starts_the_command(monkeypatch) -> None:

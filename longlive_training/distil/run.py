@@ -16,7 +16,7 @@ from .checkpoint import Tensors
 from .files import write_file
 from .loop import Trained, Tuning
 from .parallel import rank_and_size
-from .stopping import Stop
+from .stopping import Launcher, Stop
 from .watch import Watch
 
 AVERAGE = "average."
@@ -41,9 +41,10 @@ class Run:
         """Iterate until `steps`, saving now and then and at the end, and let `watch` look on.
 
         FloatingPointError in one sentence where something is not finite, OSError where the disk is full,
-        KeyboardInterrupt on Ctrl-C, once the iteration is saved where a process is alone.
+        KeyboardInterrupt on Ctrl-C, once the iteration is saved where a process is alone, and where torchrun
+        was killed, before anything is written.
         """
-        tuning, watch = self.tuning, watch or Watch(self.folder, self.tuning.step)
+        tuning, watch, launcher = self.tuning, watch or Watch(self.folder, self.tuning.step), Launcher()
         is_shown = self._rank == 0
         with (
             tqdm(total=steps, initial=tuning.step, unit="step", disable=not is_shown, mininterval=10) as bar,
@@ -51,6 +52,8 @@ class Run:
         ):
             while tuning.step < steps:
                 figures = self._iterate()
+                if launcher.is_gone:
+                    raise KeyboardInterrupt(f"torchrun is gone; {checkpoint.kept(self.folder)}; {GO_ON}")
                 if is_shown:
                     self._log(figures | watch.look(tuning.step, figures))
                     bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})

@@ -1,5 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP let a run finish its iteration and save it."""
+"""When a run stops early: Ctrl-C, SIGTERM and SIGHUP let it save its iteration; or torchrun is gone."""
 
+import os
 import signal
 import threading
 from types import TracebackType
@@ -9,6 +10,20 @@ from longlive_core.cli.signals import ENDING
 from longlive_core.cli.stderr import STDERR
 
 from .parallel import rank_and_size
+
+ELASTIC = "TORCHELASTIC_RUN_ID"  # what torchrun gives its processes
+
+
+class Launcher:
+    """Who started this process. torchrun's processes outlive a `kill -9` of it, and would go on."""
+
+    def __init__(self):
+        self._process = os.getppid()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was torchrun, and ended: somebody may have started the same run again."""
+        return ELASTIC in os.environ and os.getppid() != self._process
 
 
 class Stop:
