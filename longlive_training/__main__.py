@@ -2,18 +2,23 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from longlive_core.cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, use_utf8
 from longlive_core.cli.stderr import STDERR, show
 from longlive_core.mini.loader import WEIGHTS
+from longlive_core.rollout.retry import is_out_of_memory
+from longlive_core.weights.files import first_line
 
 from . import distil_mini, proof
 from .autoencoder import train_autoencoder
 from .card import evaluate
 from .control import train_control
-from .distil.command import add_commands, ending_in_a_sentence
+from .distil.command import add_commands
 from .distil.maker import add_command as add_prompts
 from .distil.plan import add_command as add_plan
 from .package import package
@@ -24,6 +29,7 @@ from .tuning import tune
 AUTOENCODER = Path("runs/autoencoder/model.safetensors")
 TRANSFORMER = Path("runs/transformer/model.safetensors")
 TUNING = Path("runs/tuning/model.safetensors")
+SMALLER = "python -m longlive_training plan says what distil needs"
 
 
 def exit_code() -> int:
@@ -47,6 +53,19 @@ def main() -> None:
     options = vars(build_parser().parse_args())
     with ending_in_a_sentence():
         options.pop("command")(**options)
+
+
+@contextmanager
+def ending_in_a_sentence() -> Iterator[None]:
+    """What is wrong with files, options, the disk or the numbers ends a stage, without a traceback."""
+    try:
+        yield
+    except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SystemExit(f"error: this does not fit the memory ({first_line(error)}); {SMALLER}") from error
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -39,20 +39,12 @@ def ended(monkeypatch, *arguments: object) -> int:
 def test_what_is_wrong_ends_in_one_line_and_exit_code_2(tmp_path: Path, monkeypatch, capsys) -> None:
     """In every stage, and without what could steer a terminal."""
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    endpoint = "--endpoint", "http://x", "--model", "m"
     for arguments in (
         ("plan", "--longest", 20),
         ("distil-mini", "--save-every", 0),
         ("convert", tmp_path / "\x1b[31m", "--out", tmp_path / "x.pt"),
-        (
-            "prompts",
-            tmp_path / "absent.txt",
-            "--out",
-            tmp_path / "x",
-            "--endpoint",
-            "http://x",
-            "--model",
-            "m",
-        ),
+        ("prompts", tmp_path / "absent.txt", "--out", tmp_path / "x", *endpoint),
         ("package", "--autoencoder", tmp_path / "broken.safetensors"),
     ):
         assert ended(monkeypatch, *arguments) == 2, arguments

@@ -48,7 +48,7 @@ def test_ranks_end_when_torchrun_is_killed(tmp_path: Path, monkeypatch) -> None:
     process.wait()
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{rank}/fd/0").exists() for rank in ranks) and time.monotonic() < deadline:
-        time.sleep(0.1)  # a process that has ended has no files, whoever reaps it
+        time.sleep(0.1)  # a process that has ended has no open files
     alive = [rank for rank in ranks if Path(f"/proc/{rank}/fd/0").exists()]
     for rank in alive:
         os.kill(rank, signal.SIGKILL)

@@ -10,13 +10,10 @@ from tempfile import TemporaryFile
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from longlive_core.geometry import latent_size
 from longlive_core.pipeline import AUTO, usable_device
-from longlive_core.rollout.retry import is_out_of_memory
 from longlive_core.text.umt5 import encoder_identity, load_umt5
-from longlive_core.weights.files import first_line
 
 from . import watch
 from .checkpoint import newest_undamaged, read_state
@@ -31,7 +28,6 @@ from .recipe import RECIPES, STEPS, Recipe
 from .run import Run
 from .tuned_card import check_files, keep_facts
 
-SMALLER = "python -m longlive_training plan says what --shard, --offload-teacher or another teacher need"
 FILES = "model", "teacher", "critic", "vae", "text_encoder"
 
 
@@ -91,19 +87,6 @@ def make_folder(folder: Path) -> None:
         TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OSError(f"--folder {folder} cannot be used: {error.strerror}; choose another one") from error
-
-
-@contextmanager
-def ending_in_a_sentence() -> Iterator[None]:
-    """What is wrong with files, options, the disk or the numbers ends a stage, without a traceback."""
-    try:
-        yield
-    except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SystemExit(f"error: this does not fit the memory ({first_line(error)}); {SMALLER}") from error
 
 
 @contextmanager
